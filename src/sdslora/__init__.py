@@ -1,0 +1,17 @@
+"""SDS-LoRA (arXiv 2606.16454) for PEFT. Importing this registers the method with PEFT."""
+
+from ._version import __version__
+from .core import RefreshSchedule
+from .export import to_plain_lora
+from .training import SdsLoraCallback, SdsLoraScheduler
+from .tuner import SdsLoraConfig, SdsLoraModel
+
+__all__ = [
+    "RefreshSchedule",
+    "SdsLoraCallback",
+    "SdsLoraConfig",
+    "SdsLoraModel",
+    "SdsLoraScheduler",
+    "__version__",
+    "to_plain_lora",
+]

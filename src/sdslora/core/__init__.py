@@ -1,0 +1,53 @@
+"""Every equation of SDS-LoRA, once: tensors in, tensors out, nothing but torch."""
+
+from .basis import orthonormal_basis, subspace_cosine
+from .factors import (
+    LowRankPair,
+    SdsFactors,
+    delta_weight,
+    frobenius_norm,
+    lora_delta_weight,
+    plain_pair,
+    relative_change,
+)
+from .gradients import (
+    FactorGradients,
+    lora_effective_gradient,
+    lora_gradients,
+    sds_effective_gradient,
+    sds_gradients,
+)
+from .linear import sds_linear
+from .precision import factorization_dtype, upcast
+from .refresh import REFRESH_MODES, RefreshMode, refresh
+from .reparameterize import reparameterize
+from .schedule import Action, RefreshSchedule
+from .svd import Svd, factored_svd
+
+__all__ = [
+    "REFRESH_MODES",
+    "Action",
+    "FactorGradients",
+    "LowRankPair",
+    "RefreshMode",
+    "RefreshSchedule",
+    "SdsFactors",
+    "Svd",
+    "delta_weight",
+    "factored_svd",
+    "factorization_dtype",
+    "frobenius_norm",
+    "lora_delta_weight",
+    "lora_effective_gradient",
+    "lora_gradients",
+    "orthonormal_basis",
+    "plain_pair",
+    "refresh",
+    "relative_change",
+    "reparameterize",
+    "sds_effective_gradient",
+    "sds_gradients",
+    "sds_linear",
+    "subspace_cosine",
+    "upcast",
+]

@@ -1,0 +1,56 @@
+"""When the bases are refreshed: the paper's phases, or a uniform interval (Table 7)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Action = Literal["none", "reparameterize", "refresh"]
+
+
+@dataclass(frozen=True)
+class RefreshSchedule:
+    """A pure function from completed optimizer steps to what happens next.
+
+    Args:
+        total_steps: T, the optimizer steps of the whole training.
+        warmup_steps: steps of plain LoRA; 0 for an adapter that is past its warm-up.
+        phases: τ; phase k (from 1) refreshes every k-th step.
+        every: refresh every ``every``-th step instead.
+
+    Raises:
+        ValueError: for a number out of range, or a training that ends within its warm-up.
+    """
+
+    total_steps: int
+    warmup_steps: int = 10
+    phases: int = 5
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, not {self.warmup_steps}")
+        if self.phases < 1:
+            raise ValueError(f"phases must be 1 or more, not {self.phases}")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every must be 1 or more, not {self.every}")
+        if self.total_steps <= self.warmup_steps:
+            raise ValueError(
+                f"total_steps must be larger than the warm-up, or the main stage never begins: got "
+                f"total_steps={self.total_steps} with warmup_steps={self.warmup_steps}. Train "
+                "longer, or lower warmup_steps."
+            )
+
+    def interval(self, step: int) -> int:
+        """Steps between refreshes once ``step`` steps are completed."""
+        if self.every is not None:
+            return self.every
+        # ⌊τ t / T⌋ + 1
+        return self.phases * step // self.total_steps + 1
+
+    def action(self, step: int) -> Action:
+        """What follows ``step`` completed optimizer steps."""
+        if step < max(self.warmup_steps, 1):
+            return "none"
+        if step == self.warmup_steps:
+            return "reparameterize"
+        # t mod (⌊τ t / T⌋ + 1) = 0
+        return "refresh" if step % self.interval(step) == 0 else "none"

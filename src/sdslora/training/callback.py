@@ -1,0 +1,83 @@
+"""``SdsLoraCallback``: the schedule inside a ``transformers.Trainer`` (and TRL's trainers)."""
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..tuner import RefreshReport
+from .scheduler import SdsLoraScheduler
+
+
+class SdsLoraCallback(TrainerCallback):
+    """Drives the schedule of the model's trainable SDS-LoRA adapters.
+
+    Takes everything from the trainer: the total number of steps, the model, the optimizer. Holds
+    no state of its own that a resumed run would miss. At each logging step it adds to the log:
+
+    ==========================  ===================================================================
+    ``sds/phase``               0 in the warm-up, then the interval between refreshes
+    ``sds/refreshes``           number of refreshes so far
+    ``sds/basis_drift``         1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers
+    ``sds/relative_jump``       ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
+    ==========================  ===================================================================
+
+    The last two are measured at most once per logging interval, at its first refresh. Trackers
+    (TensorBoard, ...) are told of a log entry in the order of the trainer's callbacks. To give them
+    these figures too, put this callback first, with ``trainer.callback_handler.callbacks.insert``.
+
+    Raises:
+        ValueError: at the start of the training, where no adapter is trainable, or the training
+            would end within the warm-up.
+    """
+
+    def __init__(self) -> None:
+        self.scheduler: SdsLoraScheduler | None = None
+        self._report: RefreshReport | None = None
+        self._measured = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach to the model and the optimizer, whose states are loaded by now."""
+        self.scheduler = SdsLoraScheduler(
+            kwargs["model"],
+            kwargs["optimizer"],
+            state.max_steps,
+            completed_steps=state.global_step,
+        )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Follow the optimizer step."""
+        assert self.scheduler is not None
+        report = self.scheduler.step(measure=not self._measured)
+        if report is not None:
+            self._report, self._measured = report, True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the figures to the entry and to the trainer's history."""
+        if self.scheduler is None or logs is None or "loss" not in logs:
+            return
+        self._measured = False
+        logs |= self.metrics()
+        state.log_history[-1] |= self.metrics()
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of the table above, as far as they are known."""
+        assert self.scheduler is not None
+        figures: dict[str, float] = {
+            "sds/phase": self.scheduler.phase,
+            "sds/refreshes": self.scheduler.refresh_count,
+        }
+        if self._report is not None:
+            figures["sds/basis_drift"] = self._report.basis_drift
+            figures["sds/relative_jump"] = self._report.relative_jump
+        return figures

@@ -1,0 +1,35 @@
+"""SDS-LoRA as a PEFT method: configuration, model and layers. The only place inside PEFT."""
+
+from .config import SdsLoraConfig
+from .layer import LIVE_LAYERS, SdsLayerMixin
+from .model import SdsLoraModel
+from .phases import (
+    RefreshReport,
+    adapter_configs,
+    adapter_layers,
+    adapter_parameters,
+    in_warmup,
+    refresh_bases,
+    start_main_stage,
+)
+from .registry import PREFIX, SdsPeftType, register
+from .state import SdsState
+
+register(SdsLoraConfig, SdsLoraModel)
+
+__all__ = [
+    "LIVE_LAYERS",
+    "PREFIX",
+    "RefreshReport",
+    "SdsLayerMixin",
+    "SdsLoraConfig",
+    "SdsLoraModel",
+    "SdsPeftType",
+    "SdsState",
+    "adapter_configs",
+    "adapter_layers",
+    "adapter_parameters",
+    "in_warmup",
+    "refresh_bases",
+    "start_main_stage",
+]

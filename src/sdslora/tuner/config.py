@@ -1,0 +1,134 @@
+"""``SdsLoraConfig``: LoRA's configuration, the schedule's, and what cannot be combined."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig
+
+from ..core import REFRESH_MODES, RefreshMode, RefreshSchedule
+from .registry import PEFT_SAVES_BY_HOOK, SdsPeftType
+
+# Options of LoraConfig that change what A and B mean, each with the way out.
+_UNSUPPORTED = {
+    "use_dora": "use peft.LoraConfig(use_dora=True) for DoRA",
+    "use_qalora": "use peft.LoraConfig for QA-LoRA",
+    "use_bdlora": "use peft.LoraConfig for BD-LoRA",
+    "alora_invocation_tokens": "use peft.LoraConfig for aLoRA",
+    "arrow_config": "use peft.LoraConfig for Arrow routing",
+    "velora_config": "use peft.LoraConfig for VeLoRA",
+    "monteclora_config": "use peft.LoraConfig for MonteCLoRA",
+    "kasa_config": "use peft.LoraConfig for KaSA",
+    "eva_config": "leave it out: SDS-LoRA chooses its bases itself",
+    "corda_config": "leave it out: SDS-LoRA chooses its bases itself",
+    "lora_ga_config": "leave it out: SDS-LoRA chooses its bases itself",
+    "loftq_config": "quantize the base model without LoftQ",
+    "lora_bias": "train the base model's biases with bias='lora_only'",
+    "layer_replication": "replicate the layers before wrapping the model",
+    "ensure_weight_tying": "untie the weights, or leave the tied layers out of target_modules",
+    "target_parameters": "name linear layers in target_modules",
+    "megatron_config": "use a model without Megatron layers",
+}
+_INITIALISATIONS = (True, False, "gaussian")
+
+
+@dataclass
+class SdsLoraConfig(LoraConfig):
+    """Configuration of an SDS-LoRA adapter: :class:`peft.LoraConfig` and the refresh schedule.
+
+    The defaults are the paper's: ``s = 4 / √r``, ten steps of warm-up, five phases.
+
+    Args:
+        warmup_steps: optimizer steps of plain LoRA before the main stage begins.
+        refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
+        refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
+        refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
+
+    Raises:
+        ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
+            does not support"), or a number out of range.
+    """
+
+    lora_alpha: int = field(
+        default=4, metadata={"help": "Numerator of the scaling s = lora_alpha / √r."}
+    )
+    use_rslora: bool = field(
+        default=True, metadata={"help": "Scale by lora_alpha / √r; False: by lora_alpha / r."}
+    )
+    warmup_steps: int = field(
+        default=10, metadata={"help": "Optimizer steps of plain LoRA before the main stage."}
+    )
+    refresh_phases: int = field(
+        default=5,
+        metadata={"help": "Number of phases; phase k refreshes the bases every k-th step."},
+    )
+    refresh_mode: RefreshMode = field(
+        default="qr",
+        metadata={"help": "'qr' (the paper's refresh) or 'preserve' (leaves the function as is)."},
+    )
+    refresh_every: int | None = field(
+        default=None, metadata={"help": "Refresh every that many steps, instead of by phases."}
+    )
+
+    def __post_init__(self) -> None:
+        self._refuse_unsupported()
+        self._check_numbers()
+        super().__post_init__()
+        self.peft_type = SdsPeftType.SDSLORA
+
+    def schedule(self, total_steps: int) -> RefreshSchedule:
+        """The refresh schedule of a training of ``total_steps`` optimizer steps.
+
+        Raises:
+            ValueError: where the training ends within the warm-up.
+        """
+        return RefreshSchedule(
+            total_steps, self.warmup_steps, self.refresh_phases, every=self.refresh_every
+        )
+
+    def _refuse_unsupported(self) -> None:
+        for option, way_out in _UNSUPPORTED.items():
+            value = getattr(self, option, None)  # some options exist in the newer PEFT only
+            if value:
+                raise ValueError(f"SDS-LoRA does not support {option}={value!r}: {way_out}.")
+        if self.init_lora_weights not in _INITIALISATIONS:
+            raise ValueError(
+                f"SDS-LoRA does not support init_lora_weights={self.init_lora_weights!r}: its "
+                "bases come from its own warm-up. Use True (the default)."
+            )
+        if self.bias != "none" and not PEFT_SAVES_BY_HOOK:
+            raise ValueError(
+                f"SDS-LoRA does not support bias={self.bias!r} with this version of PEFT, which "
+                "would not save the biases: upgrade to peft>=0.21, or use bias='none'."
+            )
+
+    def _check_numbers(self) -> None:
+        for name, value in {"r": self.r, **_entries("rank_pattern", self.rank_pattern)}.items():
+            _check_integer(name, value, at_least=1)
+        alphas = {"lora_alpha": self.lora_alpha, **_entries("alpha_pattern", self.alpha_pattern)}
+        for name, value in alphas.items():
+            if not (_is_number(value) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
+        if not (_is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1):
+            raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")
+        _check_integer("warmup_steps", self.warmup_steps, at_least=1)
+        _check_integer("refresh_phases", self.refresh_phases, at_least=1)
+        if self.refresh_every is not None:
+            _check_integer("refresh_every", self.refresh_every, at_least=1)
+        if self.refresh_mode not in REFRESH_MODES:
+            raise ValueError(
+                f"refresh_mode must be one of {', '.join(REFRESH_MODES)}, not {self.refresh_mode!r}"
+            )
+
+
+def _entries(name: str, pattern: dict[str, Any] | None) -> dict[str, Any]:
+    return {f"{name}[{key!r}]": value for key, value in (pattern or {}).items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_integer(name: str, value: Any, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name} must be an integer of {at_least} or more, not {value!r}")

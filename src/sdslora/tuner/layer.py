@@ -1,0 +1,297 @@
+"""SDS-LoRA in PEFT's layers: one mixin over whichever LoRA layer PEFT chose for a module.
+
+PEFT's layers dispatch their forward, merge and unmerge on a ``LoraVariant``; ours answers through
+the mixin. The mixin sees every layer as the (m, n) matrix of Eq. (5): an embedding's is transposed,
+a convolution's is its weight with all but the output channels flattened.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from peft.tuners import lora
+from peft.tuners.lora.layer import LoraVariant
+from peft.utils.other import transpose
+from torch import Tensor, nn
+
+from ..core import (
+    LowRankPair,
+    SdsFactors,
+    delta_weight,
+    lora_delta_weight,
+    plain_pair,
+    sds_linear,
+    upcast,
+)
+from .state import SdsState
+
+LIVE_LAYERS: "WeakSet[SdsLayerMixin]" = WeakSet()
+"""Every layer that was adapted and still exists: what the training watchdog looks through."""
+
+
+class SdsLayerMixin(nn.Module, lora.LoraLayer):
+    """What every adapted layer offers the rest of the package, by adapter name."""
+
+    # ours, by adapter name
+    lora_sds: nn.ModuleDict
+    sds_warmup_steps: dict[str, int]
+    # PEFT's
+    r: dict[str, int]
+    scaling: dict[str, float]
+    lora_A: Any
+    lora_B: Any
+    lora_embedding_A: Any
+    lora_embedding_B: Any
+    lora_dropout: Any
+    lora_variant: dict[str, LoraVariant]
+    merged_adapters: list[str]
+    other_param_names: tuple[str, ...]
+    base_layer: Any
+    get_base_layer: Callable[[], Any]
+
+    factor_keys = ("lora_A.weight", "lora_B.weight")
+    """Where A and B stand in an adapter file, below the layer's name."""
+
+    def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """The trainable A and B as PEFT stores them."""
+        return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+
+    def adapter_state(self, adapter: str) -> SdsState:
+        """The bases and the phase."""
+        state = self.lora_sds[adapter]
+        assert isinstance(state, SdsState)
+        return state
+
+    def sds_factors(self, adapter: str) -> SdsFactors:
+        """A, B and the bases as matrices that share the parameters' memory, detached."""
+        A, B = self.adapter_parameters(adapter)
+        state = self.adapter_state(adapter)
+        return SdsFactors(A.detach().flatten(1), B.detach().flatten(1), state.Q_A, state.Q_B)
+
+    @torch.no_grad()
+    def set_sds_factors(self, adapter: str, factors: SdsFactors, *, warmup: bool = False) -> None:
+        """Write A, B, bases and phase in place, so that optimizers and compiled code keep them."""
+        for target, source in zip(self.sds_factors(adapter), factors, strict=True):
+            target.copy_(source)
+        self.adapter_state(adapter).gate.fill_(float(warmup))
+
+    def plain_pair(self, adapter: str) -> LowRankPair:
+        """The plain LoRA that equals the adapter, scaling left out; float32 or better.
+
+        Rank 2r in the main stage, r in the warm-up.
+        """
+        factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
+        if self.adapter_state(adapter).in_warmup:
+            return LowRankPair(up=factors.B, down=factors.A)
+        return plain_pair(factors)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """ΔW in the shape of the base weight and the dtype of B."""
+        factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
+        scaling = self.scaling[adapter]
+        if self.adapter_state(adapter).in_warmup:
+            delta = lora_delta_weight(factors.A, factors.B, scaling)
+        else:
+            delta = delta_weight(*factors, scaling)
+        return self._as_weight(delta).to(self.adapter_parameters(adapter)[1].dtype)
+
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        """The (m, n) matrix in the shape of the base weight."""
+        return transpose(delta, getattr(self, "fan_in_fan_out", False))
+
+    def branch(self, adapter: str, x: Tensor) -> Tensor:
+        """What the adapter adds to the base layer's output."""
+        A, B = self.adapter_parameters(adapter)
+        state = self.adapter_state(adapter)
+        x = self.lora_dropout[adapter](x)
+        return sds_linear(x, A, B, state.Q_A, state.Q_B, self.scaling[adapter], state.gate)
+
+
+class SdsVariant(LoraVariant):
+    """Answers PEFT's layers. Holds nothing: the state is in the layer."""
+
+    @staticmethod
+    def init(module: SdsLayerMixin, adapter_name: str, **kwargs: Any) -> None:
+        """Nothing to prepare: ``adopt`` gives the layer its state."""
+
+    @staticmethod
+    def merge_safe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """A new tensor ``W + ΔW``."""
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> None:
+        """``W += ΔW``."""
+        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def unmerge(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """A new tensor ``W − ΔW``."""
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def forward(
+        module: SdsLayerMixin, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """The base layer's output with the branch added."""
+        return result + module.branch(active_adapter, x)
+
+
+class SdsLinear(SdsLayerMixin, lora.Linear):
+    """``nn.Linear`` and transformers' ``Conv1D``."""
+
+
+class _SdsConvNd(SdsLayerMixin):
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        return delta.view(self.get_base_layer().weight.shape)
+
+    def branch(self, adapter: str, x: Tensor) -> Tensor:
+        A, B = self.adapter_parameters(adapter)
+        down, up = self.lora_A[adapter], self.lora_B[adapter]
+        state = self.adapter_state(adapter)
+        return sds_linear(
+            self.lora_dropout[adapter](x),
+            A.flatten(1),
+            B.flatten(1),
+            state.Q_A,
+            state.Q_B,
+            self.scaling[adapter],
+            state.gate,
+            down=lambda x, weight: down._conv_forward(x, weight.view(A.shape), None),
+            up=lambda h, weight: up._conv_forward(h, weight.view(B.shape), None),
+        )
+
+
+class SdsConv1d(_SdsConvNd, lora.layer.Conv1d):
+    """``nn.Conv1d``."""
+
+
+class SdsConv2d(_SdsConvNd, lora.Conv2d):
+    """``nn.Conv2d``."""
+
+
+class SdsConv3d(_SdsConvNd, lora.Conv3d):
+    """``nn.Conv3d``."""
+
+
+class SdsEmbedding(SdsLayerMixin, lora.Embedding):
+    """``nn.Embedding``; n is the vocabulary, m the embedding's width."""
+
+    factor_keys = ("lora_embedding_A", "lora_embedding_B")
+    _embed: Callable[..., Tensor]
+    _get_embed_scale: Callable[[], Tensor | None]
+
+    def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """The trainable A and B as PEFT stores them."""
+        return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
+
+    def _as_weight(self, delta: Tensor) -> Tensor:
+        return delta.mT
+
+    def branch(self, adapter: str, x: Tensor) -> Tensor:
+        """What the adapter adds to the embeddings of the token ids ``x``."""
+        A, B = self.adapter_parameters(adapter)
+        state = self.adapter_state(adapter)
+        out = sds_linear(
+            x,
+            A,
+            B,
+            state.Q_A,
+            state.Q_B,
+            self.scaling[adapter],
+            state.gate,
+            down=lambda ids, weight: self._embed(ids, weight.mT),
+        )
+        # some models scale their embeddings in the layer itself
+        scale = self._get_embed_scale()
+        return out if scale is None else out * scale.to(out.dtype)
+
+    def _mixed_batch_forward(
+        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        for adapter in set(adapter_names) & set(self.lora_sds):
+            rows = [row for row, name in enumerate(adapter_names) if name == adapter]
+            result[rows] += self.branch(adapter, x[rows]).to(result.dtype)
+        return result
+
+
+# PEFT's layers over quantized weights that dispatch on variants, imported only where one is met.
+_QUANTIZED = {
+    "SdsLinear8bitLt": "peft.tuners.lora.bnb",
+    "SdsLinear4bit": "peft.tuners.lora.bnb",
+    "SdsGPTQLoraLinear": "peft.tuners.lora.gptq",
+    "SdsHqqLoraLinear": "peft.tuners.lora.hqq",
+    "SdsIncLoraLinear": "peft.tuners.lora.inc",
+    "SdsTorchaoLoraLinear": "peft.tuners.lora.torchao",
+}
+
+
+def __getattr__(name: str) -> type:
+    """Make a class over a quantized layer on first use; pickled layers find it here as well."""
+    if name not in _QUANTIZED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base = getattr(importlib.import_module(_QUANTIZED[name]), name.removeprefix("Sds"))
+    made = type(name, (SdsLayerMixin, base), {"__module__": __name__, "__doc__": base.__doc__})
+    globals()[name] = made
+    return made
+
+
+def adopt(layer: lora.LoraLayer, adapter: str, name: str, warmup_steps: int) -> None:
+    """Turn PEFT's layer into ours, and give the adapter in it its state.
+
+    Args:
+        layer: a layer that PEFT has given the adapter.
+        adapter: the adapter's name.
+        name: the layer's name in the model, for the message.
+        warmup_steps: of the adapter's configuration.
+
+    Raises:
+        ValueError: where PEFT's layer type is not one that SDS-LoRA works in.
+    """
+    if not isinstance(layer, SdsLayerMixin):
+        layer.__class__ = _sds_class(type(layer), name)
+        layer.lora_sds = nn.ModuleDict()
+        layer.sds_warmup_steps = {}
+        layer.other_param_names = (*layer.other_param_names, "lora_sds", "sds_warmup_steps")
+        LIVE_LAYERS.add(layer)
+    A, B = layer.adapter_parameters(adapter)
+    # The base layer's device: while an adapter is loaded, A may be on none
+    device, _ = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
+    layer.lora_sds[adapter] = SdsState(
+        m=B.shape[0], n=A[0].numel(), r=A.shape[0], dtype=A.dtype, device=device or A.device
+    )
+    layer.sds_warmup_steps[adapter] = warmup_steps
+    layer.lora_variant[adapter] = SdsVariant()
+
+
+def refuse_unsupported(module: nn.Module, name: str) -> None:
+    """Refuse a module that PEFT would wrap in a layer we cannot serve.
+
+    Raises:
+        ValueError: naming the module, its type and the way out.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        reason = f"{type(module).__name__}"
+    elif getattr(module, "groups", 1) != 1:
+        reason = f"grouped convolutions ({type(module).__name__} with groups={module.groups})"
+    else:
+        return
+    raise ValueError(
+        f"SDS-LoRA does not support {reason}: layer {name!r}. Leave it out of target_modules, or "
+        "name it in exclude_modules."
+    )
+
+
+def _sds_class(peft_class: type, name: str) -> type[SdsLayerMixin]:
+    found = getattr(sys.modules[__name__], f"Sds{peft_class.__name__}", None)
+    if found is None or not issubclass(found, peft_class):
+        raise ValueError(
+            f"SDS-LoRA does not support layers of type {peft_class.__module__}."
+            f"{peft_class.__name__}: layer {name!r}. Leave it out of target_modules, or quantize "
+            "the base model with bitsandbytes, GPTQ, HQQ or torchao."
+        )
+    return found

@@ -1,0 +1,99 @@
+"""``SdsLoraModel``: the tuner that PEFT drives."""
+
+import copy
+import warnings
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .config import SdsLoraConfig
+from .layer import adopt, refuse_unsupported
+from .phases import adapter_layers, in_warmup
+from .weighted import WeightedAdapterModel
+
+
+class SdsLoraModel(WeightedAdapterModel):
+    """A model with SDS-LoRA adapters. Made by :func:`peft.get_peft_model`.
+
+    Everything of :class:`peft.LoraModel` works as it does there.
+    """
+
+    def clone_adapter(self, source: str, target: str) -> None:
+        """Copy an adapter with its bases and phase under a new, frozen, inactive name.
+
+        Copying the parameters alone, as trainers do for their reference adapter, copies a different
+        function: bases and phase are buffers.
+
+        Raises:
+            ValueError: where ``source`` is not there, or ``target`` is.
+        """
+        if source not in self.peft_config:
+            raise ValueError(
+                f"there is no adapter {source!r} to clone; there are {list(self.peft_config)}"
+            )
+        if target in self.peft_config:
+            raise ValueError(f"adapter {target!r} exists already: delete it, or choose a new name")
+        self.peft_config[target] = copy.deepcopy(self.peft_config[source])
+        super().inject_adapter(self.model, target)
+        tensors = self.state_dict()
+        for name, tensor in tensors.items():
+            twin = tensors.get(_renamed(name, target, source))
+            if twin is not None:
+                tensor.copy_(twin)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """PEFT's hook; warns where a trainer is about to copy parameters without their bases."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        trained = [
+            name
+            for name in self.peft_config
+            if any(adapter_layers(self.model, name)) and not in_warmup(self.model, name)
+        ]
+        if adapter_name == "ref" and trained:
+            warnings.warn(
+                "An adapter 'ref' was added beside a trained SDS-LoRA adapter. Trainers that copy "
+                "only its parameters get a different function. Delete it and call "
+                f"model.clone_adapter({trained[0]!r}, 'ref') once the trainer is made.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _prepare_model(self, peft_config: SdsLoraConfig, model: nn.Module) -> None:
+        super()._prepare_model(peft_config, model)
+        # Refuse before the first layer is replaced: a half-wrapped model helps nobody
+        for name, module in model.named_modules():
+            if name and self._check_target_module_exists(peft_config, name):
+                base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+                refuse_unsupported(base, name)
+
+    def _create_and_replace(
+        self,
+        lora_config: SdsLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        super()._create_and_replace(
+            lora_config, adapter_name, target, target_name, parent, current_key, **kwargs
+        )
+        adopt(getattr(parent, target_name), adapter_name, current_key, lora_config.warmup_steps)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Keeps DistributedDataParallel from broadcasting the bases in every forward.
+
+        Every rank computes the same bases from the same A and B. The names are those that a
+        ``PeftModel`` gives its buffers.
+        """
+        return [f"base_model.{name}" for name, _ in self.named_buffers() if ".lora_sds." in name]
+
+
+def _renamed(name: str, adapter: str, new: str) -> str:
+    """A state-dict key with the path component ``adapter`` replaced."""
+    return ".".join(new if part == adapter else part for part in name.split("."))

@@ -1,0 +1,47 @@
+"""Makes PEFT know the method: a type of its own, so that nothing takes it for plain LoRA."""
+
+import enum
+
+import peft.utils.hotswap
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType
+
+
+class SdsPeftType(str, enum.Enum):  # noqa: UP042  (a str mixin like PEFT's own enumeration)
+    """``peft_type`` of SDS-LoRA adapters; hashes and compares as the string."""
+
+    SDSLORA = "SDSLORA"
+
+
+PREFIX = "lora_"
+
+# PEFT 0.20 has no per-method hooks for saving. There it saves a method only if the method is a
+# member of its own enumeration, and saves no trained biases of the base model.
+PEFT_SAVES_BY_HOOK = hasattr(BaseTuner, "_get_adapter_state_dict")
+
+
+def register(config_class: type, model_class: type) -> None:
+    """Enter the method into PEFT's tables. A loader without this import raises ``KeyError``."""
+    key = SdsPeftType.SDSLORA
+    PEFT_TYPE_TO_CONFIG_MAPPING[key] = config_class
+    PEFT_TYPE_TO_TUNER_MAPPING[key] = model_class
+    PEFT_TYPE_TO_PREFIX_MAPPING[key] = PREFIX
+    # What must agree, beside the tensors, before one adapter's tensors may replace another's
+    peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[key] = peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[
+        PeftType.LORA
+    ]
+    if not PEFT_SAVES_BY_HOOK and key.value not in PeftType.__members__:
+        _add_member(key.value)
+
+
+def _add_member(name: str) -> None:
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member

@@ -1,0 +1,45 @@
+"""What an adapter carries in a layer beside A and B: its bases and its phase."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import factorization_dtype
+
+
+class SdsState(nn.Module):
+    """Bases and phase of one adapter in one layer, as buffers: saved and moved, never trained.
+
+    ``Q_A`` (n, r) and ``Q_B`` (m, r) are zero and ``gate`` (1,) is 1 in the warm-up, where the
+    branch is plain LoRA; afterwards the bases are orthonormal and the gate is 0. Casting the model
+    to half precision leaves them float32; casting it to float64 raises them.
+    """
+
+    Q_A: Tensor
+    Q_B: Tensor
+    gate: Tensor
+
+    def __init__(self, m: int, n: int, r: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        dtype = factorization_dtype(dtype)
+        self.register_buffer("Q_A", torch.zeros(n, r, dtype=dtype, device=device))
+        self.register_buffer("Q_B", torch.zeros(m, r, dtype=dtype, device=device))
+        self.register_buffer("gate", torch.ones(1, dtype=dtype, device=device))
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the branch is still plain LoRA (reads the gate: synchronises a GPU)."""
+        return bool(self.gate != 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            assert old is not None
+            assert new is not None
+            if new.dtype != factorization_dtype(new.dtype):
+                self._buffers[name] = old.to(new.device, factorization_dtype(new.dtype))
+        return self
