@@ -27,19 +27,52 @@ def orthonormal_basis(M: Tensor, previous: Tensor | None = None) -> Tensor:
     """
     rows, columns = M.shape[-2:]
     width = min(rows, columns)
-    # A positive scaling of the columns leaves Q as it is and makes |R_jj| the sine of the angle
+    # A positive scaling of the columns leaves Q as it is and makes R_jj the sine of the angle
     # between column j and the span of those before it.
-    Q, R = torch.linalg.qr(_unit_columns(upcast(M)[..., :width]))
-    # Q diag(sign R_jj): R's diagonal becomes positive
-    diagonal = R.diagonal(dim1=-2, dim2=-1)
-    Q = Q * torch.where(diagonal < 0, -1.0, 1.0).to(Q.dtype).unsqueeze(-2)
-
-    if previous is not None:
-        # the rounding noise that QR leaves in R_jj grows like √k eps
-        directed = diagonal.abs() > 8 * rows**0.5 * torch.finfo(Q.dtype).eps
-        if not directed.all():
-            Q = _complete(Q, directed.unsqueeze(-2), previous[..., :width].to(Q.dtype))
+    unit = _unit_columns(upcast(M)[..., :width])
+    Q, sines = _signed_qr(unit)
+    if (sines <= _noise(Q)).any():
+        Q = _complete(unit, None if previous is None else previous[..., :width].to(Q.dtype))
     return pad(Q, (0, columns - width))
+
+
+def _signed_qr(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Q (..., k, r) and the diagonal (..., r) of R, which is made positive."""
+    Q, R = torch.linalg.qr(M)
+    diagonal = R.diagonal(dim1=-2, dim2=-1)
+    # Q diag(sign R_jj)
+    return Q * torch.where(diagonal < 0, -1.0, 1.0).to(Q.dtype).unsqueeze(-2), diagonal.abs()
+
+
+def _complete(M: Tensor, previous: Tensor | None) -> Tensor:
+    """The basis of unit columns ``M`` (..., k, r), some of which have no direction of their own.
+
+    One QR cannot do it: it gives such a column an arbitrary direction at once, and takes that
+    direction from the columns after it. So Gram-Schmidt finds the directed columns first, and the
+    others are filled up after all of them.
+    """
+    span = torch.zeros_like(M)
+    for j in range(M.shape[-1]):
+        column = _orthogonal_part(M[..., j : j + 1], span)
+        norm = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
+        span[..., j : j + 1] = torch.where(norm <= _noise(M), 0, column / norm)
+    directed = (span != 0).any(dim=-2, keepdim=True)
+    rest = torch.zeros_like(M) if previous is None else _orthogonal_part(previous, span)
+    filled = torch.where(directed, span, _unit_columns(rest))
+    order = torch.argsort(directed.logical_not().to(torch.uint8), dim=-1, stable=True)
+    Q, _ = _signed_qr(filled.gather(-1, order.expand_as(filled)))
+    return Q.gather(-1, order.argsort(dim=-1).expand_as(Q))
+
+
+def _noise(M: Tensor) -> float:
+    """The rounding noise that orthogonalising unit columns of k rows leaves: it grows as √k eps."""
+    return 8 * M.shape[-2] ** 0.5 * torch.finfo(M.dtype).eps
+
+
+def _orthogonal_part(M: Tensor, Q: Tensor) -> Tensor:
+    """(I − Q Qᵀ) M, twice for full orthogonality."""
+    M = M - Q @ (Q.mT @ M)
+    return M - Q @ (Q.mT @ M)
 
 
 def _unit_columns(M: Tensor) -> Tensor:
@@ -48,18 +81,6 @@ def _unit_columns(M: Tensor) -> Tensor:
     M = M / torch.where(largest == 0, 1, largest)
     norm = torch.linalg.vector_norm(M, dim=-2, keepdim=True)
     return M / torch.where(norm == 0, 1, norm)
-
-
-def _complete(Q: Tensor, directed: Tensor, previous: Tensor) -> Tensor:
-    """Replace the columns of ``Q`` that have no direction by those of ``previous``.
-
-    ``Q`` and ``previous`` (..., k, r), ``directed`` (..., 1, r) boolean.
-    """
-    span = Q * directed
-    # (I − Q Qᵀ) previous, twice for full orthogonality
-    rest = previous - span @ (span.mT @ previous)
-    rest = rest - span @ (span.mT @ rest)
-    return orthonormal_basis(torch.where(directed, span, rest))
 
 
 def subspace_cosine(Q: Tensor, Q_new: Tensor) -> Tensor:

@@ -8,17 +8,17 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..core import LowRankPair, factored_svd
-from ..tuner import PREFIX, SdsLayerMixin, SdsLoraConfig, adapter_configs, adapter_layers
 from .files import written_whole
+from .layers import LowRankLayer, low_rank_layers
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for ``max_lora_rank``."""
-
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of every module in an adapter file."""
@@ -81,10 +81,10 @@ def to_plain_lora(
         raise ValueError(f"rank must be 'exact', 'compact' or a positive integer, not {rank!r}")
     adapter, config = _choose(model, adapter)
 
-    tensors = _other_tensors(model, adapter)
+    tensors = _other_tensors(model, adapter, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
     ranks: dict[str, int] = {}
     errors = [0.0]
-    for name, layer in adapter_layers(model, adapter):
+    for name, layer in low_rank_layers(model, adapter):
         name = name.removeprefix(PEFT_PREFIX)
         pair = layer.plain_pair(adapter)
         if rank != "exact":
@@ -99,16 +99,13 @@ def to_plain_lora(
     return PlainLoraExport(Path(output_dir), max(ranks.values()), max(errors))
 
 
-def _choose(model: nn.Module, adapter: str | None) -> tuple[str, SdsLoraConfig]:
+def _choose(model: nn.Module, adapter: str | None) -> tuple[str, LoraConfig]:
     """The adapter to export, with its configuration."""
-    configs = adapter_configs(model)
+    configs: dict[str, LoraConfig] = dict(getattr(model, "peft_config", {}))
     if adapter is None:
-        active = getattr(model, "active_adapter", None)
-        adapter = next(iter(configs)) if len(configs) == 1 else str(active)
+        adapter = next(iter(configs)) if len(configs) == 1 else str(model.active_adapter)
     if adapter not in configs:
-        raise ValueError(
-            f"there is no SDS-LoRA adapter {adapter!r} to export; there are {list(configs)}"
-        )
+        raise ValueError(f"there is no adapter {adapter!r} to export; there are {list(configs)}")
     return adapter, configs[adapter]
 
 
@@ -125,7 +122,7 @@ def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
 
 
 def _layer_tensors(
-    layer: SdsLayerMixin, adapter: str, name: str, pair: LowRankPair
+    layer: LowRankLayer, adapter: str, name: str, pair: LowRankPair
 ) -> dict[str, Tensor]:
     """The pair under PEFT's keys and in the shapes of the layer, the scaling in ``up``."""
     A, B = layer.adapter_parameters(adapter)
@@ -138,16 +135,16 @@ def _layer_tensors(
     }
 
 
-def _other_tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """What PEFT saves with the adapter beside its factors and bases."""
+def _other_tensors(model: nn.Module, adapter: str, prefix: str) -> dict[str, Tensor]:
+    """What PEFT saves with the adapter beside the method's own tensors, named ``prefix*``."""
     return {
         PEFT_PREFIX + key.removeprefix(PEFT_PREFIX): tensor.contiguous()
         for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter).items()
-        if not any(part.startswith(PREFIX) for part in key.split("."))
+        if not any(part.startswith(prefix) for part in key.split("."))
     }
 
 
-def _plain_config(config: SdsLoraConfig, ranks: dict[str, int]) -> LoraConfig:
+def _plain_config(config: LoraConfig, ranks: dict[str, int]) -> LoraConfig:
     """Plain LoRA on the same modules, scaling 1; patterns only where ranks differ."""
     inherited = {field.name: getattr(config, field.name) for field in fields(LoraConfig)}
     [(rank, _)] = Counter(ranks.values()).most_common(1)

@@ -12,14 +12,13 @@ from .phases import (
     refresh_bases,
     start_main_stage,
 )
-from .registry import PREFIX, SdsPeftType, register
+from .registry import SdsPeftType, register
 from .state import SdsState
 
 register(SdsLoraConfig, SdsLoraModel)
 
 __all__ = [
     "LIVE_LAYERS",
-    "PREFIX",
     "RefreshReport",
     "SdsLayerMixin",
     "SdsLoraConfig",

