@@ -10,6 +10,7 @@ from .factors import (
     plain_pair,
     relative_change,
 )
+from .fused import fused_sds_linear
 from .gradients import (
     FactorGradients,
     lora_effective_gradient,
@@ -37,6 +38,7 @@ __all__ = [
     "factored_svd",
     "factorization_dtype",
     "frobenius_norm",
+    "fused_sds_linear",
     "lora_delta_weight",
     "lora_effective_gradient",
     "lora_gradients",

@@ -25,19 +25,55 @@ def orthonormal_basis(M: Tensor, previous: Tensor | None = None) -> Tensor:
     Returns:
         Q in float32 (float64 for float64 input), finite whenever ``M`` is.
     """
-    rows, columns = M.shape[-2:]
+    *batch, rows, columns = M.shape
     width = min(rows, columns)
-    # A positive scaling of the columns leaves Q as it is and makes R_jj the sine of the angle
-    # between column j and the span of those before it.
-    unit = _unit_columns(upcast(M)[..., :width])
+    M = upcast(M)[..., :width].reshape(-1, rows, width)
+    Q, sound = _cholesky_qr(M)
+    if not sound.all():
+        rest = sound.logical_not()
+        if previous is not None:
+            previous = previous[..., :width].reshape(M.shape)[rest].to(M.dtype)
+        Q[rest] = _careful_basis(M[rest], previous)
+    return pad(Q, (0, columns - width)).view(*batch, rows, columns)
+
+
+def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Q of ``M`` (b, k, r) by Cholesky factorizations, and (b,) whether it can be relied on.
+
+    Matrix products and (r, r) factorizations only; R's diagonal is positive by construction. Fails
+    for columns that are zero, dependent, of extreme scale, or nearly dependent (the condition
+    number enters squared).
+    """
+    eps = torch.finfo(M.dtype).eps
+    Q, sines, sound = _cholesky_pass(M)
+    error = (Q.mT @ Q - torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)).abs().amax((1, 2))
+    # Once more where the first pass lost digits: it ends orthonormal where the first came near
+    sound = sound & (error < 0.1) & (sines > _noise(M)).all(dim=-1)
+    if not (error < 32 * eps).all():
+        Q, _, still_sound = _cholesky_pass(Q)
+        sound = sound & still_sound
+    return Q, sound
+
+
+def _cholesky_pass(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``M R⁻¹`` (b, k, r), the sines (b, r) on R's diagonal, and (b,) whether they exist."""
+    gram = M.mT @ M
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    # Of the columns scaled to norm 1, which leaves Q as it is:  L Lᵀ = Mᵀ M,  R = Lᵀ
+    L, info = torch.linalg.cholesky_ex(gram / (norms.unsqueeze(-1) * norms.unsqueeze(-2)))
+    inverse = torch.linalg.solve_triangular(L, torch.diag_embed(1 / norms), upper=False)
+    return M @ inverse.mT, L.diagonal(dim1=-2, dim2=-1), info == 0
+
+
+def _careful_basis(M: Tensor, previous: Tensor | None) -> Tensor:
+    """The basis of any ``M`` (b, k, r), by Householder QR, completed where a column needs it."""
+    unit = _unit_columns(M)
     Q, sines = _signed_qr(unit)
-    if (sines <= _noise(Q)).any():
-        Q = _complete(unit, None if previous is None else previous[..., :width].to(Q.dtype))
-    return pad(Q, (0, columns - width))
+    return _complete(unit, previous) if (sines <= _noise(M)).any() else Q
 
 
 def _signed_qr(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (..., k, r) and the diagonal (..., r) of R, which is made positive."""
+    """Q (b, k, r) and the diagonal (b, r) of R, which is made positive."""
     Q, R = torch.linalg.qr(M)
     diagonal = R.diagonal(dim1=-2, dim2=-1)
     # Q diag(sign R_jj)
@@ -45,7 +81,7 @@ def _signed_qr(M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _complete(M: Tensor, previous: Tensor | None) -> Tensor:
-    """The basis of unit columns ``M`` (..., k, r), some of which have no direction of their own.
+    """The basis of unit columns ``M`` (b, k, r), some of which have no direction of their own.
 
     One QR cannot do it: it gives such a column an arbitrary direction at once, and takes that
     direction from the columns after it. So Gram-Schmidt finds the directed columns first, and the
@@ -65,8 +101,8 @@ def _complete(M: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def _noise(M: Tensor) -> float:
-    """The rounding noise that orthogonalising unit columns of k rows leaves: it grows as √k eps."""
-    return 8 * M.shape[-2] ** 0.5 * torch.finfo(M.dtype).eps
+    """The sine below which a column's direction is the rounding of orthogonalising it."""
+    return 32 * torch.finfo(M.dtype).eps
 
 
 def _orthogonal_part(M: Tensor, Q: Tensor) -> Tensor:

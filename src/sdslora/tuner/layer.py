@@ -21,6 +21,8 @@ from ..core import (
     LowRankPair,
     SdsFactors,
     delta_weight,
+    fused,
+    fused_sds_linear,
     lora_delta_weight,
     plain_pair,
     sds_linear,
@@ -47,6 +49,7 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
     lora_embedding_B: Any
     lora_dropout: Any
     lora_variant: dict[str, LoraVariant]
+    active_adapters: list[str]
     merged_adapters: list[str]
     other_param_names: tuple[str, ...]
     base_layer: Any
@@ -142,6 +145,54 @@ class SdsVariant(LoraVariant):
 
 class SdsLinear(SdsLayerMixin, lora.Linear):
     """``nn.Linear`` and transformers' ``Conv1D``."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As one fused operation where nothing has to happen in between, else as PEFT's layer."""
+        adapter = None if args or kwargs else self._fusible_adapter(x)
+        if adapter is None:
+            return super().forward(x, *args, **kwargs)
+        state = self.adapter_state(adapter)
+        return fused_sds_linear(
+            x,
+            self.base_layer.weight,
+            self.base_layer.bias,
+            *self.adapter_parameters(adapter),
+            state.Q_A,
+            state.Q_B,
+            self.scaling[adapter],
+            state.gate,
+        )
+
+    def _fusible_adapter(self, x: Tensor) -> str | None:
+        """The one adapter to apply, if the layer is a plain frozen linear and applies just one."""
+        base = self.base_layer
+        active = [name for name in self.active_adapters if name in self.lora_sds]
+        if (
+            len(active) != 1
+            or not fused.ENABLED
+            or self.disable_adapters
+            or self.merged
+            or not _is_plain_linear(base)
+            or base.weight.requires_grad
+            or not (x.dtype == base.weight.dtype or torch.is_autocast_enabled(x.device.type))
+            # a compiler fuses the separate operations itself
+            or torch.compiler.is_compiling()
+        ):
+            return None
+        dropout = self.lora_dropout[active[0]]
+        drops = self.training and not isinstance(dropout, nn.Identity)
+        return None if drops else active[0]
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether calling ``module`` does no more than ``F.linear`` with an ordinary weight."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+    )
 
 
 class _SdsConvNd(SdsLayerMixin):

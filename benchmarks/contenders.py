@@ -1,0 +1,188 @@
+"""What is compared, and the models it is compared in.
+
+Every contender adapts all linear layers of the same frozen base (the weights are shared in memory,
+random: only shapes matter here), and trains with AdamW.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
+
+from sdslora import SdsLoraConfig
+from sdslora.core import SdsFactors, orthonormal_basis
+from sdslora.tuner import adapter_layers, start_main_stage
+
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "smollm2-135m": lambda: LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
+    "llama-3-8b": lambda: LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+    ),
+    # four of its layers with a small vocabulary: what fits a small machine
+    "llama-3-8b-slice": lambda: LlamaConfig(
+        vocab_size=1024,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=4,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
+    "gemma-2b": lambda: GemmaConfig(),
+}
+
+
+def base_model(name: str, device: str, dtype: torch.dtype, layers: int | None = None) -> nn.Module:
+    """The model of ``CONFIGS[name]`` with random weights, frozen."""
+    config = CONFIGS[name]()
+    config.use_cache = False
+    if layers is not None:
+        config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.requires_grad_(False)
+
+
+def sharing_weights(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose parameters are the same tensors."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+class FusedLora(torch.autograd.Function):
+    """Plain LoRA the way the fastest trainers write it: accumulate into the base products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, A: Tensor, B: Tensor, s: float) -> Tensor:
+        out = F.linear(x, weight)
+        x2 = x.reshape(-1, x.shape[-1])
+        u = x2 @ A.to(x.dtype).mT
+        out.view(-1, out.shape[-1]).addmm_(u, B.to(x.dtype).mT, alpha=s)
+        ctx.save_for_backward(x, u, weight, A, B)
+        ctx.s = s
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, u, weight, A, B = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1])
+        gu = (g @ B.to(x.dtype)).mul_(ctx.s)
+        grad_x = (g @ weight).addmm_(gu, A.to(x.dtype)).view(x.shape)
+        grad_A = (gu.mT @ x.reshape(-1, x.shape[-1])).to(A.dtype)
+        grad_B = (g.mT @ u).mul_(ctx.s).to(B.dtype)
+        return grad_x, None, grad_A, grad_B, None
+
+
+class FusedLoraLinear(nn.Module):
+    """A frozen linear layer (without bias) with :class:`FusedLora`."""
+
+    def __init__(self, base: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        device = base.weight.device
+        self.A = nn.Parameter(torch.randn(rank, base.in_features, device=device) / 64)
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., n) -> (..., m)."""
+        out: Tensor = FusedLora.apply(x, self.base.weight, self.A, self.B, 2.0)
+        return out
+
+
+def _fused_lora(model: nn.Module, rank: int) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], FusedLoraLinear(module, rank))
+    return model
+
+
+def _sds_lora(model: nn.Module, rank: int) -> nn.Module:
+    """In the main stage, as almost all of a training is, with factors of full rank."""
+    wrapped = get_peft_model(model, SdsLoraConfig(r=rank, target_modules="all-linear"))
+    start_main_stage(wrapped, "default")
+    for _, layer in adapter_layers(wrapped, "default"):
+        A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
+        bases = orthonormal_basis(Q_A), orthonormal_basis(Q_B)
+        layer.set_sds_factors("default", SdsFactors(A / 64, B / 64, *bases))
+    return wrapped
+
+
+def _frozen(model: nn.Module, rank: int) -> nn.Module:
+    """No adapter: the forward pass and the gradient of the embeddings' output."""
+    embeddings = model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_())
+    return model
+
+
+CONTENDERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
+    "frozen base": _frozen,
+    "PEFT LoRA": lambda model, rank: get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    ),
+    "PEFT DoRA": lambda model, rank: get_peft_model(
+        model,
+        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", use_dora=True),
+    ),
+    "fused LoRA": _fused_lora,
+    "SDS-LoRA": _sds_lora,
+}
+
+
+@dataclass
+class Training:
+    """A contender's training step on fixed random tokens."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    tokens: Tensor
+
+    def step(self) -> None:
+        """Forward, backward, optimizer."""
+        self.model(input_ids=self.tokens, labels=self.tokens).loss.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
+def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: bool) -> Training:
+    """The contender ``name`` on ``base``.
+
+    Args:
+        name: of :data:`CONTENDERS`.
+        base: the frozen model, left as it is.
+        rank: r.
+        tokens: (batch, sequence).
+        options: ``gradient_checkpointing``, ``compile``.
+    """
+    model = CONTENDERS[name](sharing_weights(base), rank).train()
+    if options.get("gradient_checkpointing"):
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4) if parameters else None
+    if options.get("compile"):
+        model = torch.compile(model)
+    return Training(model, optimizer, tokens)

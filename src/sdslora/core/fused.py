@@ -1,0 +1,123 @@
+"""A frozen linear layer with its SDS-LoRA branch as one operation, forward and backward.
+
+The same function as :func:`~sdslora.core.sds_linear` added to ``F.linear``, with what a composition
+of separate operations wastes taken out: ``[A; Q_Aᵀ]`` and ``[Q_B, B]`` are one product each,
+products accumulate into the base layer's output and input gradient (no temporary of their size, no
+elementwise pass over them), s is applied on the r-sized side, nothing is computed for the bases,
+and only ``x`` and ``h = x Q_A`` are kept for the backward pass.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
+"""``SDSLORA_FUSED=0`` in the environment selects the separate operations."""
+
+
+def fused_sds_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    Q_A: Tensor,
+    Q_B: Tensor,
+    scaling: float | Tensor,
+    gate: Tensor,
+) -> Tensor:
+    """``x Wᵀ + bias + x ΔWᵀ``: (..., n) -> (..., m).
+
+    Runs in the dtype of ``x``, or autocast's; the factors are cast to it, and their gradients back.
+    Gradients reach ``x``, ``bias``, ``A`` and ``B``.
+
+    Args:
+        x: input (..., n).
+        weight: W, (m, n), frozen.
+        bias: (m,) or None.
+        A: (r, n).
+        B: (m, r).
+        Q_A: (n, r).
+        Q_B: (m, r).
+        scaling: s.
+        gate: shape (1,), 1 in the warm-up and 0 in the main stage.
+
+    Raises:
+        RuntimeError: where a gradient of the gradient is asked for.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    out: Tensor = _FusedSdsLinear.apply(x.to(dtype), weight, bias, A, B, Q_A, Q_B, scaling, gate)
+    return out
+
+
+class _FusedSdsLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        Q_A: Tensor,
+        Q_B: Tensor,
+        scaling: float | Tensor,
+        gate: Tensor,
+    ) -> Tensor:
+        r, dtype = A.shape[0], x.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            out = F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
+            down, up = _packed(A, B, Q_A, Q_B, dtype)
+            # u = A x,  h = Q_Aᵀ x + gate u
+            uh = x.reshape(-1, x.shape[-1]) @ down.mT
+            u, h = uh.split(r, dim=-1)
+            h += gate.to(dtype) * u
+            h = h.clone()
+            uh *= scaling
+            # W x + s (Q_B u + B h)
+            out.view(-1, out.shape[-1]).addmm_(uh, up.mT)
+        ctx.save_for_backward(x, h, weight, A, B, Q_A, Q_B, gate)
+        ctx.scaling = scaling
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, weight, A, B, Q_A, Q_B, gate = ctx.saved_tensors
+        r = A.shape[0]
+        need_x, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
+        grad_x = grad_bias = grad_A = grad_B = None
+        with torch.autocast(x.device.type, enabled=False):
+            down, up = _packed(A, B, Q_A, Q_B, x.dtype)
+            g = grad.reshape(-1, grad.shape[-1])
+            # gu = s (Q_Bᵀ g + gate Bᵀ g),  gh = s Bᵀ g
+            gugh = g @ up
+            gugh *= ctx.scaling
+            gu, gh = gugh.split(r, dim=-1)
+            gu += gate.to(x.dtype) * gh
+            if need_A:
+                grad_A = (gu.mT @ x.reshape(-1, x.shape[-1])).to(A.dtype)
+            if need_B:
+                grad_B = (g.mT @ h * ctx.scaling).to(B.dtype)
+            if need_bias:
+                grad_bias = g.sum(0).to(ctx.bias_dtype)
+            if need_x:
+                # Wᵀ g + Aᵀ gu + Q_A gh
+                grad_x = (g @ weight.to(x.dtype)).addmm_(gugh, down).view(x.shape)
+        return grad_x, None, grad_bias, grad_A, grad_B, None, None, None, None
+
+
+def _packed(
+    A: Tensor, B: Tensor, Q_A: Tensor, Q_B: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``[A; Q_Aᵀ]`` (2r, n) and ``[Q_B, B]`` (m, 2r) in ``dtype``."""
+    return (
+        torch.cat([A.to(dtype), Q_A.mT.to(dtype)]),
+        torch.cat([Q_B.to(dtype), B.to(dtype)], dim=1),
+    )

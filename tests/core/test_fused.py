@@ -1,0 +1,226 @@
+"""The fused linear against the plain formula, case by case."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sdslora.core import fused_sds_linear, orthonormal_basis, sds_linear
+
+M, N, R = 24, 40, 5
+SHAPES = {"2-D": (7, N), "3-D": (3, 4, N), "4-D": (2, 3, 2, N), "1-D": (N,)}
+
+
+def operands(dtype=torch.float64, adapter_dtype=None, *, gate=0.0, bias=True, seed=0):
+    """Weight, bias and the adapter, A and B requiring gradients."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    adapter_dtype = adapter_dtype or dtype
+    base_dtype = torch.promote_types(adapter_dtype, torch.float32)
+    weight = (random(M, N) / N**0.5).to(dtype)
+    A = random(R, N).to(adapter_dtype).requires_grad_()
+    B = random(M, R).to(adapter_dtype).requires_grad_()
+    Q_A, Q_B = (orthonormal_basis(random(k, R)).to(base_dtype) for k in (N, M))
+    if gate:
+        Q_A, Q_B = torch.zeros_like(Q_A), torch.zeros_like(Q_B)
+    gate = torch.full((1,), gate, dtype=base_dtype)
+    return weight, random(M).to(dtype) if bias else None, A, B, Q_A, Q_B, 0.7, gate
+
+
+def plain(x, weight, bias, A, B, Q_A, Q_B, scaling, gate):
+    return F.linear(x, weight, bias) + sds_linear(x, A, B, Q_A, Q_B, scaling, gate)
+
+
+def results(function, x, operands):
+    """Output, and the gradients of x, A and B for a fixed cotangent."""
+    x = x.detach().requires_grad_()
+    A, B = operands[2:4]
+    A.grad = B.grad = None
+    out = function(x, *operands)
+    out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype))
+    return out.detach(), x.grad, A.grad, B.grad
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("gate", [0.0, 1.0], ids=["main", "warm-up"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_equals_the_formula_in_float64(shape, gate, bias):
+    x = torch.randn(shape, dtype=torch.float64)
+    arguments = operands(gate=gate, bias=bias)
+    for mine, reference in zip(
+        results(fused_sds_linear, x, arguments), results(plain, x, arguments), strict=True
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_takes_inputs_that_are_not_contiguous():
+    arguments = operands()
+    for x in (
+        torch.randn(N, 7, dtype=torch.float64).mT,
+        torch.randn(4, 3, N, dtype=torch.float64).transpose(0, 1),
+        torch.randn(3, 8, N, dtype=torch.float64)[:, ::2],
+        torch.randn(1, 1, N, dtype=torch.float64).expand(3, 4, N),
+    ):
+        assert not x.is_contiguous()
+        for mine, reference in zip(
+            results(fused_sds_linear, x, arguments), results(plain, x, arguments), strict=True
+        ):
+            torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_by_finite_differences():
+    weight, bias, A, B, Q_A, Q_B, s, gate = operands()
+    x = torch.randn(3, N, dtype=torch.float64, requires_grad=True)
+    bias.requires_grad_()
+
+    def function(x, bias, A, B):
+        return fused_sds_linear(x, weight, bias, A, B, Q_A, Q_B, s, gate)
+
+    assert torch.autograd.gradcheck(function, (x, bias, A, B))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, None], ids=["float32 adapter", "same"])
+@pytest.mark.parametrize("gate", [0.0, 1.0], ids=["main", "warm-up"])
+def test_half_precision_stays_within_its_rounding(dtype, adapter_dtype, gate):
+    """Against the float32 formula on the same (rounded) operands."""
+    arguments = operands(dtype, adapter_dtype, gate=gate)
+    exact = tuple(
+        a.detach().float().requires_grad_(a.requires_grad) if torch.is_tensor(a) else a
+        for a in arguments
+    )
+    x = torch.randn(16, N).to(dtype)
+    mine = results(fused_sds_linear, x, arguments)
+    assert mine[0].dtype == mine[1].dtype == dtype
+    assert mine[2].dtype == mine[3].dtype == arguments[2].dtype
+    for half, full in zip(mine, results(plain, x.float(), exact), strict=True):
+        # operands, r-sided intermediates and result are each rounded once or twice
+        assert (half.float() - full).abs().max() <= 8 * torch.finfo(dtype).eps * full.abs().max()
+
+
+@pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16])
+def test_autocast(input_dtype):
+    arguments = operands(torch.float32)
+    x = torch.randn(16, N, dtype=input_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine = results(fused_sds_linear, x, arguments)
+    exact = results(plain, x.float(), arguments)
+    assert mine[0].dtype == torch.bfloat16
+    assert [grad.dtype for grad in mine[1:]] == [input_dtype, torch.float32, torch.float32]
+    for half, full in zip(mine, exact, strict=True):
+        assert (half.float() - full).abs().max() <= 8 * 2**-7 * full.abs().max()
+
+
+def test_backward_twice_and_gradients_of_gradients():
+    arguments = operands()
+    x = torch.randn(3, N, dtype=torch.float64, requires_grad=True)
+    out = fused_sds_linear(x, *arguments)
+    [first] = torch.autograd.grad(out.sum(), arguments[3], retain_graph=True)
+    [second] = torch.autograd.grad(out.sum(), arguments[3], retain_graph=True)
+    assert torch.equal(first, second)
+    [grad] = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_computes_only_the_gradients_that_are_needed():
+    weight, bias, A, B, *rest = operands()
+    x = torch.randn(3, N, dtype=torch.float64)
+    fused_sds_linear(x, weight, bias, A, B.detach(), *rest).sum().backward()
+    assert A.grad is not None
+    assert B.grad is None
+    assert x.grad is None
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(use_reentrant):
+    arguments = operands()
+    x = torch.randn(3, 4, N, dtype=torch.float64)
+
+    def recomputed(x, *arguments):
+        return checkpoint(fused_sds_linear, x, *arguments, use_reentrant=use_reentrant)
+
+    for mine, reference in zip(
+        results(recomputed, x, arguments), results(fused_sds_linear, x, arguments), strict=True
+    ):
+        assert torch.equal(mine, reference)
+
+
+def test_keeps_only_x_and_h_for_backward():
+    arguments = operands(torch.float32)
+    x = torch.randn(64, N, requires_grad=True)
+    held = {a.data_ptr() for a in arguments if torch.is_tensor(a)} | {x.data_ptr()}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        fused_sds_linear(x, *arguments)
+    extra = [t for t in saved if t.data_ptr() not in held]
+    assert [tuple(t.shape) for t in extra] == [(64, R)]
+    assert extra[0].untyped_storage().nbytes() == 64 * R * 4
+
+
+def test_switching_it_off():
+    script = "from sdslora.core import fused; print(fused.ENABLED)"
+    for value, expected in (("0", "False"), ("1", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "SDSLORA_FUSED": value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_the_layer_fuses_where_nothing_happens_in_between(tiny_llama, input_ids, monkeypatch):
+    """Same logits and gradients with and without; hooks, dropout, several adapters turn it off."""
+    from peft import get_peft_model
+
+    from sdslora import SdsLoraConfig
+    from sdslora.core import fused
+    from sdslora.tuner import adapter_layers
+
+    model = get_peft_model(tiny_llama, SdsLoraConfig(r=4, target_modules="all-linear"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+
+    def gradients():
+        model.zero_grad()
+        loss = model(input_ids, labels=input_ids).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+    (_, layer), *_ = adapter_layers(model, "default")
+    x = torch.randn(2, layer.in_features)
+    assert layer._fusible_adapter(x) == "default"
+    with_fusion = gradients()
+    monkeypatch.setattr(fused, "ENABLED", False)
+    assert layer._fusible_adapter(x) is None
+    for mine, reference in zip(with_fusion, gradients(), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(fused, "ENABLED", True)
+
+    handle = layer.base_layer.register_forward_hook(lambda *_: None)
+    assert layer._fusible_adapter(x) is None
+    handle.remove()
+    assert layer._fusible_adapter(x.bfloat16()) is None
+    layer.base_layer.weight.requires_grad_()
+    assert layer._fusible_adapter(x) is None
+    layer.base_layer.weight.requires_grad_(False)
+    model.add_adapter("other", SdsLoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5))
+    model.set_adapter("other")
+    model.eval()
+    assert layer._fusible_adapter(x) == "other"
+    model.train()
+    assert layer._fusible_adapter(x) is None
+    model.base_model.set_adapter(["default", "other"])
+    assert layer._fusible_adapter(x) is None
