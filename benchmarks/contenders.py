@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
 
 from sdslora import SdsLoraConfig
-from sdslora.core import SdsFactors, orthonormal_basis
+from sdslora.core import orthonormal_basis
 from sdslora.tuner import adapter_layers, start_main_stage
 
 CONFIGS: dict[str, Callable[[], Any]] = {
@@ -125,7 +125,8 @@ def _sds_lora(model: nn.Module, rank: int) -> nn.Module:
     for _, layer in adapter_layers(wrapped, "default"):
         A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
         bases = orthonormal_basis(Q_A), orthonormal_basis(Q_B)
-        layer.set_sds_factors("default", SdsFactors(A / 64, B / 64, *bases))
+        for mine, value in zip(layer.sds_factors("default"), (A / 64, B / 64, *bases), strict=True):
+            mine.copy_(value)
     return wrapped
 
 

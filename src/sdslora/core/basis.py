@@ -34,7 +34,7 @@ def orthonormal_basis(M: Tensor, previous: Tensor | None = None) -> Tensor:
         if previous is not None:
             previous = previous[..., :width].reshape(M.shape)[rest].to(M.dtype)
         Q[rest] = _careful_basis(M[rest], previous)
-    return pad(Q, (0, columns - width)).view(*batch, rows, columns)
+    return widened(Q.view(*batch, rows, width), columns)
 
 
 def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +117,12 @@ def _unit_columns(M: Tensor) -> Tensor:
     M = M / torch.where(largest == 0, 1, largest)
     norm = torch.linalg.vector_norm(M, dim=-2, keepdim=True)
     return M / torch.where(norm == 0, 1, norm)
+
+
+def widened(Q: Tensor, columns: int) -> Tensor:
+    """``Q`` (..., k, r') with zero columns up to the number ``columns``."""
+    surplus = columns - Q.shape[-1]
+    return pad(Q, (0, surplus)) if surplus else Q
 
 
 def subspace_cosine(Q: Tensor, Q_new: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 from typing import Literal, get_args
 
 from torch import Tensor
-from torch.nn.functional import pad
 
-from .basis import orthonormal_basis
+from .basis import orthonormal_basis, widened
 from .factors import SdsFactors, plain_pair
 from .precision import upcast
 
@@ -41,8 +40,7 @@ def refresh(factors: SdsFactors, mode: RefreshMode = "qr") -> SdsFactors:
 
 def _basis(M: Tensor, previous: Tensor, rank: int) -> Tensor:
     """Basis of the first ``rank`` columns of ``M``, zero columns for the surplus."""
-    basis = orthonormal_basis(M[..., :rank], previous[..., :rank])
-    return pad(basis, (0, M.shape[-1] - rank))
+    return widened(orthonormal_basis(M[..., :rank], previous[..., :rank]), M.shape[-1])
 
 
 def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:

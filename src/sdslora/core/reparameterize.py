@@ -1,8 +1,8 @@
 """The start of the main stage: the warm-up's ΔW in SDS-LoRA's form, Eq. (8)."""
 
 from torch import Tensor
-from torch.nn.functional import pad
 
+from .basis import widened
 from .factors import LowRankPair, SdsFactors
 from .svd import factored_svd
 
@@ -17,12 +17,11 @@ def reparameterize(A: Tensor, B: Tensor, scaling: float | Tensor) -> SdsFactors:
     rank = A.shape[-2]
     # s enters and leaves again: U Σ Vᵀ = SVD of ΔW / s, so that Σ / (2 s) becomes Σ / 2
     U, S, V = factored_svd(LowRankPair(up=B, down=A)).truncate(rank)
-    surplus = (0, rank - S.shape[-1])
     half = S.unsqueeze(-2) / 2
     # (8)  Q_A = V,  Q_B = U,  A = Σ Vᵀ / (2 s),  B = U Σ / (2 s)
     return SdsFactors(
-        A=pad(V * half, surplus).mT.contiguous(),
-        B=pad(U * half, surplus),
-        Q_A=pad(V, surplus),
-        Q_B=pad(U, surplus),
+        A=widened(V * half, rank).mT.contiguous(),
+        B=widened(U * half, rank),
+        Q_A=widened(V, rank),
+        Q_B=widened(U, rank),
     )

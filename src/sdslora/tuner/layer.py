@@ -69,17 +69,13 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         return state
 
     def sds_factors(self, adapter: str) -> SdsFactors:
-        """A, B and the bases as matrices that share the parameters' memory, detached."""
+        """A, B and the bases as matrices that share the layer's memory, detached.
+
+        Written to in place, so that optimizers and compiled code keep their tensors.
+        """
         A, B = self.adapter_parameters(adapter)
         state = self.adapter_state(adapter)
         return SdsFactors(A.detach().flatten(1), B.detach().flatten(1), state.Q_A, state.Q_B)
-
-    @torch.no_grad()
-    def set_sds_factors(self, adapter: str, factors: SdsFactors, *, warmup: bool = False) -> None:
-        """Write A, B, bases and phase in place, so that optimizers and compiled code keep them."""
-        for target, source in zip(self.sds_factors(adapter), factors, strict=True):
-            target.copy_(source)
-        self.adapter_state(adapter).gate.fill_(float(warmup))
 
     def plain_pair(self, adapter: str) -> LowRankPair:
         """The plain LoRA that equals the adapter, scaling left out; float32 or better.

@@ -64,17 +64,18 @@ def in_warmup(model: nn.Module, adapter: str) -> bool:
         ValueError: for an adapter that is not there.
         RuntimeError: where its layers disagree, as after a partial load.
     """
-    phases = [layer.adapter_state(adapter).in_warmup for _, layer in adapter_layers(model, adapter)]
-    if not phases:
+    gates = [layer.adapter_state(adapter).gate for _, layer in adapter_layers(model, adapter)]
+    if not gates:
         raise ValueError(
             f"there is no SDS-LoRA adapter {adapter!r}; there are {list(adapter_configs(model))}"
         )
-    if any(phases) != all(phases):
+    warming = int((torch.cat([gate.to(gates[0].device) for gate in gates]) != 0).sum())
+    if 0 < warming < len(gates):
         raise RuntimeError(
-            f"the layers of adapter {adapter!r} disagree on its phase: {sum(phases)} of "
-            f"{len(phases)} are in the warm-up. Load the whole adapter."
+            f"the layers of adapter {adapter!r} disagree on its phase: {warming} of "
+            f"{len(gates)} are in the warm-up. Load the whole adapter."
         )
-    return phases[0]
+    return warming > 0
 
 
 def start_main_stage(model: nn.Module, adapter: str) -> None:
@@ -90,7 +91,7 @@ def start_main_stage(model: nn.Module, adapter: str) -> None:
         raise RuntimeError(f"adapter {adapter!r} is past its warm-up already")
     for layers in _groups(model, adapter):
         before = _stack(layers, adapter)
-        _write(layers, adapter, reparameterize(before.A, before.B, 1.0))
+        _write(layers, adapter, reparameterize(before.A, before.B, 1.0), before)
 
 
 def refresh_bases(
@@ -116,7 +117,7 @@ def refresh_bases(
             drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A))
             drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B))
             jumps.append(relative_change(before, after))
-        _write(layers, adapter, after)
+        _write(layers, adapter, after, before)
     return RefreshReport(_mean(drifts), _mean(jumps)) if measure else None
 
 
@@ -143,9 +144,16 @@ def _stack(layers: list[SdsLayerMixin], adapter: str) -> SdsFactors:
     return SdsFactors(*(torch.stack(same) for same in zip(*factors, strict=True)))
 
 
-def _write(layers: list[SdsLayerMixin], adapter: str, factors: SdsFactors) -> None:
+def _write(
+    layers: list[SdsLayerMixin], adapter: str, after: SdsFactors, before: SdsFactors
+) -> None:
+    """Write what changed into the layers, whose phase is the main stage from here on."""
     for index, layer in enumerate(layers):
-        layer.set_sds_factors(adapter, SdsFactors(*(factor[index] for factor in factors)))
+        targets = layer.sds_factors(adapter)
+        for target, new, old in zip(targets, after, before, strict=True):
+            if new is not old:
+                target.copy_(new[index])
+        layer.adapter_state(adapter).gate.zero_()
 
 
 def _mean(values: list[Tensor]) -> float:

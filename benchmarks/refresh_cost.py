@@ -1,0 +1,124 @@
+"""Claim: refreshing a whole model's bases is cheap, and far cheaper than QR matrix by matrix."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from contenders import CONFIGS, base_model, training
+from measuring import alternate, arguments, ratios, write
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from sdslora import SdsLoraConfig
+from sdslora.core import RefreshSchedule, orthonormal_basis
+from sdslora.tuner import adapter_layers, refresh_bases, start_main_stage
+
+SHARE = "share of a training step at the default schedule"
+
+
+class Shapes(nn.Module):
+    """The linear layers of a decoder, their weights without memory of their own."""
+
+    def __init__(self, model: str, layers: int | None, device: str) -> None:
+        super().__init__()
+        config = CONFIGS[model]()
+        head = config.hidden_size // config.num_attention_heads
+        hidden, inner = config.hidden_size, config.intermediate_size
+        queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+        shapes = {
+            "q_proj": (queries, hidden),
+            "k_proj": (keys, hidden),
+            "v_proj": (keys, hidden),
+            "o_proj": (hidden, queries),
+            "gate_proj": (inner, hidden),
+            "up_proj": (inner, hidden),
+            "down_proj": (hidden, inner),
+        }
+        for index in range(layers or config.num_hidden_layers):
+            block = nn.Module()
+            for name, (m, n) in shapes.items():
+                linear = nn.Linear(n, m, bias=False, device="meta")
+                weight = torch.zeros((), device=device).expand(m, n)
+                linear.weight = nn.Parameter(weight, requires_grad=False)
+                block.add_module(name, linear)
+            self.add_module(str(index), block)
+
+
+def trained(model: str, rank: int, layers: int | None, device: str) -> PeftModel:
+    """Adapters in the main stage whose factors are correlated, as trained ones are."""
+    wrapped = get_peft_model(
+        Shapes(model, layers, device), SdsLoraConfig(r=rank, target_modules=r".*_proj")
+    )
+    start_main_stage(wrapped, "default")
+    mix = torch.eye(rank, device=device) + torch.randn(rank, rank, device=device) / rank**0.5 / 3
+    for _, layer in adapter_layers(wrapped, "default"):
+        A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
+        bases = orthonormal_basis(Q_A), orthonormal_basis(Q_B)
+        for mine, value in zip(
+            layer.sds_factors("default"), (mix @ A, B @ mix, *bases), strict=True
+        ):
+            mine.copy_(value)
+    return wrapped
+
+
+def loop(model: nn.Module) -> None:
+    """What one writes first: a QR of every matrix, its signs fixed."""
+    for _, layer in adapter_layers(model, "default"):
+        factors = layer.sds_factors("default")
+        for matrix, basis in ((factors.A.mT, factors.Q_A), (factors.B, factors.Q_B)):
+            Q, R = torch.linalg.qr(matrix)
+            basis.copy_(Q * R.diagonal().sign())
+
+
+def main() -> None:
+    """Time one whole-model refresh of each kind, in turn, by model and rank."""
+    options = arguments(__doc__).parse_args()
+    device = options.device
+    gpu = device == "cuda"
+    ranks = (8,) if options.quick else (8, 16, 32, 64, 128, 256)
+    # a CPU has the time for a quarter of the large model's layers; all have the same shapes
+    models = {"smollm2-135m": None, "llama-3-8b": None if gpu else 8}
+    rows: list[dict[str, Any]] = []
+    for name, layers in {"smollm2-135m": 2}.items() if options.quick else models.items():
+        for rank in ranks:
+            model = trained(name, rank, layers, device)
+            runs: dict[str, Callable[[], object]] = {
+                "loop of torch.linalg.qr": lambda model=model: loop(model),
+                "qr": lambda model=model: refresh_bases(model, "default", "qr"),
+                "preserve": lambda model=model: refresh_bases(model, "default", "preserve"),
+            }
+            seconds = alternate(runs, options.rounds, device, warmup=2)
+            against = ratios(seconds, "loop of torch.linalg.qr")
+            rows.append({"model": name, "layers": layers, "rank": rank, "seconds": seconds})
+            rows[-1]["against the loop"] = against
+            print(name, "rank", rank, *(f"{k}: {1 / v['median']:.2f}x" for k, v in against.items()))
+    if not options.quick:
+        rows.append(_share(device, options.rounds))
+        write("refresh_cost", device, rows)
+
+
+def _share(device: str, rounds: int) -> dict[str, Any]:
+    """The refreshes' part of the training time of SmolLM2 at rank 32."""
+    base = base_model("smollm2-135m", device, torch.float32)
+    tokens = torch.randint(0, base.config.vocab_size, (16, 128), device=device)
+    run = training("SDS-LoRA", base, 32, tokens)
+    seconds = alternate(
+        {"step": run.step, "refresh": lambda: refresh_bases(run.model, "default")}, rounds, device
+    )
+    part = ratios(seconds, "step")["refresh"]["median"]
+    total = 3125
+    schedule = RefreshSchedule(total)
+    refreshes = sum(schedule.action(step) == "refresh" for step in range(1, total + 1)) / total
+    print(SHARE, f"{part * refreshes:.4f}")
+    return {
+        "model": "smollm2-135m",
+        "rank": 32,
+        "tokens per step": tokens.numel(),
+        "seconds": seconds,
+        "refreshes per step": refreshes,
+        SHARE: part * refreshes,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The adapter of a run: its configuration, the layers it finds, and whether it was trained."""
+
+import copy
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from .. import SdsLoraConfig
+from .errors import RunFailed, UserError, nearest
+
+_DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+
+
+def make_config(options: Mapping[str, Any]) -> SdsLoraConfig:
+    """``SdsLoraConfig`` of these options for a causal language model, on all linear layers."""
+    try:
+        return SdsLoraConfig(**{**_DEFAULTS, **options})
+    except (ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def attach(model: PreTrainedModel, config: SdsLoraConfig) -> PeftModel:
+    """Wrap ``model``; ``config`` stays as it is. A is drawn from torch's generator.
+
+    Raises:
+        UserError: where a name in the configuration matches no module, naming the nearest one, or
+            no layer gets an adapter.
+    """
+    _refuse_unmatched(model, config)
+    try:
+        wrapped = get_peft_model(model, copy.deepcopy(config))
+    except ValueError as error:
+        raise UserError(f"adapter: {' '.join(str(error).split())}") from error
+    if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            "adapter.target_modules includes the output layer, whose adapter the trainer would "
+            "never train; leave it out, or name it in adapter.modules_to_save"
+        )
+    return wrapped
+
+
+def layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The layers that have an adapter, by their name in the base model."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+
+
+def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable tensors: A and B of every layer, and what else the configuration trains."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def digests(model: nn.Module) -> dict[str, bytes]:
+    """A digest of each trainable tensor's bytes, to tell afterwards whether it changed."""
+    return {name: _digest(tensor) for name, tensor in tensors(model).items()}
+
+
+def require_changed(model: nn.Module, before: Mapping[str, bytes]) -> None:
+    """Raise ``RunFailed`` where a trainable tensor is what it was ``before`` (see ``digests``)."""
+    same = [name for name, digest in digests(model).items() if before.get(name) == digest]
+    if same:
+        raise RunFailed(
+            f"{len(same)} of {len(before)} trainable tensors did not change, {same[0]} for one; "
+            "the run trained less than it was meant to. Is the learning rate 0, or does no row "
+            "reach that layer?"
+        )
+
+
+def require_finite(model: nn.Module, step: int) -> None:
+    """Raise ``RunFailed`` where a trainable tensor holds NaN or infinity."""
+    for name, tensor in tensors(model).items():
+        if not torch.isfinite(tensor).all():
+            raise RunFailed(f"{name} is not finite after step {step}")
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).digest()
+
+
+def _refuse_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:
+    """PEFT ignores a name in a list where another one matches."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
+        names = getattr(config, option)
+        if names and not isinstance(names, str):
+            for name in sorted(names):
+                if not any(m == name or m.endswith(f".{name}") for m in modules):
+                    raise UserError(
+                        f"adapter.{option}: the model has no module `{name}`"
+                        f"{nearest(name, _last_names(modules))}"
+                    )
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, option) or {}:
+            if not any(re.fullmatch(rf"(.*\.)?({pattern})", m) for m in modules):
+                raise UserError(
+                    f"adapter.{option}: the pattern `{pattern}` matches no module"
+                    f"{nearest(pattern, _last_names(modules))}"
+                )
+
+
+def _last_names(modules: Iterable[str]) -> list[str]:
+    """``q_proj`` of ``model.layers.0.self_attn.q_proj``, each once, in order."""
+    return list(dict.fromkeys(m.rpartition(".")[2] for m in modules))

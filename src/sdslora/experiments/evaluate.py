@@ -1,0 +1,102 @@
+"""``sdslora evaluate``: the figures of a trained adapter, or of a base model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import data, models, record, saved
+from .encode import encode, within
+from .errors import UserError
+from .files import new_directory, refuse_used, write_json, write_jsonl
+from .measure import Measurement, measure, summary
+from .parsing import RECIPE, parse
+from .saved import BaseModelSpec
+from .spec import DataSpec, EvalSpec
+
+_SECTIONS = ("model", "data", "evaluation")
+
+
+@dataclass
+class EvaluateSpec:
+    """Evaluate an adapter, or a base model where none is given: loss and exact match.
+
+    Args:
+        data: Its validation rows are evaluated on.
+        model: The base model; the one that the adapter names where not given.
+        adapter_dir: An adapter, or the output directory of a run, whose data and model then are
+            the defaults.
+        max_length: Longest row in tokens; longer ones as data.overlong says.
+        output_dir: Where to write metrics.json and generations.jsonl; nothing is written else.
+    """
+
+    data: DataSpec
+    model: BaseModelSpec
+    evaluation: EvalSpec
+    adapter_dir: str | None = None
+    max_length: int | None = None
+    output_dir: str | None = None
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora evaluate`` with these arguments.
+
+    The first argument may be a recipe, or an adapter's directory in the place of
+    ``--adapter_dir``; a run's directory brings its own data and model with it.
+    """
+    place = "adapter_dir" if argv and Path(argv[0]).is_dir() else RECIPE
+    run = record.of_adapter(Path(argv[0])) if place == "adapter_dir" else None
+    evaluate(
+        parse(EvaluateSpec, argv, "sdslora evaluate", (place,), _defaults(run) if run else None)
+    )
+
+
+def evaluate(spec: EvaluateSpec) -> Measurement:
+    """Evaluate, print the figures, and write them where ``spec.output_dir`` says.
+
+    Raises:
+        UserError: where model, adapter or data are not there, or no row is held out.
+    """
+    if spec.output_dir is not None:
+        refuse_used(Path(spec.output_dir))
+    examples = data.load(spec.data)
+    if spec.adapter_dir is not None:
+        found: Any = saved.find(spec.adapter_dir, spec.model)
+    elif spec.model.name_or_path is not None:
+        found = models.find(spec.model)
+    else:
+        raise UserError("nothing to evaluate: give --adapter_dir or --model.name_or_path")
+    tokenizer = found.tokenizer()
+    encoded = encode(examples.validation, tokenizer, spec.data)
+    rows = within(encoded, spec.max_length, spec.data.overlong, "validation")
+    model = found.load()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None and "device_map" not in spec.model.options:
+        model.to(accelerator)
+    result = measure(model, tokenizer, rows, spec.evaluation, examples.rule)
+    print(summary(result.metrics))
+    if spec.output_dir is not None:
+        _write(result, spec, Path(spec.output_dir))
+    return result
+
+
+def _write(result: Measurement, spec: EvaluateSpec, output_dir: Path) -> None:
+    with new_directory(output_dir) as folder:
+        write_json(
+            folder / "metrics.json",
+            {
+                "metrics": result.metrics,
+                "config": asdict(spec),
+                "versions": record.versions(),
+                "hardware": record.hardware(),
+            },
+        )
+        if result.records:
+            write_jsonl(folder / "generations.jsonl", result.records)
+    print(f"figures written to {output_dir}")
+
+
+def _defaults(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: run["config"][name] for name in _SECTIONS}

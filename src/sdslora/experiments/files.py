@@ -1,0 +1,65 @@
+"""Writing whole or not at all: every result appears under its name by a rename."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` under a temporary name beside it, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON; what JSON has no form for (a path, an enum) is written as its string."""
+    write_text(path, json.dumps(data, indent=2, default=str) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def is_used(path: Path) -> bool:
+    """Whether ``path`` is a file, or a directory that holds anything."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def refuse_used(path: Path) -> None:
+    """Raise ``UserError`` where ``path`` is a file or a directory that holds anything."""
+    if is_used(path):
+        raise UserError(
+            f"output directory {path} exists and is not empty; choose another, or remove it"
+        )
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``path`` when the block ends, and vanishes if it fails.
+
+    Raises:
+        UserError: where ``path`` is a file or a directory that holds anything.
+    """
+    refuse_used(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)  # mkdtemp makes it private
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,48 @@
+"""Estimated memory of a training, term by term."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from .adapter import tensors
+from .plan import Plan
+
+# Tensors that an optimizer keeps for each trained one; AdamW's two where it is not listed.
+_OPTIMIZER_TENSORS = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
+ACTIVATION_FORMULA = "rows * tokens * layers * (9 * hidden + 4 * intermediate) * bytes"
+
+
+def estimate(plan: Plan) -> dict[str, int]:
+    """Bytes by kind. The activations are an estimate (``ACTIVATION_FORMULA``), the rest is exact.
+
+    Neither checkpointing of activations nor the logits, which the trainer computes in chunks, nor
+    a quantization of the base model is counted.
+    """
+    trained = list(tensors(plan.skeleton).values())
+    ids = {id(tensor) for tensor in trained}
+    base = [p for p in plan.skeleton.parameters() if id(p) not in ids]
+    bases = [b for name, b in plan.skeleton.named_buffers() if ".lora_" in name]
+    optimizer = str(getattr(plan.spec.training.optim, "value", plan.spec.training.optim))
+    kept = next((n for name, n in _OPTIMIZER_TENSORS.items() if name in optimizer), 2)
+    return {
+        "base weights": _bytes(base),
+        "adapter": _bytes(trained),
+        "bases Q_A, Q_B": _bytes(bases),
+        "gradients": _bytes(trained),
+        "optimizer state": kept * _bytes(trained),
+        "activations": _activations(plan),
+    }
+
+
+def _activations(plan: Plan) -> int:
+    config = plan.source.config.get_text_config()
+    hidden = config.hidden_size
+    intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+    rows = min(plan.spec.training.per_device_train_batch_size, len(plan.train))
+    tokens = max(map(len, plan.train))
+    size = plan.source.dtype.itemsize
+    return rows * tokens * config.num_hidden_layers * (9 * hidden + 4 * intermediate) * size
+
+
+def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,43 @@
+"""``sdslora merge``: base model and adapter as one model that needs no PEFT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import saved
+from .files import new_directory, refuse_used
+from .parsing import parse
+from .saved import BaseModelSpec
+
+
+@dataclass
+class MergeSpec:
+    """Write the base model with the adapter merged into its weights.
+
+    Args:
+        adapter_dir: The adapter, or the output directory of a run.
+        output_dir: Where to write; must not exist, or be empty.
+        model: The base model; the one that the adapter names where not given.
+    """
+
+    adapter_dir: str
+    output_dir: str
+    model: BaseModelSpec
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora merge`` with these arguments."""
+    merge(parse(MergeSpec, argv, "sdslora merge", ("adapter_dir", "output_dir")))
+
+
+def merge(spec: MergeSpec) -> None:
+    """Write weights (safetensors), configuration and tokenizer."""
+    output_dir = Path(spec.output_dir)
+    refuse_used(output_dir)
+    found = saved.find(spec.adapter_dir, spec.model)
+    tokenizer = found.tokenizer()
+    merged = found.load().merge_and_unload(safe_merge=True)
+    with new_directory(output_dir) as folder:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    print(f"merged model in {output_dir}")

@@ -1,0 +1,117 @@
+"""Everything about a run that can be known, and refused, before any weight is loaded."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from .. import RefreshSchedule
+from . import adapter, checkpoints, data, models, record
+from .encode import Encoded, encode, within
+from .errors import UserError
+from .models import Source
+from .scoring import Rule
+from .spec import TrainingConfig, TrainSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check.
+
+    Attributes:
+        config: the whole specification, resolved, as ``run.json`` keeps it.
+        source: the base model, found but not loaded.
+        skeleton: the base model with its adapter, on the meta device.
+        train, validation: tokenized rows.
+        rule: the task's own rule of scoring, if any.
+        schedule: when the bases are refreshed; its ``total_steps`` are the run's.
+        held: the record of the run to continue, or None for a new one.
+        checkpoint: the checkpoint to continue from, or None for the beginning.
+    """
+
+    spec: TrainSpec
+    config: dict[str, Any]
+    source: Source
+    skeleton: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    train: list[Encoded]
+    validation: list[Encoded]
+    rule: Rule | None
+    schedule: RefreshSchedule
+    held: dict[str, Any] | None
+    checkpoint: Path | None
+
+
+def make(spec: TrainSpec) -> Plan:
+    """Check the whole specification, cheapest checks first.
+
+    Raises:
+        UserError: for anything that would keep the run from working.
+    """
+    output_dir = Path(spec.output_dir)
+    config = spec.to_dict()
+    held = record.claim(output_dir, config, spec.resume)
+    _refuse_unsupported(spec.training)
+    examples = data.load(spec.data)
+    source = models.find(spec.model)
+    skeleton = adapter.attach(source.skeleton(), spec.adapter)
+    tokenizer = source.tokenizer()
+    if spec.training.eos_token is not None:
+        _set_eos(tokenizer, spec.training.eos_token)
+    length, overlong = spec.training.max_length, spec.data.overlong
+    train = within(encode(examples.train, tokenizer, spec.data), length, overlong, "training")
+    validation = within(
+        encode(examples.validation, tokenizer, spec.data), length, overlong, "validation"
+    )
+    if not validation and spec.training.eval_strategy != "no":
+        raise UserError(
+            "training.eval_strategy needs rows to evaluate on; set data.validation or data.holdout"
+        )
+    try:
+        schedule = spec.adapter.schedule(total_steps(len(train), spec.training))
+    except ValueError as error:
+        raise UserError(f"{error} (adapter.warmup_steps, training.max_steps)") from error
+    return Plan(
+        spec,
+        config,
+        source,
+        skeleton,
+        tokenizer,
+        train,
+        validation,
+        examples.rule,
+        schedule,
+        held,
+        checkpoints.last_whole(output_dir) if held else None,
+    )
+
+
+def total_steps(rows: int, training: TrainingConfig) -> int:
+    """Optimizer steps of a training on so many rows, as the Trainer counts them."""
+    if training.max_steps > 0:
+        return training.max_steps
+    batch = training.train_batch_size * training.world_size
+    batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
+    per_epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
+    return math.ceil(training.num_train_epochs * per_epoch)
+
+
+def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    if token not in tokenizer.get_vocab():
+        raise UserError(f"training.eos_token {token!r} is not in the model's vocabulary")
+    tokenizer.eos_token = token
+    tokenizer.pad_token = tokenizer.pad_token or token
+
+
+def _refuse_unsupported(training: TrainingConfig) -> None:
+    if training.packing:
+        raise UserError("training.packing is not supported: set it to false")
+    if training.world_size > 1 or training.n_gpu > 1:
+        raise UserError(
+            f"`sdslora train` uses one process and one GPU, not {training.world_size} and "
+            f"{training.n_gpu}: set CUDA_VISIBLE_DEVICES to one, or use SdsLoraCallback in a "
+            "training script of your own"
+        )

@@ -1,0 +1,151 @@
+"""``run.json``: everything about one run, written by the run itself.
+
+Its presence marks a directory as a run's, its ``config`` says which run, its ``status`` how far it
+came: running, finished, interrupted or failed.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from .errors import UserError
+from .files import is_used, write_json
+
+NAME = "run.json"
+_PACKAGES = ("torch", "peft", "transformers", "trl", "accelerate", "datasets", "reasoning-gym")
+# What may differ between a run and its continuation: it changes no weight.
+_FREE = (
+    "output_dir",
+    "training.logging_",
+    "training.log_",
+    "training.save_",
+    "training.report_to",
+    "training.disable_tqdm",
+    "training.run_name",
+    "training.dataloader_num_workers",
+    "training.dataloader_pin_memory",
+    "training.hub_",
+    "training.push_to_hub",
+)
+
+
+class Record:
+    """The record of one run, kept in its directory.
+
+    Args:
+        output_dir: the run's directory.
+        data: what is there already (see :func:`read`), or what the run starts with.
+    """
+
+    def __init__(self, output_dir: Path, data: dict[str, Any]) -> None:
+        self.path = output_dir / NAME
+        self.data = data
+
+    @classmethod
+    def start(cls, output_dir: Path, config: Mapping[str, Any], seed: int) -> "Record":
+        """The record of a new run; nothing is written yet."""
+        return cls(
+            output_dir,
+            {
+                "status": "running",
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "seed": seed,
+                "versions": versions(),
+                "hardware": hardware(),
+                "config": _plain(config),
+                "metrics": {},
+            },
+        )
+
+    def update(self, **values: Any) -> None:
+        """Set entries and write the file, whole."""
+        self.data.update(values)
+        write_json(self.path, self.data)
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """The content of ``run.json``, or None where the directory holds no run."""
+    path = directory / NAME
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def of_adapter(directory: Path) -> dict[str, Any] | None:
+    """The record of the run that an adapter comes from: beside it, or beside its checkpoint."""
+    return read(directory) or read(directory.parent)
+
+
+def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Check that a run may write to ``output_dir``; returns the record to continue, if any.
+
+    Raises:
+        UserError: where it holds another run or other files, or, with ``resume``, a run with
+            another configuration (naming the keys that differ).
+    """
+    if not is_used(output_dir):
+        return None
+    if not resume:
+        raise UserError(
+            f"output directory {output_dir} exists and is not empty; choose another output_dir, "
+            "or set resume: true to continue the run that it holds"
+        )
+    held = read(output_dir) if output_dir.is_dir() else None
+    if held is None:
+        raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
+    differing = _differing(held["config"], _plain(config))
+    if differing:
+        raise UserError(
+            f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
+            f"{', '.join(differing)}"
+        )
+    return held
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on, where installed."""
+    found = {"sdslora": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The devices that the run may use."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _differing(held: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for key in dict.fromkeys([*held, *wanted]):
+        name, a, b = f"{prefix}{key}", held.get(key), wanted.get(key)
+        if a == b or name.startswith(_FREE):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += _differing(a, b, f"{name}.")
+        else:
+            keys.append(f"{name} ({a!r} there, {b!r} now)")
+    return keys
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON would give it back."""
+    return json.loads(json.dumps(config, default=str))

@@ -1,0 +1,80 @@
+"""Adapters on disk: found, and loaded onto their base model."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from . import models, record
+from .errors import UserError, first_line
+from .models import Source
+from .spec import ModelSpec
+
+
+@dataclass
+class BaseModelSpec(ModelSpec):
+    """The base model of a saved adapter.
+
+    Args:
+        name_or_path: As for training; the one that the adapter was trained on where not given.
+    """
+
+    name_or_path: str | None = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter directory with the base model that it belongs to. Built by :func:`find`."""
+
+    directory: Path
+    config: PeftConfig
+    source: Source
+
+    def load(self) -> PeftModel:
+        """The base model with the adapter, in evaluation mode."""
+        try:
+            return PeftModel.from_pretrained(self.source.load(), str(self.directory)).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"adapter {self.directory} does not load onto {self.source.spec.name_or_path!r}: "
+                f"{' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one saved with the adapter, or else the base model's."""
+        if (self.directory / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(str(self.directory))
+        return self.source.tokenizer()
+
+
+def find(directory: str, model: ModelSpec) -> SavedAdapter:
+    """Read the adapter's configuration and find its base model; loads no weights.
+
+    Args:
+        directory: an adapter, the output directory of a run, or one of its checkpoints.
+        model: without a name, the model that the run's record or the adapter names.
+
+    Raises:
+        UserError: where either is not there.
+    """
+    path = Path(directory)
+    if not (path / "adapter_config.json").is_file():
+        raise UserError(f"{directory} holds no adapter: there is no adapter_config.json in it")
+    try:
+        config = PeftConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}/adapter_config.json: {first_line(error)}") from error
+    return SavedAdapter(path, config, models.find(_base(path, config, model)))
+
+
+def _base(path: Path, config: PeftConfig, model: ModelSpec) -> ModelSpec:
+    if model.name_or_path is not None:
+        return model
+    run = record.of_adapter(path)
+    if run is not None:
+        given = {k: v for k, v in asdict(model).items() if v != getattr(BaseModelSpec(), k)}
+        return replace(ModelSpec(**run["config"]["model"]), **given)
+    if not config.base_model_name_or_path:
+        raise UserError(f"{path} names no base model; give --model.name_or_path")
+    return replace(model, name_or_path=config.base_model_name_or_path)

@@ -1,0 +1,169 @@
+"""``sdslora train``: from a specification to an adapter that was seen to learn."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, disable_progress_bars
+from peft import PeftModel
+from transformers import TrainerCallback, set_seed
+
+from .. import SdsLoraCallback
+from . import adapter, dry_run, plan
+from .checkpoints import last_whole
+from .encode import Encoded
+from .errors import RunFailed
+from .files import write_jsonl
+from .measure import measure, summary
+from .parsing import parse
+from .plan import Plan
+from .record import Record
+from .spec import TrainSpec
+from .trainer import GuardedTrainer, StopOnInterrupt
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora train`` with these arguments."""
+    train(parse(TrainSpec, argv, prog="sdslora train"))
+
+
+def train(spec: TrainSpec) -> dict[str, Any]:
+    """Train as specified; returns the content of the run's ``run.json``.
+
+    Everything that can be checked without the weights is checked first. With ``spec.dry_run`` the
+    plan is printed and nothing else is done.
+
+    Raises:
+        UserError: for a specification or data that cannot work.
+        RunFailed: where the loss is not a number, or something was not trained; the last whole
+            checkpoint stays.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+    """
+    prepared = plan.make(spec)
+    if spec.dry_run:
+        print(dry_run.describe(prepared))
+        return {}
+    if prepared.held and prepared.held["status"] == "finished":
+        print(f"{spec.output_dir} holds a finished run; nothing is left to do")
+        return prepared.held
+    return run(prepared).record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model with its trained adapter, and the content of the run's ``run.json``."""
+
+    model: PeftModel
+    record: dict[str, Any]
+
+
+def run(prepared: Plan) -> Trained:
+    """Carry out a plan. Raises as :func:`train` does."""
+    spec, output_dir = prepared.spec, Path(prepared.spec.output_dir)
+    interrupt = StopOnInterrupt()
+    model = _model(prepared)
+    trainer = _trainer(prepared, model, [SdsLoraCallback(), interrupt])
+    record = _record(prepared)
+    metrics = record.data["metrics"]
+    with _outcome(record, output_dir):
+        initial = adapter.digests(model)
+        if prepared.validation and spec.evaluation.before and "before" not in metrics:
+            # B = 0 in a new adapter, so this is the base model.
+            metrics["before"] = _evaluate(model, prepared, "before training")
+            record.update(metrics=metrics)
+
+        start = time.perf_counter()
+        with interrupt:
+            checkpoint = prepared.checkpoint
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        step = trainer.state.global_step
+        if interrupt.interrupted and step < prepared.schedule.total_steps:
+            raise KeyboardInterrupt
+        metrics["train"] = {"steps": step, "seconds": round(time.perf_counter() - start, 2)}
+        record.update(metrics=metrics, log_history=trainer.state.log_history)
+
+        adapter.require_finite(model, step)
+        trainer.save_model(spec.output_dir)
+        print(f"adapter saved in {spec.output_dir}")
+        adapter.require_changed(model, initial)
+        if prepared.validation and spec.evaluation.after:
+            metrics["after"] = _evaluate(model, prepared, "after training")
+        record.update(status="finished", metrics=metrics)
+    return Trained(model, record.data)
+
+
+def _record(prepared: Plan) -> Record:
+    """The run's record, written for the first time, or anew where it is resumed."""
+    output_dir = Path(prepared.spec.output_dir)
+    record = (
+        Record(output_dir, prepared.held)
+        if prepared.held
+        else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
+    )
+    record.update(status="running")
+    return record
+
+
+@contextmanager
+def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
+    """Write down how a run ended that did not finish, and say where to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        record.update(status="interrupted")
+        print(f"interrupted; {_way_on(output_dir)}", file=sys.stderr)
+        raise
+    except Exception as error:
+        record.update(status="failed", error=str(error))
+        if isinstance(error, RunFailed):
+            raise RunFailed(f"{error}; {_way_on(output_dir)}") from error
+        raise
+
+
+def _model(prepared: Plan) -> PeftModel:
+    """The base model, loaded, with a new adapter."""
+    set_seed(prepared.spec.training.seed)  # of A's initial values
+    model = adapter.attach(prepared.source.load(), prepared.spec.adapter)
+    if not adapter.tensors(model):
+        raise RunFailed("no tensor is trainable")
+    return model
+
+
+def _trainer(prepared: Plan, model: PeftModel, callbacks: list[TrainerCallback]) -> GuardedTrainer:
+    spec = prepared.spec
+    disable_progress_bars()  # of TRL's passes over rows that are prepared already
+    return GuardedTrainer(
+        model=model,
+        args=replace(spec.training, output_dir=spec.output_dir),
+        train_dataset=_dataset(prepared.train),
+        eval_dataset=_dataset(prepared.validation) if prepared.validation else None,
+        processing_class=prepared.tokenizer,
+        callbacks=callbacks,
+    )
+
+
+def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
+    spec = prepared.spec
+    result = measure(
+        model, prepared.tokenizer, prepared.validation, spec.evaluation, prepared.rule, title
+    )
+    if result.records:
+        name = f"generations-{title.split()[0]}.jsonl"
+        write_jsonl(Path(spec.output_dir) / name, result.records)
+    print(f"{title}: {summary(result.metrics)}")
+    return result.metrics
+
+
+def _dataset(rows: Sequence[Encoded]) -> Dataset:
+    return Dataset.from_list([row.training_row() for row in rows])
+
+
+def _way_on(output_dir: Path) -> str:
+    kept = last_whole(output_dir)
+    if kept is None:
+        return "no checkpoint had been saved yet (training.save_steps)"
+    return f"the last good checkpoint is {kept}"
