@@ -11,6 +11,7 @@ import nets
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,6 +64,12 @@ def test_the_error_is_the_smallest_possible(tmp_path, steps, rank):
     assert done.rank == min(kept, 4 if steps == 2 else 8)
     if steps == 9 and kept < 8:
         assert done.relative_error > 1e-4  # there was something to approximate
+
+
+def test_an_adapter_that_does_nothing_yet(tmp_path):
+    """ΔW = 0, of which no share can be lost."""
+    assert to_plain_lora(trained(0), tmp_path / "plain", 2).relative_error == 0
+    assert all(not delta.any() for delta in exported_deltas(tmp_path / "plain").values())
 
 
 def test_a_float64_adapter_keeps_its_digits(tmp_path):
@@ -363,6 +370,22 @@ def test_the_configuration_of_an_integer_rank(tmp_path):
     to_plain_lora(trained(), tmp_path / "plain", 3)
     config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (3, 3, {})
+
+
+def test_the_file_says_what_it_is_for(tmp_path):
+    """Loaders of Hugging Face look at this entry before anything else."""
+    to_plain_lora(trained(0), tmp_path / "plain")
+    with safe_open(tmp_path / "plain" / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_modules_to_save_may_be_strided(tmp_path):
+    model = sds_model(make_llama(), target_modules=["q_proj"], modules_to_save=["lm_head"])
+    head = model.base_model.model.lm_head.modules_to_save["default"].weight
+    head.data = head.data.mT.contiguous().mT
+    to_plain_lora(model, tmp_path / "plain")
+    tensors = load_file(tmp_path / "plain" / "adapter_model.safetensors")
+    assert torch.equal(tensors["base_model.model.lm_head.weight"], head)
 
 
 def test_modules_to_save_whose_names_look_like_the_methods_own(tmp_path):

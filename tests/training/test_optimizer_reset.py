@@ -135,11 +135,12 @@ def test_a_reset_that_did_not_hold_is_an_error():
         scheduler.step()
 
 
-def test_state_of_parameters_that_the_optimizer_does_not_hold_cannot_be_reset():
+def test_parameters_that_the_optimizer_does_not_hold_are_refused():
     held, stranger = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3, 5))
     optimizer = torch.optim.AdamW([held])
-    with pytest.raises(RuntimeError, match=r"\(AdamW\) does not hold .* shape \(3, 5\)"):
-        steps.reset_state(optimizer, [held, stranger])
+    steps.require_held(optimizer, [held], "mine")
+    with pytest.raises(RuntimeError, match=r"\(AdamW\) does not hold 1 of the 2 .* 'mine'"):
+        steps.require_held(optimizer, [held, stranger], "mine")
 
 
 # --- which steps count

@@ -116,6 +116,7 @@ def test_evaluation_and_prediction_are_left_alone(tmp_path, tiny_llama):
         eval_steps=4,
     )  # fmt: skip
     start = snapshot(trainer.model)
+    trainer.log({"loss": 1.0})
     alone = trainer.evaluate()
     predicted = trainer.predict(ROWS[:8])
     assert snapshot(trainer.model).equal(start)
@@ -221,7 +222,7 @@ def test_the_figures_in_the_log_are_those_of_the_uninterrupted_run(whole, tmp_pa
 
 
 def test_resuming_without_the_optimizers_state(tmp_path):
-    """``save_only_model``: the moments are lost, the schedule is not."""
+    """``save_only_model``: moments and the count of refreshes are lost, the schedule is not."""
     options = {"save_strategy": "steps", "save_steps": 5, "save_only_model": True}
     first = make_trainer(tmp_path, fresh_model(), SdsLoraCallback(), **options)
     first.train()
@@ -230,8 +231,9 @@ def test_resuming_without_the_optimizers_state(tmp_path):
     before, callback, after = watched()
     trainer = make_trainer(tmp_path / "on", fresh_model(), before, callback, after)
     trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert actions(before, after) == {s: a for s, a in REFRESHES.items() if s > 5}
-    assert callback.scheduler.refresh_count == 5
+    later = {s: a for s, a in REFRESHES.items() if s > 5}
+    assert actions(before, after) == later
+    assert callback.scheduler.refresh_count == len(later)
 
 
 # --- TRL

@@ -197,6 +197,8 @@ def test_clone_adapter(two, input_ids):
     assert torch.equal(logits(two, input_ids), expected)
     assert in_warmup(two, "twin") is False
     assert sds_layers(two, "twin").keys() == sds_layers(two, "second").keys()
+    assert two.peft_config["twin"] == two.peft_config["second"]
+    assert two.peft_config["twin"] is not two.peft_config["second"]
     # it stays while the source is trained on
     two.set_adapter("second")
     train(two, 4, total_steps=40)

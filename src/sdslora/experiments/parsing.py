@@ -166,11 +166,9 @@ def _readable(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r'^Parser key "([^"]+)": ?', r"`\1`: ", text)
     missing = re.fullmatch(r"`(\S+)`: Expected an? .*\. Got value: None", text)
-    return (
-        f"`{missing.group(1)}` is required; set it in the recipe or by --{missing.group(1)}"
-        if (missing)
-        else text
-    )
+    if missing is None:
+        return text
+    return f"`{missing.group(1)}` is required; set it in the recipe or by --{missing.group(1)}"
 
 
 def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> SpecT:

@@ -15,7 +15,7 @@ def written_whole(output_dir: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: where ``output_dir`` exists and is not an empty directory.
     """
-    output_dir = Path(os.path.abspath(output_dir))
+    output_dir = Path(os.path.realpath(output_dir))
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
         raise FileExistsError(
             f"{output_dir} exists and is not empty: choose another directory, or remove it first"

@@ -11,6 +11,7 @@ from ..core import LowRankPair
 class LowRankLayer(Protocol):
     """An adapted layer whose ΔW is ``scaling · up @ down``; everything goes by adapter name."""
 
+    active_adapters: list[str]
     r: dict[str, int]
     scaling: dict[str, float]
     factor_keys: tuple[str, str]

@@ -1,17 +1,16 @@
 """SDS-LoRA adapters as plain LoRA adapters, exactly or at a smaller rank."""
 
-from collections import Counter
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..core import LowRankPair, factored_svd
 from .files import written_whole
@@ -58,7 +57,8 @@ def to_plain_lora(
     """Write an SDS-LoRA adapter as a plain LoRA adapter that stock PEFT, vLLM, ... load.
 
     Tensors are float32 (float64 for float64 adapters). The scaling is baked into ``lora_B``; the
-    configuration says ``lora_alpha = r`` without ``use_rslora``. Modules saved with the adapter
+    configuration says ``lora_alpha = r`` without ``use_rslora`` and without patterns: layers of a
+    smaller rank are padded with zeros to the largest. Modules saved with the adapter
     (``modules_to_save``, trained biases) go along.
 
     Args:
@@ -79,34 +79,51 @@ def to_plain_lora(
     """
     if rank not in ("exact", "compact") and not (type(rank) is int and rank >= 1):
         raise ValueError(f"rank must be 'exact', 'compact' or a positive integer, not {rank!r}")
-    adapter, config = _choose(model, adapter)
-
-    tensors = _other_tensors(model, adapter, PEFT_TYPE_TO_PREFIX_MAPPING[config.peft_type])
-    ranks: dict[str, int] = {}
-    errors = [0.0]
-    for name, layer in low_rank_layers(model, adapter):
-        name = name.removeprefix(PEFT_PREFIX)
-        pair = layer.plain_pair(adapter)
-        if rank != "exact":
-            pair, error = _approximate(pair, layer.r[adapter] if rank == "compact" else rank)
-            errors.append(error)
-        ranks[name] = pair.down.shape[0]
-        tensors |= _layer_tensors(layer, adapter, name, pair)
-
+    carrier = _carrier(model)
+    adapter = _choose(carrier, adapter)
+    layers = low_rank_layers(carrier, adapter)
     with written_whole(Path(output_dir)) as folder:
+        pairs, errors = {}, [0.0]
+        for name, layer in layers:
+            pairs[name] = layer.plain_pair(adapter)
+            if rank != "exact":
+                limit = layer.r[adapter] if rank == "compact" else rank
+                pairs[name], error = _approximate(pairs[name], limit)
+                errors.append(error)
+        largest = max(pair.down.shape[0] for pair in pairs.values())
+        tensors = _other_tensors(carrier, adapter, list(pairs))
+        for name, layer in layers:
+            tensors |= _layer_tensors(layer, adapter, name, _padded(pairs[name], largest))
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        _plain_config(config, ranks).save_pretrained(str(folder))
-    return PlainLoraExport(Path(output_dir), max(ranks.values()), max(errors))
+        _plain_config(carrier.peft_config[adapter], largest).save_pretrained(str(folder))
+    return PlainLoraExport(Path(output_dir), largest, max(errors))
 
 
-def _choose(model: nn.Module, adapter: str | None) -> tuple[str, LoraConfig]:
-    """The adapter to export, with its configuration."""
-    configs: dict[str, LoraConfig] = dict(getattr(model, "peft_config", {}))
+def _carrier(model: nn.Module) -> Any:
+    """The module that has adapters itself, inside what may wrap it (DDP, ``torch.compile``).
+
+    Raises:
+        ValueError: where there is none.
+    """
+    for module in model.modules():
+        # not hasattr: wrappers hand on the attributes of what they wrap
+        if "peft_config" in vars(module) or hasattr(type(module), "peft_config"):
+            return module
+    raise ValueError("the model has no adapter to export")
+
+
+def _choose(model: Any, adapter: str | None) -> str:
+    """The adapter to export."""
     if adapter is None:
-        adapter = next(iter(configs)) if len(configs) == 1 else str(model.active_adapter)
-    if adapter not in configs:
-        raise ValueError(f"there is no adapter {adapter!r} to export; there are {list(configs)}")
-    return adapter, configs[adapter]
+        layers = (module for module in model.modules() if isinstance(module, LowRankLayer))
+        active = [name for layer in layers for name in layer.active_adapters]
+        several = len(model.peft_config) > 1 and active
+        adapter = active[0] if several else next(iter(model.peft_config))
+    if adapter not in model.peft_config:
+        raise ValueError(
+            f"there is no adapter {adapter!r} to export; there are {list(model.peft_config)}"
+        )
+    return adapter
 
 
 def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
@@ -121,44 +138,53 @@ def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
     return LowRankPair(up=kept.U * root, down=root.unsqueeze(-1) * kept.V.mT), error
 
 
+def _padded(pair: LowRankPair, rank: int) -> LowRankPair:
+    """The pair with zero columns and rows up to ``rank``.
+
+    One rank for all layers needs no patterns, which some servers do not read.
+    """
+    surplus = rank - pair.down.shape[0]
+    return LowRankPair(up=pad(pair.up, (0, surplus)), down=pad(pair.down, (0, 0, 0, surplus)))
+
+
 def _layer_tensors(
     layer: LowRankLayer, adapter: str, name: str, pair: LowRankPair
 ) -> dict[str, Tensor]:
     """The pair under PEFT's keys and in the shapes of the layer, the scaling in ``up``."""
     A, B = layer.adapter_parameters(adapter)
-    key_A, key_B = layer.factor_keys
     rank = pair.down.shape[0]
-    up = pair.up * layer.scaling[adapter]
+    down = pair.down.reshape(rank, *A.shape[1:])
+    up = (pair.up * layer.scaling[adapter]).reshape(B.shape[0], rank, *B.shape[2:])
     return {
-        f"{PEFT_PREFIX}{name}.{key_A}": pair.down.reshape(rank, *A.shape[1:]).contiguous(),
-        f"{PEFT_PREFIX}{name}.{key_B}": up.reshape(B.shape[0], rank, *B.shape[2:]).contiguous(),
+        f"{PEFT_PREFIX}{name.removeprefix(PEFT_PREFIX)}.{key}": tensor.contiguous()
+        for key, tensor in zip(layer.factor_keys, (down, up), strict=True)
     }
 
 
-def _other_tensors(model: nn.Module, adapter: str, prefix: str) -> dict[str, Tensor]:
-    """What PEFT saves with the adapter beside the method's own tensors, named ``prefix*``."""
-    return {
-        PEFT_PREFIX + key.removeprefix(PEFT_PREFIX): tensor.contiguous()
+def _other_tensors(model: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
+    """What PEFT saves with the adapter beside the method's own tensors in ``layers``."""
+    own = tuple(f"{name.removeprefix(PEFT_PREFIX)}.lora_" for name in layers)
+    saved = {
+        key.removeprefix(PEFT_PREFIX): tensor
         for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter).items()
-        if not any(part.startswith(prefix) for part in key.split("."))
+    }
+    return {
+        PEFT_PREFIX + key: tensor.contiguous()
+        for key, tensor in saved.items()
+        if not key.startswith(own)
     }
 
 
-def _plain_config(config: LoraConfig, ranks: dict[str, int]) -> LoraConfig:
-    """Plain LoRA on the same modules, scaling 1; patterns only where ranks differ."""
+def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:
+    """Plain LoRA on the same modules, of one rank, scaling 1."""
     inherited = {field.name: getattr(config, field.name) for field in fields(LoraConfig)}
-    [(rank, _)] = Counter(ranks.values()).most_common(1)
-    pattern = {name: other for name, other in ranks.items() if other != rank}
-    return LoraConfig(
-        **inherited
-        | {
-            "r": rank,
-            "lora_alpha": rank,
-            "use_rslora": False,
-            "lora_dropout": 0.0,
-            "rank_pattern": pattern,
-            "alpha_pattern": dict(pattern),
-            "init_lora_weights": True,
-            "inference_mode": True,
-        }
-    )
+    changed = {
+        "r": rank,
+        "lora_alpha": rank,
+        "use_rslora": False,
+        "lora_dropout": 0.0,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "inference_mode": True,
+    }
+    return LoraConfig(**inherited | changed)

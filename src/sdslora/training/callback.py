@@ -11,8 +11,9 @@ from .scheduler import SdsLoraScheduler
 class SdsLoraCallback(TrainerCallback):
     """Drives the schedule of the model's trainable SDS-LoRA adapters.
 
-    Takes everything from the trainer: the total number of steps, the model, the optimizer. Holds
-    no state of its own that a resumed run would miss. At each logging step it adds to the log:
+    Takes everything from the trainer: the total number of steps, the model, the optimizer. The
+    position in the schedule is in their states, so that a resumed run goes on exactly. At each
+    logging step it adds to the log:
 
     ==========================  ===================================================================
     ``sds/phase``               0 in the warm-up, then the interval between refreshes
@@ -21,7 +22,8 @@ class SdsLoraCallback(TrainerCallback):
     ``sds/relative_jump``       ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
     ==========================  ===================================================================
 
-    The last two are measured at most once per logging interval, at its first refresh. Trackers
+    The last two are measured at most once per logging interval, at its first refresh; after a
+    resume they are missing until then. All are those of the first adapter. Trackers
     (TensorBoard, ...) are told of a log entry in the order of the trainer's callbacks. To give them
     these figures too, put this callback first, with ``trainer.callback_handler.callbacks.insert``.
 
@@ -39,6 +41,7 @@ class SdsLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model and the optimizer, whose states are loaded by now."""
+        self._report, self._measured = None, False
         self.scheduler = SdsLoraScheduler(
             kwargs["model"],
             kwargs["optimizer"],

@@ -1,11 +1,10 @@
 """``SdsLoraScheduler``: drives warm-up, re-parameterization and refreshes beside an optimizer."""
 
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
-from ..core import RefreshSchedule
 from ..tuner import (
     RefreshReport,
     SdsLoraConfig,
@@ -15,7 +14,10 @@ from ..tuner import (
     refresh_bases,
     start_main_stage,
 )
-from . import steps
+from . import steps, watchdog
+
+_REFRESHES = "sds_lora_refreshes"
+"""Beside the count of steps, in the optimizer's first parameter group."""
 
 
 class SdsLoraScheduler:
@@ -33,34 +35,51 @@ class SdsLoraScheduler:
         model: the PEFT model, or whatever contains it.
         optimizer: holds the adapters' A and B; wrappers such as Accelerate's are looked through.
         total_steps: T, the optimizer steps of the whole training.
-        completed_steps: where to begin if the optimizer's own state does not say.
+        completed_steps: those of this training that are over. By default the optimizer's own state
+            says; a state that has ``total_steps`` or more is of an earlier training, and counts
+            as 0.
 
     Raises:
-        ValueError: where no adapter is trainable, or the training would end within the warm-up.
+        ValueError: where no adapter is trainable, the training would end within the warm-up, or
+            the optimizer is of a kind whose state cannot be reset.
         RuntimeError: where the optimizer does not hold the adapters' parameters.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Any, total_steps: int, *, completed_steps: int = 0
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        total_steps: int,
+        *,
+        completed_steps: int | None = None,
     ) -> None:
         self.model = model
         self.optimizer = steps.innermost(optimizer)
         self.total_steps = total_steps
-        self._drives = {
-            adapter: _Adapter(model, adapter, config)
-            for adapter, config in adapter_configs(model).items()
-            if any(p.requires_grad for p in adapter_parameters(model, adapter))
-        }
-        if not self._drives:
+        counted = steps.completed_steps(self.optimizer) or 0
+        if completed_steps is None:
+            begin = counted if counted < total_steps else 0
+        else:
+            # steps that were skipped make the optimizer's count the smaller one
+            begin = min(counted or completed_steps, completed_steps)
+        self._begin(begin, self._group.get(_REFRESHES, 0) if begin else 0)
+
+    def _begin(self, step: int, refreshes: int) -> None:
+        """Take position after ``step`` completed steps."""
+        self._adapters = [
+            _Adapter(self.model, self.optimizer, adapter, config, self.total_steps)
+            for adapter, config in adapter_configs(self.model).items()
+            if any(p.requires_grad for p in adapter_parameters(self.model, adapter))
+        ]
+        if not self._adapters:
             raise ValueError(
                 "the model has no trainable SDS-LoRA adapter: wrap it with "
                 "get_peft_model(model, SdsLoraConfig(...)) first, and load adapters that are to be "
                 "trained with is_trainable=True"
             )
-        steps.count_steps(self.optimizer, start=completed_steps)
-        self._acted = self.completed_steps
-        for drive in self._drives.values():
-            drive.begin(self.optimizer, total_steps, self._acted)
+        self._follow(step)
+        steps.count_steps(self.optimizer, start=step)
+        self._group[_REFRESHES] = refreshes
 
     @property
     def completed_steps(self) -> int:
@@ -69,22 +88,23 @@ class SdsLoraScheduler:
 
     @property
     def phase(self) -> int:
-        """0 in the warm-up; in the main stage, the interval between refreshes at this step."""
-        return next(iter(self._drives.values())).phase(self._acted)
+        """0 in the warm-up, then the interval between refreshes; of the first adapter."""
+        return self._adapters[0].phase(self._acted)
 
     @property
     def refresh_count(self) -> int:
-        """Refreshes so far, those before a resume included."""
-        return next(iter(self._drives.values())).refresh_count
+        """Steps that ended with a refresh; kept in the optimizer's own state, like the steps."""
+        return self._group.get(_REFRESHES, 0)
 
     def step(self, *, measure: bool = False) -> RefreshReport | None:
         """Do what the schedule says after the optimizer step that was just taken.
 
         Args:
-            measure: where the bases are refreshed, report how far that moved the adapter.
+            measure: where the bases are refreshed, report how far that moved the (first) adapter.
 
         Raises:
-            RuntimeError: where more than one optimizer step was taken since the last call.
+            RuntimeError: where more than one optimizer step was taken since the last call, or the
+                reset of the optimizer did not hold.
         """
         step = self.completed_steps
         if step == self._acted:
@@ -95,15 +115,20 @@ class SdsLoraScheduler:
                 f"taken {step} steps, the scheduler knows of {self._acted}. After loading the "
                 "optimizer's state, load the scheduler's too."
             )
-        self._acted = step
-        reports = [drive.advance(step, measure=measure) for drive in self._drives.values()]
+        self._follow(step)
+        reports = [adapter.advance(step, measure=measure) for adapter in self._adapters]
+        self._group[_REFRESHES] = self.refresh_count + any(a.refreshed for a in self._adapters)
         return next((report for report in reports if report is not None), None)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """The position in the schedule; the model has the bases, the optimizer its moments."""
-        return {"completed_steps": self._acted, "total_steps": self.total_steps}
+        return {
+            "completed_steps": self._acted,
+            "total_steps": self.total_steps,
+            "refresh_count": self.refresh_count,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from :meth:`state_dict`, after the model's and the optimizer's states are loaded.
 
         Raises:
@@ -115,56 +140,53 @@ class SdsLoraScheduler:
                 f"total_steps={self.total_steps}: the steps that refresh would differ. Make the "
                 "scheduler with the same total_steps."
             )
-        self._acted = state["completed_steps"]
-        self.optimizer.param_groups[0][steps.STEP_KEY] = self._acted
-        for drive in self._drives.values():
-            drive.begin(self.optimizer, self.total_steps, self._acted)
+        self._begin(state["completed_steps"], state["refresh_count"])
+
+    @property
+    def _group(self) -> dict[str, Any]:
+        return self.optimizer.param_groups[0]
+
+    def _follow(self, step: int) -> None:
+        self._acted = step
+        watchdog.followed(self.optimizer, step)
 
 
 class _Adapter:
     """One adapter's way through its schedule."""
 
-    def __init__(self, model: nn.Module, name: str, config: SdsLoraConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        name: str,
+        config: SdsLoraConfig,
+        total_steps: int,
+    ) -> None:
         self.model = model
-        self.name = name
-        self.config = config
-        self.parameters = adapter_parameters(model, name)
-
-    def begin(self, optimizer: Any, total_steps: int, step: int) -> None:
-        """Take position after ``step`` completed steps."""
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = sum(id(parameter) not in held for parameter in self.parameters)
-        if missing:
-            raise RuntimeError(
-                f"the optimizer ({type(optimizer).__name__}) does not hold {missing} of the "
-                f"{len(self.parameters)} parameters of adapter {self.name!r}. Create the optimizer "
-                "after wrapping and moving the model, from the model's own parameters. SDS-LoRA "
-                "does not support parameters that a wrapper has flattened or sharded yet."
-            )
         self.optimizer = optimizer
-        self.schedule: RefreshSchedule = self.config.schedule(total_steps)
-        self.warming = in_warmup(self.model, self.name)
-        if not self.warming and step < self.schedule.warmup_steps:
-            self.schedule = replace(self.schedule, warmup_steps=0)
+        self.name = name
+        self.mode = config.refresh_mode
+        self.parameters = adapter_parameters(model, name)
+        self.warming = in_warmup(model, name)
+        self.schedule = config.schedule(total_steps, in_warmup=self.warming)
         self.was_reset = False
-        actions = map(self.schedule.action, range(1, step + 1))
-        self.refresh_count = sum(action == "refresh" for action in actions)
+        self.refreshed = False
+        steps.require_held(optimizer, self.parameters, name)
 
     def phase(self, step: int) -> int:
         return 0 if self.warming else self.schedule.interval(step)
 
     def advance(self, step: int, *, measure: bool) -> RefreshReport | None:
+        """Act after ``step`` completed steps."""
         if self.was_reset:
             steps.check_reset(self.optimizer, self.parameters)
             self.was_reset = False
-        action = self.schedule.action(step)
-        if self.warming:
-            # also late, for an adapter that met an optimizer already past the warm-up
-            if step >= self.schedule.warmup_steps:
-                start_main_stage(self.model, self.name)
-                steps.reset_state(self.optimizer, self.parameters)
-                self.warming, self.was_reset = False, True
-        elif action == "refresh":
-            self.refresh_count += 1
-            return refresh_bases(self.model, self.name, self.config.refresh_mode, measure=measure)
+        self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
+        if self.refreshed:
+            return refresh_bases(self.model, self.name, self.mode, measure=measure)
+        # later than its last step, for an adapter that met an optimizer already past the warm-up
+        if self.warming and step >= self.schedule.warmup_steps:
+            start_main_stage(self.model, self.name)
+            steps.reset_state(self.optimizer, self.parameters)
+            self.warming, self.was_reset = False, True
         return None

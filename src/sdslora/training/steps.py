@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -10,7 +11,8 @@ from torch.optim import Optimizer
 STEP_KEY = "sds_lora_steps"
 """Entry of the first parameter group that holds the count, so that ``state_dict`` carries it."""
 
-_HOOKED = "_sds_lora_hooked"
+_next_step: "WeakKeyDictionary[Optimizer, int]" = WeakKeyDictionary()
+"""The number of the step under way, or of the last one, of every optimizer that is counted."""
 
 
 def innermost(optimizer: Any) -> Optimizer:
@@ -18,8 +20,8 @@ def innermost(optimizer: Any) -> Optimizer:
 
     Raises:
         TypeError: where there is none.
-        ValueError: for an optimizer that keeps copies of the parameters, which neither the
-            re-parameterization nor the reset would reach.
+        ValueError: for an optimizer that keeps moments or copies of the parameters elsewhere,
+            which neither the re-parameterization nor the reset would reach.
     """
     while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
         if type(optimizer).__module__.startswith("deepspeed"):
@@ -30,46 +32,63 @@ def innermost(optimizer: Any) -> Optimizer:
         if not hasattr(optimizer, "optimizer"):
             raise TypeError(f"need a torch.optim.Optimizer, not {type(optimizer).__name__}")
         optimizer = optimizer.optimizer
+    if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
+        raise ValueError(
+            f"SDS-LoRA does not support {type(optimizer).__name__}: it keeps its moments in "
+            "another optimizer, where they would not be reset. Use that one itself."
+        )
     return optimizer
 
 
-def count_steps(optimizer: Optimizer, start: int = 0) -> None:
-    """Keep the number of steps taken in the optimizer itself, from ``start`` if it has none yet.
+def count_steps(optimizer: Optimizer, start: int) -> None:
+    """Count from ``start`` in the optimizer itself.
 
     A step that a gradient scaler skips, or that accumulation postpones, does not count: the
     optimizer does not take it.
     """
-    optimizer.param_groups[0].setdefault(STEP_KEY, start)
-    if not hasattr(optimizer, _HOOKED):
-        optimizer.register_step_post_hook(_count)
-        setattr(optimizer, _HOOKED, True)
-
-
-def _count(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    group = optimizer.param_groups[0]
-    group[STEP_KEY] = group.get(STEP_KEY, 0) + 1
+    if optimizer not in _next_step:
+        optimizer.register_step_pre_hook(_before_step)
+        optimizer.register_step_post_hook(_after_step)
+    optimizer.param_groups[0][STEP_KEY] = _next_step[optimizer] = start
 
 
 def completed_steps(optimizer: Optimizer) -> int | None:
-    """Steps taken, those before a resume included; None where nothing counts them."""
+    """Steps taken, those before a resume included; None where nothing ever counted them."""
     return optimizer.param_groups[0].get(STEP_KEY)
 
 
-def reset_state(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Forget moments and step counters of ``parameters``; the learning rate is left alone.
+def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    # Noted before, because a step that calls its parent class's runs the hooks round both
+    _next_step[optimizer] = (completed_steps(optimizer) or 0) + 1
+
+
+def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    # A gradient scaler calls a fused optimizer after an overflow too; the kernel then does nothing
+    overflow = getattr(optimizer, "found_inf", None)
+    if overflow is None or not overflow.item():
+        optimizer.param_groups[0][STEP_KEY] = _next_step[optimizer]
+
+
+def require_held(optimizer: Optimizer, parameters: list[nn.Parameter], adapter: str) -> None:
+    """Check that the optimizer holds the parameters themselves.
 
     Raises:
-        RuntimeError: where the optimizer does not hold one of the parameters, so that its memory
-            of them is somewhere else and would survive.
+        RuntimeError: where it does not, so that its memory of them could not be reset.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = sum(id(parameter) not in held for parameter in parameters)
+    if missing:
+        raise RuntimeError(
+            f"the optimizer ({type(optimizer).__name__}) does not hold {missing} of the "
+            f"{len(parameters)} parameters of adapter {adapter!r}. Create the optimizer after "
+            "wrapping and moving the model, from the model's own parameters. SDS-LoRA does not "
+            "support parameters that a wrapper has flattened or sharded yet."
+        )
+
+
+def reset_state(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Forget moments and step counters of ``parameters``; the learning rate is left alone."""
     for parameter in parameters:
-        if id(parameter) not in held:
-            raise RuntimeError(
-                f"the optimizer ({type(optimizer).__name__}) does not hold an adapter parameter of "
-                f"shape {tuple(parameter.shape)}, so its state cannot be reset. Create the "
-                "optimizer after wrapping the model, from the model's own parameters."
-            )
         optimizer.state.pop(parameter, None)
 
 

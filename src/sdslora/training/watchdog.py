@@ -10,8 +10,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..tuner import LIVE_LAYERS
 from .steps import completed_steps
 
+_followed: "WeakKeyDictionary[Optimizer, int]" = WeakKeyDictionary()
+"""The last step of each optimizer that a scheduler of this process has seen."""
+
 _steps_left: "WeakKeyDictionary[Optimizer, int | None]" = WeakKeyDictionary()
-"""Steps that an optimizer may still take without a scheduler; None where it needs no watching."""
+"""Steps that an optimizer may still take unfollowed; None where it needs no watching."""
 
 
 def install() -> None:
@@ -19,9 +22,15 @@ def install() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
+def followed(optimizer: Optimizer, step: int) -> None:
+    """A scheduler has seen ``step``."""
+    _followed[optimizer] = step
+
+
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Warn once, at the first step past the warm-up that no scheduler follows."""
-    if completed_steps(optimizer) is not None:  # a scheduler counts them
+    # The scheduler's turn comes after this: it is at most the step just taken behind
+    if optimizer in _followed and (completed_steps(optimizer) or 0) <= _followed[optimizer] + 1:
         return
     if optimizer not in _steps_left:
         _steps_left[optimizer] = _steps_allowed(optimizer)
@@ -42,13 +51,18 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _steps_allowed(optimizer: Optimizer) -> int | None:
     """The rest of the shortest warm-up among the adapters that ``optimizer`` trains."""
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {
+        id(parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    }
     return min(
         (
             layer.sds_warmup_steps[adapter] if layer.adapter_state(adapter).in_warmup else 0
             for layer in LIVE_LAYERS
             for adapter in layer.lora_sds
-            if id(layer.adapter_parameters(adapter)[0]) in held
+            if id(layer.adapter_parameters(adapter)[0]) in trained
         ),
         default=None,
     )

@@ -76,14 +76,21 @@ class SdsLoraConfig(LoraConfig):
         super().__post_init__()
         self.peft_type = SdsPeftType.SDSLORA
 
-    def schedule(self, total_steps: int) -> RefreshSchedule:
+    def schedule(self, total_steps: int, *, in_warmup: bool = True) -> RefreshSchedule:
         """The refresh schedule of a training of ``total_steps`` optimizer steps.
+
+        Args:
+            total_steps: T.
+            in_warmup: False for an adapter that has its warm-up behind it.
 
         Raises:
             ValueError: where the training ends within the warm-up.
         """
         return RefreshSchedule(
-            total_steps, self.warmup_steps, self.refresh_phases, every=self.refresh_every
+            total_steps,
+            self.warmup_steps if in_warmup else 0,
+            self.refresh_phases,
+            every=self.refresh_every,
         )
 
     def _refuse_unsupported(self) -> None:

@@ -58,6 +58,10 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
     factor_keys = ("lora_A.weight", "lora_B.weight")
     """Where A and B stand in an adapter file, below the layer's name."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        LIVE_LAYERS.add(self)  # copied and unpickled layers do not pass through ``adopt``
+
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The trainable A and B as PEFT stores them."""
         return self.lora_A[adapter].weight, self.lora_B[adapter].weight

@@ -33,12 +33,21 @@ class RefreshReport(NamedTuple):
 
 
 def adapter_configs(model: nn.Module) -> dict[str, SdsLoraConfig]:
-    """The SDS-LoRA adapters of ``model``, wrapped as it may be, with their configurations."""
+    """The SDS-LoRA adapters of ``model``, wrapped as it may be, with their configurations.
+
+    Raises:
+        ValueError: where the model contains several PEFT models, and adapters of one name that
+            differ in their configurations.
+    """
+    found: dict[str, SdsLoraConfig] = {}
     for module in model.modules():
         configs = getattr(module, "peft_config", None)
-        if isinstance(configs, dict):
-            return {name: c for name, c in configs.items() if isinstance(c, SdsLoraConfig)}
-    return {}
+        for name, config in configs.items() if isinstance(configs, dict) else ():
+            if isinstance(config, SdsLoraConfig) and found.setdefault(name, config) != config:
+                raise ValueError(
+                    f"two adapters named {name!r} differ in their configurations: rename one"
+                )
+    return found
 
 
 def adapter_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, SdsLayerMixin]]:
