@@ -18,6 +18,7 @@ from sdslora.core import (
     plain_pair,
     refresh,
     reparameterize,
+    sds_branch,
     sds_effective_gradient,
     sds_gradients,
     sds_linear,
@@ -341,11 +342,16 @@ def test_branch_runs_in_the_dtype_of_its_factors(dtype):
 
 
 def test_branch_with_other_maps():
-    """``down`` and ``up`` replace the two products, as a convolution does."""
-    f = random_factors()
+    """The four factors as maps, as an embedding has them."""
+    A, B, Q_A, Q_B = f = random_factors()
     ids = torch.tensor([[0, 3], [12, 3]])
     one_hot = torch.nn.functional.one_hot(ids, n).double()
-    ours = sds_linear(ids, *f, s, down=lambda ids, W: torch.nn.functional.embedding(ids, W.mT))
+    ours = sds_branch(
+        ids,
+        lambda ids: torch.nn.functional.embedding(ids, A.mT),
+        lambda h: h @ B.mT,
+        lambda ids: torch.nn.functional.embedding(ids, Q_A),
+        lambda h: h @ Q_B.mT,
+        s,
+    )
     torch.testing.assert_close(ours, sds_linear(one_hot, *f, s))
-    doubled = sds_linear(one_hot, *f, s, up=lambda h, W: 2 * torch.nn.functional.linear(h, W))
-    torch.testing.assert_close(doubled, 2 * sds_linear(one_hot, *f, s))

@@ -126,9 +126,8 @@ def test_backward_twice_and_gradients_of_gradients():
     [first] = torch.autograd.grad(out.sum(), arguments[3], retain_graph=True)
     [second] = torch.autograd.grad(out.sum(), arguments[3], retain_graph=True)
     assert torch.equal(first, second)
-    [grad] = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match=r"no gradient of its gradient .*SDSLORA_FUSED=0"):
+        torch.autograd.grad(out.square().sum(), x, create_graph=True)
 
 
 def test_computes_only_the_gradients_that_are_needed():

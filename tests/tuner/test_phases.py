@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from peft import inject_adapter_in_model
+from peft import get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from sdslora import SdsLoraConfig
@@ -180,10 +180,16 @@ def test_inside_other_modules():
 def test_two_models_in_one():
     """A policy and its value model: the configurations of both are found."""
     policy = trained(2)
-    value = sds_model(make_llama(1), r=2)
-    value.add_adapter("value", SdsLoraConfig(r=3, target_modules=["q_proj"], warmup_steps=7))
+    config = SdsLoraConfig(r=3, target_modules=["q_proj"], warmup_steps=7)
+    value = get_peft_model(make_llama(1), config, adapter_name="value")
     outer = nn.ModuleDict({"policy": policy, "value": value})
     assert set(adapter_configs(outer)) == {"default", "value"}
+
+
+def test_two_models_with_different_adapters_of_one_name():
+    outer = nn.ModuleDict({"policy": trained(2), "value": sds_model(make_llama(1), r=2)})
+    with pytest.raises(ValueError, match="two adapters named 'default' differ"):
+        adapter_configs(outer)
 
 
 def test_copies_are_watched_too():

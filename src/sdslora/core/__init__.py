@@ -18,7 +18,7 @@ from .gradients import (
     sds_effective_gradient,
     sds_gradients,
 )
-from .linear import sds_linear
+from .linear import sds_branch, sds_linear
 from .precision import factorization_dtype, upcast
 from .refresh import REFRESH_MODES, RefreshMode, refresh
 from .reparameterize import reparameterize
@@ -47,6 +47,7 @@ __all__ = [
     "refresh",
     "relative_change",
     "reparameterize",
+    "sds_branch",
     "sds_effective_gradient",
     "sds_gradients",
     "sds_linear",

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
 """``SDSLORA_FUSED=0`` in the environment selects the separate operations."""
@@ -87,8 +86,12 @@ class _FusedSdsLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
+                "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
+            )
         x, h, weight, A, B, Q_A, Q_B, gate = ctx.saved_tensors
         r = A.shape[0]
         need_x, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad

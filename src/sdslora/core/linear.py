@@ -1,12 +1,42 @@
 """The forward pass of the branch, Eq. (5) applied to an input."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
-Apply = Callable[[Tensor, Tensor], Tensor]
-"""``(input, weight (k_out, k_in)) -> output``: a linear map, or a convolution of that weight."""
+LinearMap = Callable[[Tensor], Tensor]
+
+
+def sds_branch(
+    x: Tensor,
+    A: LinearMap,
+    B: LinearMap,
+    Q_A: LinearMap,
+    Q_B: LinearMap,
+    scaling: float | Tensor,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """The low-rank branch alone, ``ΔW x``, from its four factors as linear maps.
+
+    No branch on the phase, so that neither a device synchronisation nor a recompilation follows
+    from it.
+
+    Args:
+        x: the input.
+        A: to r features; the trainable factor.
+        B: from r features; the trainable factor.
+        Q_A: to r features, ``x -> Q_Aᵀ x``.
+        Q_B: from r features.
+        scaling: s.
+        gate: shape (1,), 1 in the warm-up and 0 in the main stage; None is 0.
+    """
+    u, v = A(x), Q_A(x)
+    if gate is not None:
+        v = v + gate.to(v.dtype) * u
+    # (5)  s (B (Q_Aᵀ x + gate A x) + Q_B A x), s applied on the r-sized side
+    return B(scaling * v) + Q_B(scaling * u)
 
 
 def sds_linear(
@@ -17,15 +47,11 @@ def sds_linear(
     Q_B: Tensor,
     scaling: float | Tensor,
     gate: Tensor | None = None,
-    *,
-    down: Apply = F.linear,
-    up: Apply = F.linear,
 ) -> Tensor:
     """The low-rank branch alone, ``x ΔWᵀ``: (..., n) -> (..., m).
 
     Gradients reach ``x``, ``A`` and ``B`` only, and are those of Eq. (6). With ``gate`` 1 and zero
-    bases it is plain LoRA, Eq. (1) and (2): the warm-up. No branch on the phase, so that neither a
-    device synchronisation nor a recompilation follows from it.
+    bases it is plain LoRA, Eq. (1) and (2): the warm-up.
 
     Args:
         x: input (..., n).
@@ -35,13 +61,13 @@ def sds_linear(
         Q_B: (m, r), cast to the dtype of ``B``.
         scaling: s.
         gate: shape (1,), 1 in the warm-up and 0 in the main stage; None is 0.
-        down: applies the (r, n) factors; ``F.linear`` or a convolution.
-        up: applies the (m, r) factors; ``F.linear`` or a 1x1 convolution.
     """
-    Q_A, Q_B = Q_A.detach().to(A.dtype), Q_B.detach().to(B.dtype)
-    u = down(x, A)
-    v = down(x, Q_A.mT)
-    if gate is not None:
-        v = v + gate.to(v.dtype) * u
-    # (5)  s (B (Q_Aᵀ x + gate A x) + Q_B A x), s applied on the r-sized side
-    return up(scaling * v, B) + up(scaling * u, Q_B)
+    return sds_branch(
+        x,
+        partial(F.linear, weight=A),
+        partial(F.linear, weight=B),
+        partial(F.linear, weight=Q_A.detach().to(A.dtype).mT),
+        partial(F.linear, weight=Q_B.detach().to(B.dtype)),
+        scaling,
+        gate,
+    )

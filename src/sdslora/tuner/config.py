@@ -71,10 +71,14 @@ class SdsLoraConfig(LoraConfig):
     )
 
     def __post_init__(self) -> None:
-        self._refuse_unsupported()
-        self._check_numbers()
+        self.validate()
         super().__post_init__()
         self.peft_type = SdsPeftType.SDSLORA
+
+    def validate(self) -> None:
+        """Check what was set, at construction or since. Raises as the constructor does."""
+        self._refuse_unsupported()
+        self._check_numbers()
 
     def schedule(self, total_steps: int, *, in_warmup: bool = True) -> RefreshSchedule:
         """The refresh schedule of a training of ``total_steps`` optimizer steps.

@@ -7,11 +7,13 @@ a convolution's is its weight with all but the output channels flattened.
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from peft.tuners import lora
 from peft.tuners.lora.layer import LoraVariant
 from peft.utils.other import transpose
@@ -25,7 +27,7 @@ from ..core import (
     fused_sds_linear,
     lora_delta_weight,
     plain_pair,
-    sds_linear,
+    sds_branch,
     upcast,
 )
 from .state import SdsState
@@ -70,6 +72,8 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         """The bases and the phase."""
         state = self.lora_sds[adapter]
         assert isinstance(state, SdsState)
+        # PEFT's preparation for hotswapping while compiled pads A and B with zeros
+        state.widen(self.adapter_parameters(adapter)[0].shape[0])
         return state
 
     def sds_factors(self, adapter: str) -> SdsFactors:
@@ -93,6 +97,9 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """ΔW in the shape of the base weight and the dtype of B."""
+        if adapter not in self.lora_sds:  # another method's, injected beside ours
+            delta: Tensor = super().get_delta_weight(adapter)
+            return delta
         factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
         scaling = self.scaling[adapter]
         if self.adapter_state(adapter).in_warmup:
@@ -106,11 +113,25 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         return transpose(delta, getattr(self, "fan_in_fan_out", False))
 
     def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the base layer's output."""
-        A, B = self.adapter_parameters(adapter)
+        """What the adapter adds to the base layer's output.
+
+        Calls the modules of A and B, because hooks may have to bring in their weights.
+        """
+        A, B = self.lora_A[adapter], self.lora_B[adapter]
         state = self.adapter_state(adapter)
-        x = self.lora_dropout[adapter](x)
-        return sds_linear(x, A, B, state.Q_A, state.Q_B, self.scaling[adapter], state.gate)
+        return sds_branch(
+            self.lora_dropout[adapter](x),
+            A,
+            B,
+            partial(self._apply_like, A, state.Q_A.mT),
+            partial(self._apply_like, B, state.Q_B),
+            self.scaling[adapter],
+            state.gate,
+        )
+
+    def _apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
+        """What ``module`` would compute if ``weight`` were its own."""
+        return F.linear(x, weight.to(module.weight.dtype))
 
 
 class SdsVariant(LoraVariant):
@@ -164,24 +185,24 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         )
 
     def _fusible_adapter(self, x: Tensor) -> str | None:
-        """The one adapter to apply, if the layer is a plain frozen linear and applies just one."""
-        base = self.base_layer
-        active = [name for name in self.active_adapters if name in self.lora_sds]
-        if (
-            len(active) != 1
-            or not fused.ENABLED
-            or self.disable_adapters
-            or self.merged
-            or not _is_plain_linear(base)
-            or base.weight.requires_grad
-            or not (x.dtype == base.weight.dtype or torch.is_autocast_enabled(x.device.type))
-            # a compiler fuses the separate operations itself
-            or torch.compiler.is_compiling()
-        ):
+        """The one adapter to apply, if the layer applies just one and nothing else has a say."""
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if len(active) != 1 or active[0] not in self.lora_sds:
             return None
-        dropout = self.lora_dropout[active[0]]
-        drops = self.training and not isinstance(dropout, nn.Identity)
-        return None if drops else active[0]
+        [adapter] = active
+        base, dropout = self.base_layer, self.lora_dropout[adapter]
+        possible = (
+            fused.ENABLED
+            and not (self.disable_adapters or self.merged)
+            and all(map(_is_plain_linear, (base, self.lora_A[adapter], self.lora_B[adapter])))
+            and not base.weight.requires_grad
+            and (x.dtype == base.weight.dtype or torch.is_autocast_enabled(x.device.type))
+            and (isinstance(dropout, nn.Identity) or not self.training)
+            # a compiler fuses the separate operations itself; vmap has to see them
+            and not torch.compiler.is_compiling()
+            and not torch._C._are_functorch_transforms_active()
+        )
+        return adapter if possible else None
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
@@ -199,21 +220,10 @@ class _SdsConvNd(SdsLayerMixin):
     def _as_weight(self, delta: Tensor) -> Tensor:
         return delta.view(self.get_base_layer().weight.shape)
 
-    def branch(self, adapter: str, x: Tensor) -> Tensor:
-        A, B = self.adapter_parameters(adapter)
-        down, up = self.lora_A[adapter], self.lora_B[adapter]
-        state = self.adapter_state(adapter)
-        return sds_linear(
-            self.lora_dropout[adapter](x),
-            A.flatten(1),
-            B.flatten(1),
-            state.Q_A,
-            state.Q_B,
-            self.scaling[adapter],
-            state.gate,
-            down=lambda x, weight: down._conv_forward(x, weight.view(A.shape), None),
-            up=lambda h, weight: up._conv_forward(h, weight.view(B.shape), None),
-        )
+    def _apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
+        weight = weight.to(module.weight.dtype).reshape(module.weight.shape)
+        out: Tensor = module._conv_forward(x, weight, None)
+        return out
 
 
 class SdsConv1d(_SdsConvNd, lora.layer.Conv1d):
@@ -246,15 +256,14 @@ class SdsEmbedding(SdsLayerMixin, lora.Embedding):
         """What the adapter adds to the embeddings of the token ids ``x``."""
         A, B = self.adapter_parameters(adapter)
         state = self.adapter_state(adapter)
-        out = sds_linear(
+        out = sds_branch(
             x,
-            A,
-            B,
-            state.Q_A,
-            state.Q_B,
+            lambda ids: self._embed(ids, A.mT),
+            partial(F.linear, weight=B),
+            lambda ids: self._embed(ids, state.Q_A.to(A.dtype)),
+            partial(F.linear, weight=state.Q_B.to(B.dtype)),
             self.scaling[adapter],
             state.gate,
-            down=lambda ids, weight: self._embed(ids, weight.mT),
         )
         # some models scale their embeddings in the layer itself
         scale = self._get_embed_scale()
@@ -263,7 +272,8 @@ class SdsEmbedding(SdsLayerMixin, lora.Embedding):
     def _mixed_batch_forward(
         self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
     ) -> Tensor:
-        result = self.base_layer(x, *args, **kwargs)
+        others = ["__base__" if name in self.lora_sds else name for name in adapter_names]
+        result: Tensor = super()._mixed_batch_forward(x, *args, adapter_names=others, **kwargs)
         for adapter in set(adapter_names) & set(self.lora_sds):
             rows = [row for row, name in enumerate(adapter_names) if name == adapter]
             result[rows] += self.branch(adapter, x[rows]).to(result.dtype)
@@ -319,16 +329,27 @@ def adopt(layer: lora.LoraLayer, adapter: str, name: str, warmup_steps: int) -> 
     layer.lora_variant[adapter] = SdsVariant()
 
 
-def refuse_unsupported(module: nn.Module, name: str) -> None:
-    """Refuse a module that PEFT would wrap in a layer we cannot serve.
+def refuse_unsupported(module: nn.Module, name: str, attentions: Iterable[str]) -> None:
+    """Refuse a module that an adapter would not work in.
+
+    Args:
+        module: the module without adapters.
+        name: its name in the model.
+        attentions: the names of the model's ``nn.MultiheadAttention``.
 
     Raises:
         ValueError: naming the module, its type and the way out.
     """
     if isinstance(module, nn.MultiheadAttention):
-        reason = f"{type(module).__name__}"
+        reason = "MultiheadAttention"
+    elif any(name.startswith(f"{attention}.") for attention in attentions):
+        reason = "what is inside MultiheadAttention, which reads weights without calling layers"
     elif getattr(module, "groups", 1) != 1:
         reason = f"grouped convolutions ({type(module).__name__} with groups={module.groups})"
+    elif any(step != 1 for step in getattr(module, "dilation", ())):
+        reason = f"dilated convolutions ({type(module).__name__}), whose A PEFT does not dilate"
+    elif getattr(module, "padding_mode", "zeros") != "zeros":
+        reason = f"convolutions with padding_mode={module.padding_mode!r}: PEFT pads with zeros"
     else:
         return
     raise ValueError(

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import SdsLoraConfig
@@ -36,23 +37,31 @@ class SdsLoraModel(WeightedAdapterModel):
             raise ValueError(f"adapter {target!r} exists already: delete it, or choose a new name")
         self.peft_config[target] = copy.deepcopy(self.peft_config[source])
         super().inject_adapter(self.model, target)
-        tensors = self.state_dict()
-        for name, tensor in tensors.items():
-            twin = tensors.get(_renamed(name, target, source))
-            if twin is not None:
-                tensor.copy_(twin)
+        for _, layer in adapter_layers(self.model, source):
+            layer.scaling[target] = layer.scaling[source]
+            layer.lora_sds[target] = copy.deepcopy(layer.lora_sds[source])
+            parameters = layer.adapter_parameters(target), layer.adapter_parameters(source)
+            for mine, its in zip(*parameters, strict=True):
+                mine.data = its.detach().clone()
+        for module in self.model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):  # modules_to_save and the like
+                tensors = module.state_dict()
+                for name, tensor in tensors.items():
+                    twin = tensors.get(name.replace(f".{target}", f".{source}", 1))
+                    if twin is not None:
+                        tensor.copy_(twin)
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
         """PEFT's hook; warns where a trainer is about to copy parameters without their bases."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        trained = [
-            name
-            for name in self.peft_config
-            if any(adapter_layers(self.model, name)) and not in_warmup(self.model, name)
-        ]
-        if adapter_name == "ref" and trained:
+        trained = (
+            [name for name in self.peft_config if not in_warmup(self.model, name)]
+            if adapter_name == "ref"
+            else []
+        )
+        if trained:
             warnings.warn(
                 "An adapter 'ref' was added beside a trained SDS-LoRA adapter. Trainers that copy "
                 "only its parameters get a different function. Delete it and call "
@@ -64,10 +73,27 @@ class SdsLoraModel(WeightedAdapterModel):
     def _prepare_model(self, peft_config: SdsLoraConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
         # Refuse before the first layer is replaced: a half-wrapped model helps nobody
-        for name, module in model.named_modules():
+        modules = dict(model.named_modules())
+        attentions = [n for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)]
+        for name, module in modules.items():
             if name and self._check_target_module_exists(peft_config, name):
                 base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-                refuse_unsupported(base, name)
+                refuse_unsupported(base, name, attentions)
+
+    def _check_new_adapter_config(self, config: SdsLoraConfig) -> None:
+        config.validate()
+        super()._check_new_adapter_config(config)
+
+    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT's way back from initialisations that changed the base weights; there are none here.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "SDS-LoRA does not support path_initial_model_for_weight_conversion: the base weights "
+            "are as they were. Use sdslora.to_plain_lora for a plain LoRA adapter."
+        )
 
     def _create_and_replace(
         self,
@@ -92,8 +118,3 @@ class SdsLoraModel(WeightedAdapterModel):
         ``PeftModel`` gives its buffers.
         """
         return [f"base_model.{name}" for name, _ in self.named_buffers() if ".lora_sds." in name]
-
-
-def _renamed(name: str, adapter: str, new: str) -> str:
-    """A state-dict key with the path component ``adapter`` replaced."""
-    return ".".join(new if part == adapter else part for part in name.split("."))

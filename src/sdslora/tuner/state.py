@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..core import factorization_dtype
 
@@ -27,6 +28,12 @@ class SdsState(nn.Module):
         self.register_buffer("Q_A", torch.zeros(n, r, dtype=dtype, device=device))
         self.register_buffer("Q_B", torch.zeros(m, r, dtype=dtype, device=device))
         self.register_buffer("gate", torch.ones(1, dtype=dtype, device=device))
+
+    def widen(self, r: int) -> None:
+        """Give the bases zero columns up to ``r``, if they have fewer."""
+        surplus = r - self.Q_A.shape[1]
+        if surplus > 0:
+            self.Q_A, self.Q_B = pad(self.Q_A, (0, surplus)), pad(self.Q_B, (0, surplus))
 
     @property
     def in_warmup(self) -> bool:

@@ -1,11 +1,13 @@
 """``add_weighted_adapter`` for SDS-LoRA: the combinations of ΔW that are right, no others."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraModel
 
-from .layer import SdsLayerMixin
+from ..core import LowRankPair, factored_svd
+from .phases import adapter_layers
 
 
 class WeightedAdapterModel(LoraModel):
@@ -17,66 +19,70 @@ class WeightedAdapterModel(LoraModel):
         weights: list[float],
         adapter_name: str,
         combination_type: str = "svd",
-        **kwargs: Any,
+        svd_rank: int | None = None,
+        **others: Any,
     ) -> None:
-        """Add ``Σ weight · ΔW`` of ``adapters`` as a new adapter.
+        """Add ``Σ weight · ΔW`` of ``adapters`` as a new adapter, inactive and frozen.
 
-        ``"cat"`` is exact, of rank ``Σ 2r``. ``"svd"`` and the other ``"*_svd"`` types are PEFT's,
-        truncated to ``svd_rank`` (by default twice the largest rank: what one adapter's ΔW has).
+        Args:
+            adapters: names of those to combine.
+            weights: one for each.
+            adapter_name: of the new one.
+            combination_type: ``"cat"``, exact, of rank ``Σ 2r``; or ``"svd"``, the best
+                approximation of rank ``svd_rank``. Through the factors: no (m, n) matrix is formed.
+            svd_rank: by default twice the largest rank, which is what one adapter's ΔW has.
+            others: PEFT's options of other types; refused.
 
         Raises:
-            ValueError: for a type that adds A to A and B to B, as ``"linear"`` does: A and B mean
-                nothing without their bases. PEFT's errors for everything else.
+            ValueError: for another type. ``"linear"`` and its kin add A to A and B to B, which mean
+                nothing without their bases; PEFT's other types work on dense matrices. PEFT's own
+                errors for adapters that cannot be combined.
         """
-        if combination_type != "cat" and not combination_type.endswith("svd"):
+        if combination_type not in ("cat", "svd"):
             raise ValueError(
                 f"SDS-LoRA does not support add_weighted_adapter(combination_type="
-                f"{combination_type!r}), which combines factors of different bases: use 'cat' "
-                "(exact) or one of the '*_svd' types."
+                f"{combination_type!r}): use 'cat' (exact) or 'svd'."
+            )
+        for option, value in others.items():
+            raise ValueError(
+                f"SDS-LoRA does not support add_weighted_adapter({option}={value!r}): leave it out."
             )
         if adapter_name in self.peft_config:
             raise ValueError(f"adapter {adapter_name!r} exists already: choose a new name")
-        super().add_weighted_adapter(
-            adapters, weights, adapter_name, combination_type=combination_type, **kwargs
+        if len(adapters) != len(weights):
+            raise ValueError(f"{len(adapters)} adapters need as many weights, not {len(weights)}")
+        # PEFT's ranks are the sum and the maximum of the adapters' own; each ΔW has twice that
+        _, rank, targets = self._check_add_weighted_adapter(adapters, combination_type, None)
+        rank = svd_rank if combination_type == "svd" and svd_rank else 2 * rank
+
+        self.peft_config[adapter_name] = replace(
+            self.peft_config[adapters[0]],
+            r=rank,
+            lora_alpha=rank,
+            use_rslora=False,
+            target_modules=targets,
+            rank_pattern={},
+            alpha_pattern={},
         )
-        for module in self.model.modules():
-            if isinstance(module, SdsLayerMixin) and adapter_name in module.lora_sds:
-                if combination_type == "cat":
-                    _concatenate(module, adapters, weights, adapter_name)
-                else:
-                    _rescale(module, adapter_name)
-
-    def _check_add_weighted_adapter(
-        self, adapters: list[str], combination_type: str, svd_rank: int | None
-    ) -> tuple[str, int, Any]:
-        _, rank, targets = super()._check_add_weighted_adapter(adapters, combination_type, svd_rank)
-        # Each ΔW has rank 2r; and PEFT turns the type of a single adapter into "linear"
-        return combination_type, svd_rank or 2 * rank, targets
-
-
-@torch.no_grad()
-def _concatenate(
-    layer: SdsLayerMixin, adapters: list[str], weights: list[float], target: str
-) -> None:
-    """Write ``Σ w s up down`` into the plain LoRA ``target``, zero beyond the ranks' sum."""
-    A, B, _, _ = layer.sds_factors(target)
-    A.zero_()
-    B.zero_()
-    row = 0
-    for adapter, weight in zip(adapters, weights, strict=True):
-        if adapter in layer.lora_sds:
-            up, down = layer.plain_pair(adapter)
-            end = row + down.shape[0]
-            A[row:end] = down
-            B[:, row:end] = up * (weight * layer.scaling[adapter] / layer.scaling[target])
-            row = end
+        self.inject_adapter(self.model, adapter_name)
+        with torch.no_grad():
+            for _, layer in adapter_layers(self.model, adapter_name):
+                pairs = [
+                    _times(layer.plain_pair(adapter), weight * layer.scaling[adapter])
+                    for adapter, weight in zip(adapters, weights, strict=True)
+                    if adapter in layer.lora_sds
+                ]
+                combined = LowRankPair(
+                    up=torch.cat([pair.up for pair in pairs], dim=1),
+                    down=torch.cat([pair.down for pair in pairs]),
+                )
+                if combination_type == "svd":
+                    svd = factored_svd(combined).truncate(rank)
+                    combined = LowRankPair(up=svd.U * svd.S, down=svd.V.mT)
+                A, B, _, _ = layer.sds_factors(adapter_name)
+                A.zero_()[: combined.down.shape[0]] = combined.down
+                B.zero_()[:, : combined.up.shape[1]] = combined.up
 
 
-@torch.no_grad()
-def _rescale(layer: SdsLayerMixin, adapter: str) -> None:
-    """Divide out the scaling that PEFT leaves in ``B A``, and restore the rank that it cut."""
-    A, B = layer.adapter_parameters(adapter)
-    surplus = layer.adapter_state(adapter).Q_A.shape[1] - A.shape[0]
-    A.data = torch.cat([A.data, A.data.new_zeros(surplus, *A.shape[1:])])
-    B.data = torch.cat([B.data, B.data.new_zeros(B.shape[0], surplus, *B.shape[2:])], dim=1)
-    B.data /= layer.scaling[adapter]
+def _times(pair: LowRankPair, factor: float) -> LowRankPair:
+    return LowRankPair(up=pair.up * factor, down=pair.down)
