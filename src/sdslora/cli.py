@@ -7,10 +7,10 @@ the recipe or the data are wrong. 130: interrupted by Ctrl-C.
 import argparse
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 
 from ._version import __version__
+from .experiments.errors import exit_status
 
 # Each command's module, imported only when it is called, and what it does.
 COMMANDS = {
@@ -19,29 +19,16 @@ COMMANDS = {
     "export": ("export", "write an adapter as a plain LoRA adapter"),
     "merge": ("merge", "write base model and adapter as one model"),
 }
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    if not debug:  # deprecations inside the libraries, which a user can do nothing about
-        warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        parsed = _parser().parse_args(arguments[:1])
-        _load(parsed.command)(arguments[1:])
-    except SystemExit as stop:  # argparse: --help, --version, or bad usage
-        return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except Exception as error:
-        if debug:
-            raise
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
-        return getattr(error, "exit_status", 1)
-    return 0
+    return exit_status(_command, sys.argv[1:] if argv is None else argv)
+
+
+def _command(arguments: list[str]) -> None:
+    parsed = _parser().parse_args(arguments[:1])
+    _load(parsed.command)(arguments[1:])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -105,11 +105,11 @@ def test_the_shortest_training():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup_steps": -1}, "warmup_steps must be 0 or more, not -1"),
-        ({"phases": 0}, "phases must be 1 or more, not 0"),
-        ({"phases": -2}, "phases must be 1 or more, not -2"),
-        ({"every": 0}, "every must be 1 or more, not 0"),
-        ({"every": -1}, "every must be 1 or more, not -1"),
+        ({"warmup_steps": -1}, "warmup_steps must be an integer of 0 or more, not -1"),
+        ({"phases": 0}, "phases must be an integer of 1 or more, not 0"),
+        ({"phases": -2}, "phases must be an integer of 1 or more, not -2"),
+        ({"every": 0}, "every must be an integer of 1 or more, not 0"),
+        ({"every": -1}, "every must be an integer of 1 or more, not -1"),
     ],
 )
 def test_refuses_numbers_out_of_range(options, message):

@@ -318,6 +318,8 @@ def test_weighted_adapters_are_weighted_deltas(two, kind, weights, input_ids):
     two.add_weighted_adapter(
         list(weights), list(weights.values()), "new", combination_type=kind, **full_rank
     )
+    assert two.active_adapters == ["default"]
+    assert not any(p.requires_grad for n, p in two.named_parameters() if ".new." in n)
     two.set_adapter("new")
     reference = with_deltas(make_llama(), two, weights)
     torch.testing.assert_close(
@@ -371,6 +373,33 @@ def test_weighted_adapters_with_patterns(kind, input_ids):
     model.add_weighted_adapter(["default"], [0.5], "new", combination_type=kind)
     model.set_adapter("new")
     reference = with_deltas(make_llama(), model, {"default": 0.5})
+    torch.testing.assert_close(
+        logits(model, input_ids), logits(reference, input_ids), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["q_proj"]}),
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["up_proj"]}),
+        ({"target_modules": ["q_proj"]}, {"target_modules": ["k_proj", "q_proj"]}),
+    ],
+)
+@pytest.mark.parametrize("layers", [([0], [1]), ([0, 1], [0]), ([1], [0, 1])])
+def test_weighted_adapters_of_different_layers(first, second, layers, input_ids):
+    """The new adapter covers the layers of all, and no others: none is dropped in silence."""
+    model = trained(layers_to_transform=layers[0], **first)
+    config = SdsLoraConfig(r=3, warmup_steps=3, layers_to_transform=layers[1], **second)
+    model.add_adapter("second", config)
+    model.set_adapter("second")
+    train(model, seed=8)
+    weights = {"default": 0.7, "second": -0.4}
+    names, factors = list(weights), list(weights.values())
+    model.add_weighted_adapter(names, factors, "new", combination_type="cat")
+    assert set(sds_layers(model, "new")) == {*sds_layers(model), *sds_layers(model, "second")}
+    model.set_adapter("new")
+    reference = with_deltas(make_llama(), model, weights)
     torch.testing.assert_close(
         logits(model, input_ids), logits(reference, input_ids), atol=1e-5, rtol=1e-4
     )

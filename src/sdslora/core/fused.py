@@ -48,8 +48,9 @@ def fused_sds_linear(
     Raises:
         RuntimeError: where a gradient of the gradient is asked for.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    device, dtype = x.device.type, x.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype(device)
     out: Tensor = _FusedSdsLinear.apply(x.to(dtype), weight, bias, A, B, Q_A, Q_B, scaling, gate)
     return out
 

@@ -26,12 +26,12 @@ class RefreshSchedule:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be 0 or more, not {self.warmup_steps}")
-        if self.phases < 1:
-            raise ValueError(f"phases must be 1 or more, not {self.phases}")
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every must be 1 or more, not {self.every}")
+        for name, least in (("total_steps", 0), ("warmup_steps", 0), ("phases", 1), ("every", 1)):
+            value = getattr(self, name)
+            if name == "every" and value is None:
+                continue
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of {least} or more, not {value!r}")
         if self.total_steps <= self.warmup_steps:
             raise ValueError(
                 f"total_steps must be larger than the warm-up, or the main stage never begins: got "

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 
 from .. import to_plain_lora
 from . import plan, plot, stock_peft, train
-from .errors import RunFailed
+from .errors import RunFailed, exit_status
 from .files import write_json
 from .parsing import parse
-from .record import NAME
 from .spec import TrainSpec
 
+FIGURES = "demo.json"
 _PROBES = 8  # rows whose logits are compared
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     start = time.perf_counter()
     spec = parse(TrainSpec, argv, "python -m sdslora.experiments.demo")
     output_dir = Path(spec.output_dir)
-    if (output_dir / NAME).exists():  # an earlier demonstration
+    if (output_dir / FIGURES).exists():  # an earlier demonstration
         shutil.rmtree(output_dir)
     prepared = plan.make(spec)
     trained = train.run(prepared)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         trained.record["log_history"],
         prepared.schedule,
         output_dir / "loss.png",
-        f"SDS-LoRA, {spec.model.name_or_path}, {spec.data.source}",
+        f"SDS-LoRA: {spec.model.name_or_path} on {spec.data.source}",
     )
     figures = {
         "before": trained.record["metrics"]["before"],
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         "hardware": trained.record["hardware"],
         "seed": trained.record["seed"],
     }
-    write_json(output_dir / "demo.json", figures)
+    write_json(output_dir / FIGURES, figures)
     print(_report(figures, output_dir))
 
 
@@ -87,7 +87,7 @@ def _compare(trained: train.Trained, prepared: plan.Plan, plain: Path) -> dict[s
 
 
 def _report(figures: dict[str, Any], output_dir: Path) -> str:
-    before, after = figures["before"], figures["after"]
+    before, after, agreement = figures["before"], figures["after"], figures["stock_peft"]
     return "\n".join(
         [
             "",
@@ -96,8 +96,8 @@ def _report(figures: dict[str, Any], output_dir: Path) -> str:
             f"loss           {before['loss']:9.4f} {after['loss']:9.4f}",
             "",
             f"plain LoRA of rank {figures['plain_rank']} in stock PEFT: the logits differ by at "
-            f"most {figures['stock_peft']['max_logit_difference']:.1e} (the largest is "
-            f"{figures['stock_peft']['max_logit']:.1f})",
+            f"most {agreement['max_logit_difference']:.1e}; the adapter changes them by up to "
+            f"{agreement['max_change_by_adapter']:.1f}",
             f"{figures['steps']} steps; {figures['seconds']:.0f} s in all; "
             f"loss curve and figures in {output_dir}/",
         ]
@@ -105,4 +105,4 @@ def _report(figures: dict[str, Any], output_dir: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_status(main, sys.argv[1:]))

@@ -1,7 +1,13 @@
 """What a user did wrong, and what went wrong in a run: one line each, never a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+_INTERRUPTED = 130
+# What the libraries below say in every run and a user can do nothing about.
+_NOISE = ("Unable to fetch remote file", "Could not find a config file")
 
 
 class UserError(ValueError):
@@ -29,3 +35,28 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type's name where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
+
+
+def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
+    """Do ``work(argv)`` as a program: 0, or an error's own status and one line on stderr.
+
+    With ``--debug`` among the arguments errors are raised, and nothing is kept quiet.
+    """
+    arguments = [argument for argument in argv if argument != "--debug"]
+    debug = len(arguments) < len(argv)
+    if not debug:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=message)
+    try:
+        work(arguments)
+    except SystemExit as stop:  # argparse: --help, --version, or bad usage
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        return getattr(error, "exit_status", 1)
+    return 0

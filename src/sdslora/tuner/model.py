@@ -46,10 +46,11 @@ class SdsLoraModel(WeightedAdapterModel):
         for module in self.model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):  # modules_to_save and the like
                 tensors = module.state_dict()
-                for name, tensor in tensors.items():
-                    twin = tensors.get(name.replace(f".{target}", f".{source}", 1))
-                    if twin is not None:
-                        tensor.copy_(twin)
+                for name, twin in tensors.items():
+                    parts = name.split(".")
+                    if source in parts:
+                        parts[parts.index(source)] = target
+                        tensors[".".join(parts)].copy_(twin)
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
@@ -83,6 +84,20 @@ class SdsLoraModel(WeightedAdapterModel):
     def _check_new_adapter_config(self, config: SdsLoraConfig) -> None:
         config.validate()
         super()._check_new_adapter_config(config)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: SdsLoraConfig, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        if not any(".lora_sds." in key for key in state_dict):
+            raise ValueError(
+                "the adapter file has no bases (`lora_sds` tensors), without which A and B are "
+                "another function: it is not an SDS-LoRA adapter, or not a whole one"
+            )
+        remapped: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        return remapped
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
         """PEFT's way back from initialisations that changed the base weights; there are none here.

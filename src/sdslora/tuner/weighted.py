@@ -52,15 +52,19 @@ class WeightedAdapterModel(LoraModel):
         if len(adapters) != len(weights):
             raise ValueError(f"{len(adapters)} adapters need as many weights, not {len(weights)}")
         # PEFT's ranks are the sum and the maximum of the adapters' own; each ΔW has twice that
-        _, rank, targets = self._check_add_weighted_adapter(adapters, combination_type, None)
-        rank = svd_rank if combination_type == "svd" and svd_rank else 2 * rank
+        _, rank, _ = self._check_add_weighted_adapter(adapters, combination_type, None)
+        rank = svd_rank if combination_type == "svd" and svd_rank is not None else 2 * rank
 
         self.peft_config[adapter_name] = replace(
             self.peft_config[adapters[0]],
             r=rank,
             lora_alpha=rank,
             use_rslora=False,
-            target_modules=targets,
+            # by their full names, whatever chose them in each adapter
+            target_modules={n for a in adapters for n, _ in adapter_layers(self.model, a)},
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
             rank_pattern={},
             alpha_pattern={},
         )
