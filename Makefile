@@ -20,7 +20,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: install ## fine-tune a real language model, evaluate it, export it
-	$(BIN)/python -m sdslora.experiments.demo
+	rm -rf runs/demo
+	$(BIN)/python -m sdslora.experiments.demo recipes/demo.yaml
 
 test: install ## all tests
 	$(BIN)/python -m pytest
