@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..export.files import written_whole
 from .errors import UserError
 
 
@@ -52,14 +51,5 @@ def new_directory(path: Path) -> Iterator[Path]:
         UserError: where ``path`` is a file or a directory that holds anything.
     """
     refuse_used(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)  # mkdtemp makes it private
-    try:
+    with written_whole(path) as temporary:
         yield temporary
-        if path.is_dir():
-            path.rmdir()
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
