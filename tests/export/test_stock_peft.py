@@ -127,7 +127,7 @@ CASES = {
     "beside another adapter": Case(finish=with_a_second_adapter),
     "while merged": Case(finish=lambda model: model.merge_adapter()),
 }
-if not PEFT_SAVES_BY_HOOK:  # trained biases are refused there, as test_tuner_config shows
+if not PEFT_SAVES_BY_HOOK:  # SdsLoraConfig refuses trained biases there
     del CASES["trained biases"]
 HALF = Case("llama in bfloat16")
 
