@@ -1,6 +1,6 @@
 """Every equation of SDS-LoRA, once: tensors in, tensors out, nothing but torch."""
 
-from .basis import orthonormal_basis, subspace_cosine
+from .basis import orthonormal_basis, subspace_cosine, widened
 from .factors import (
     LowRankPair,
     SdsFactors,
@@ -53,4 +53,5 @@ __all__ = [
     "sds_linear",
     "subspace_cosine",
     "upcast",
+    "widened",
 ]

@@ -10,9 +10,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from ..core import LowRankPair, factored_svd
+from ..core import LowRankPair, factored_svd, widened
 from .files import written_whole
 from .layers import LowRankLayer, low_rank_layers
 
@@ -143,8 +142,7 @@ def _padded(pair: LowRankPair, rank: int) -> LowRankPair:
 
     One rank for all layers needs no patterns, which some servers do not read.
     """
-    surplus = rank - pair.down.shape[0]
-    return LowRankPair(up=pad(pair.up, (0, surplus)), down=pad(pair.down, (0, 0, 0, surplus)))
+    return LowRankPair(up=widened(pair.up, rank), down=widened(pair.down.mT, rank).mT)
 
 
 def _layer_tensors(

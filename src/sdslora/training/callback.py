@@ -70,8 +70,9 @@ class SdsLoraCallback(TrainerCallback):
         if self.scheduler is None or logs is None or "loss" not in logs:
             return
         self._measured = False
-        logs |= self.metrics()
-        state.log_history[-1] |= self.metrics()
+        figures = self.metrics()
+        logs |= figures
+        state.log_history[-1] |= figures
 
     def metrics(self) -> dict[str, float]:
         """The figures of the table above, as far as they are known."""

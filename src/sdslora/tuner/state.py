@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from ..core import factorization_dtype
+from ..core import factorization_dtype, widened
 
 
 class SdsState(nn.Module):
@@ -31,9 +30,8 @@ class SdsState(nn.Module):
 
     def widen(self, r: int) -> None:
         """Give the bases zero columns up to ``r``, if they have fewer."""
-        surplus = r - self.Q_A.shape[1]
-        if surplus > 0:
-            self.Q_A, self.Q_B = pad(self.Q_A, (0, surplus)), pad(self.Q_B, (0, surplus))
+        if r > self.Q_A.shape[1]:
+            self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
 
     @property
     def in_warmup(self) -> bool:
