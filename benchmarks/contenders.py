@@ -118,9 +118,9 @@ def _fused_lora(model: nn.Module, rank: int) -> nn.Module:
     return model
 
 
-def _sds_lora(model: nn.Module, rank: int) -> nn.Module:
+def sds_lora(model: nn.Module, rank: int, targets: str = "all-linear") -> nn.Module:
     """In the main stage, as almost all of a training is, with factors of full rank."""
-    wrapped = get_peft_model(model, SdsLoraConfig(r=rank, target_modules="all-linear"))
+    wrapped = get_peft_model(model, SdsLoraConfig(r=rank, target_modules=targets))
     start_main_stage(wrapped, "default")
     for _, layer in adapter_layers(wrapped, "default"):
         A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
@@ -130,7 +130,7 @@ def _sds_lora(model: nn.Module, rank: int) -> nn.Module:
     return wrapped
 
 
-def _frozen(model: nn.Module, rank: int) -> nn.Module:
+def frozen(model: nn.Module, rank: int) -> nn.Module:
     """No adapter: the forward pass and the gradient of the embeddings' output."""
     embeddings = model.get_input_embeddings()
     embeddings.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_())
@@ -138,7 +138,7 @@ def _frozen(model: nn.Module, rank: int) -> nn.Module:
 
 
 CONTENDERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
-    "frozen base": _frozen,
+    "frozen base": frozen,
     "PEFT LoRA": lambda model, rank: get_peft_model(
         model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     ),
@@ -147,7 +147,7 @@ CONTENDERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
         LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", use_dora=True),
     ),
     "fused LoRA": _fused_lora,
-    "SDS-LoRA": _sds_lora,
+    "SDS-LoRA": sds_lora,
 }
 
 
@@ -156,8 +156,11 @@ class Training:
     """A contender's training step on fixed random tokens."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer | None
     tokens: Tensor
+
+    def __post_init__(self) -> None:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4) if parameters else None
 
     def step(self) -> None:
         """Forward, backward, optimizer."""
@@ -182,8 +185,6 @@ def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: b
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4) if parameters else None
     if options.get("compile"):
         model = torch.compile(model)
-    return Training(model, optimizer, tokens)
+    return Training(model, tokens)

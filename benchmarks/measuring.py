@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=9)
+    # steps taken on purpose without a scheduler
+    warnings.filterwarnings("ignore", message=".*without its schedule")
     parser.add_argument("--quick", action="store_true", help="small sizes: does the script run?")
     return parser
 

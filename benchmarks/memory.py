@@ -10,10 +10,18 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from contenders import CONTENDERS, Training, base_model, training
-from measuring import arguments, write
-from step_cost import CPU, GPU, QUICK, VARIANTS
+from cases import GPU, Case, benches, step_arguments
+from contenders import CONTENDERS, Training
+from measuring import write
 from torch import Tensor
+
+CPU = [
+    Case(model, batch, sequence, rank, dtype, variant)
+    for model, batch, sequence in (("smollm2-135m", 4, 128), ("llama-3-8b-slice", 1, 128))
+    for dtype in ("bfloat16", "float32")
+    for variant in ("plain", "gradient checkpointing")
+    for rank in (8, 32)
+]
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -60,46 +68,23 @@ def gpu_bytes(run: Training) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure all contenders, one after the other, for every model, rank and variant."""
-    parser = arguments(__doc__)
-    parser.add_argument("--models", nargs="*", help="only these")
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=["plain"])
-    options = parser.parse_args()
-    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-    cases = QUICK if options.quick else GPU if options.device == "cuda" else CPU
-
+    """Measure all contenders, one after the other, case by case."""
+    options = step_arguments(__doc__).parse_args()
+    measured_bytes = gpu_bytes if options.device == "cuda" else cpu_bytes
     rows: list[dict[str, Any]] = []
-    for model, batch, sequence, ranks in cases:
-        if options.models and model not in options.models:
-            continue
-        base = base_model(model, options.device, dtype, layers=2 if options.quick else None)
-        tokens = torch.randint(0, base.config.vocab_size, (batch, sequence), device=options.device)
-        for rank in ranks:
-            for variant in options.variants:
-                measured = {}
-                for name in CONTENDERS:
-                    run = training(name, base, rank, tokens, **VARIANTS[variant])
-                    measured[name] = (gpu_bytes if options.device == "cuda" else cpu_bytes)(run)
-                    del run
-                    gc.collect()
-                total = {name: sum(kinds.values()) for name, kinds in measured.items()}
-                print(model, "rank", rank, variant)
-                for name, kinds in measured.items():
-                    parts = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in kinds.items())
-                    share = total[name] / total["PEFT LoRA"]
-                    print(f"  {name:12} {share:.4f} of PEFT LoRA; MiB: {parts}")
-                rows.append(
-                    {
-                        "model": model,
-                        "batch": batch,
-                        "sequence": sequence,
-                        "rank": rank,
-                        "dtype": str(dtype),
-                        "variant": variant,
-                        "bytes": measured,
-                        "against PEFT LoRA": {n: t / total["PEFT LoRA"] for n, t in total.items()},
-                    }
-                )
+    for bench in benches(options, CPU, GPU):
+        measured = {}
+        for name in CONTENDERS:
+            measured[name] = measured_bytes(bench.training(name))
+            gc.collect()
+        total = {name: sum(kinds.values()) for name, kinds in measured.items()}
+        print(bench.case)
+        for name, kinds in measured.items():
+            parts = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in kinds.items())
+            share = total[name] / total["PEFT LoRA"]
+            print(f"  {name:12} {share:.4f} of PEFT LoRA; MiB: {parts}")
+        against = {name: size / total["PEFT LoRA"] for name, size in total.items()}
+        rows.append({**bench.case.to_dict(), "bytes": measured, "against PEFT LoRA": against})
     if not options.quick:
         write("memory", options.device, rows)
 

@@ -1,17 +1,18 @@
 """Claim: refreshing a whole model's bases is cheap, and far cheaper than QR matrix by matrix."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from contenders import CONFIGS, base_model, training
 from measuring import alternate, arguments, ratios, write
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import nn
 
 from sdslora import SdsLoraConfig
 from sdslora.core import RefreshSchedule, orthonormal_basis
-from sdslora.tuner import adapter_layers, refresh_bases, start_main_stage
+from sdslora.tuner import PhasedAdapter, start_main_stage
 
 SHARE = "share of a training step at the default schedule"
 
@@ -44,26 +45,29 @@ class Shapes(nn.Module):
             self.add_module(str(index), block)
 
 
-def trained(model: str, rank: int, layers: int | None, device: str) -> PeftModel:
+def trained(model: str, rank: int, layers: int | None, device: str) -> PhasedAdapter:
     """Adapters in the main stage whose factors are correlated, as trained ones are."""
+    # As the activations of a training do, teach the allocator to keep what is given back
+    torch.empty(30 * 2**18)
     wrapped = get_peft_model(
         Shapes(model, layers, device), SdsLoraConfig(r=rank, target_modules=r".*_proj")
     )
     start_main_stage(wrapped, "default")
     mix = torch.eye(rank, device=device) + torch.randn(rank, rank, device=device) / rank**0.5 / 3
-    for _, layer in adapter_layers(wrapped, "default"):
+    adapter = PhasedAdapter(wrapped, "default")
+    for layer in adapter.layers.values():
         A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
         bases = orthonormal_basis(Q_A), orthonormal_basis(Q_B)
         for mine, value in zip(
             layer.sds_factors("default"), (mix @ A, B @ mix, *bases), strict=True
         ):
             mine.copy_(value)
-    return wrapped
+    return adapter
 
 
-def loop(model: nn.Module) -> None:
+def loop(adapter: PhasedAdapter) -> None:
     """What one writes first: a QR of every matrix, its signs fixed."""
-    for _, layer in adapter_layers(model, "default"):
+    for layer in adapter.layers.values():
         factors = layer.sds_factors("default")
         for matrix, basis in ((factors.A.mT, factors.Q_A), (factors.B, factors.Q_B)):
             Q, R = torch.linalg.qr(matrix)
@@ -81,11 +85,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name, layers in {"smollm2-135m": 2}.items() if options.quick else models.items():
         for rank in ranks:
-            model = trained(name, rank, layers, device)
+            adapter = trained(name, rank, layers, device)
             runs: dict[str, Callable[[], object]] = {
-                "loop of torch.linalg.qr": lambda model=model: loop(model),
-                "qr": lambda model=model: refresh_bases(model, "default", "qr"),
-                "preserve": lambda model=model: refresh_bases(model, "default", "preserve"),
+                "loop of torch.linalg.qr": partial(loop, adapter),
+                "qr": partial(adapter.refresh_bases, "qr"),
+                "preserve": partial(adapter.refresh_bases, "preserve"),
             }
             seconds = alternate(runs, options.rounds, device, warmup=2)
             against = ratios(seconds, "loop of torch.linalg.qr")
@@ -102,9 +106,8 @@ def _share(device: str, rounds: int) -> dict[str, Any]:
     base = base_model("smollm2-135m", device, torch.float32)
     tokens = torch.randint(0, base.config.vocab_size, (16, 128), device=device)
     run = training("SDS-LoRA", base, 32, tokens)
-    seconds = alternate(
-        {"step": run.step, "refresh": lambda: refresh_bases(run.model, "default")}, rounds, device
-    )
+    adapter = PhasedAdapter(run.model, "default")
+    seconds = alternate({"step": run.step, "refresh": adapter.refresh_bases}, rounds, device)
     part = ratios(seconds, "step")["refresh"]["median"]
     total = 3125
     schedule = RefreshSchedule(total)

@@ -14,10 +14,10 @@ from sdslora import SdsLoraConfig
 from sdslora.core import orthonormal_basis, refresh, relative_change, reparameterize
 from sdslora.tuner import (
     LIVE_LAYERS,
+    PhasedAdapter,
     RefreshReport,
     adapter_configs,
     adapter_layers,
-    adapter_parameters,
     in_warmup,
     refresh_bases,
     start_main_stage,
@@ -203,7 +203,7 @@ def test_copies_are_watched_too():
 
 def test_adapter_parameters_are_those_that_train():
     model = trained(2)
-    ours = {id(p) for p in adapter_parameters(model, "default")}
+    ours = {id(p) for p in PhasedAdapter(model, "default").parameters}
     assert ours == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(ours) == 28
 

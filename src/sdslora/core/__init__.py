@@ -20,7 +20,7 @@ from .gradients import (
 )
 from .linear import sds_branch, sds_linear
 from .precision import factorization_dtype, upcast
-from .refresh import REFRESH_MODES, RefreshMode, refresh
+from .refresh import REFRESH_MODES, RefreshMode, basis_rank, refresh, refreshed_basis
 from .reparameterize import reparameterize
 from .schedule import Action, RefreshSchedule
 from .svd import Svd, factored_svd
@@ -34,6 +34,7 @@ __all__ = [
     "RefreshSchedule",
     "SdsFactors",
     "Svd",
+    "basis_rank",
     "delta_weight",
     "factored_svd",
     "factorization_dtype",
@@ -45,6 +46,7 @@ __all__ = [
     "orthonormal_basis",
     "plain_pair",
     "refresh",
+    "refreshed_basis",
     "relative_change",
     "reparameterize",
     "sds_branch",

@@ -1,5 +1,6 @@
 """Refreshing the bases: the paper's way, and one that leaves the function unchanged."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -29,18 +30,28 @@ def refresh(factors: SdsFactors, mode: RefreshMode = "qr") -> SdsFactors:
     """
     if mode not in REFRESH_MODES:
         raise ValueError(f"refresh mode must be one of {', '.join(REFRESH_MODES)}, not {mode!r}")
-    A, B, Q_A, Q_B = factors
-    rank = min(A.shape[-2], A.shape[-1], B.shape[-2])
-    new_Q_A = _basis(A.mT, Q_A, rank)
-    new_Q_B = _basis(B, Q_B, rank)
+    A, B, _, _ = factors
+    rank = basis_rank(A, B)
+    Q_A = refreshed_basis(A.mT, rank, lambda: factors.Q_A)
+    Q_B = refreshed_basis(B, rank, lambda: factors.Q_B)
     if mode == "qr":
-        return SdsFactors(upcast(A), upcast(B), new_Q_A, new_Q_B)
-    return _preserve(factors, new_Q_A, new_Q_B)
+        return SdsFactors(upcast(A), upcast(B), Q_A, Q_B)
+    return _preserve(factors, Q_A, Q_B)
 
 
-def _basis(M: Tensor, previous: Tensor, rank: int) -> Tensor:
-    """Basis of the first ``rank`` columns of ``M``, zero columns for the surplus."""
-    return widened(orthonormal_basis(M[..., :rank], previous[..., :rank]), M.shape[-1])
+def basis_rank(A: Tensor, B: Tensor) -> int:
+    """The number of columns of the bases that are not surplus: ``min(r, n, m)``."""
+    return min(A.shape[-2], A.shape[-1], B.shape[-2])
+
+
+def refreshed_basis(M: Tensor, rank: int, previous: Callable[[], Tensor]) -> Tensor:
+    """The basis (..., k, r) of the first ``rank`` columns of ``M`` (..., k, r), the others zero.
+
+    In float32 or better. ``previous`` gives the basis that it replaces, and is called only where a
+    column has no direction of its own.
+    """
+    Q = orthonormal_basis(M[..., :rank], lambda: previous()[..., :rank])
+    return widened(Q, M.shape[-1])
 
 
 def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:

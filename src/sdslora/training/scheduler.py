@@ -5,15 +5,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..tuner import (
-    RefreshReport,
-    SdsLoraConfig,
-    adapter_configs,
-    adapter_parameters,
-    in_warmup,
-    refresh_bases,
-    start_main_stage,
-)
+from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
 from . import steps, watchdog
 
 _REFRESHES = "sds_lora_refreshes"
@@ -66,10 +58,11 @@ class SdsLoraScheduler:
 
     def _begin(self, step: int, refreshes: int) -> None:
         """Take position after ``step`` completed steps."""
+        configs = adapter_configs(self.model)
         self._adapters = [
-            _Adapter(self.model, self.optimizer, adapter, config, self.total_steps)
-            for adapter, config in adapter_configs(self.model).items()
-            if any(p.requires_grad for p in adapter_parameters(self.model, adapter))
+            _Scheduled(adapter, configs[adapter.name], self.optimizer, self.total_steps)
+            for adapter in (PhasedAdapter(self.model, name) for name in configs)
+            if any(parameter.requires_grad for parameter in adapter.parameters)
         ]
         if not self._adapters:
             raise ValueError(
@@ -151,27 +144,24 @@ class SdsLoraScheduler:
         watchdog.followed(self.optimizer, step)
 
 
-class _Adapter:
+class _Scheduled:
     """One adapter's way through its schedule."""
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        name: str,
+        adapter: PhasedAdapter,
         config: SdsLoraConfig,
+        optimizer: Optimizer,
         total_steps: int,
     ) -> None:
-        self.model = model
+        self.adapter = adapter
         self.optimizer = optimizer
-        self.name = name
         self.mode = config.refresh_mode
-        self.parameters = adapter_parameters(model, name)
-        self.warming = in_warmup(model, name)
+        self.warming = adapter.in_warmup
         self.schedule = config.schedule(total_steps, in_warmup=self.warming)
         self.was_reset = False
         self.refreshed = False
-        steps.require_held(optimizer, self.parameters, name)
+        steps.require_held(optimizer, adapter.parameters, adapter.name)
 
     def phase(self, step: int) -> int:
         return 0 if self.warming else self.schedule.interval(step)
@@ -179,14 +169,14 @@ class _Adapter:
     def advance(self, step: int, *, measure: bool) -> RefreshReport | None:
         """Act after ``step`` completed steps."""
         if self.was_reset:
-            steps.check_reset(self.optimizer, self.parameters)
+            steps.check_reset(self.optimizer, self.adapter.parameters)
             self.was_reset = False
         self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
         if self.refreshed:
-            return refresh_bases(self.model, self.name, self.mode, measure=measure)
+            return self.adapter.refresh_bases(self.mode, measure=measure)
         # later than its last step, for an adapter that met an optimizer already past the warm-up
         if self.warming and step >= self.schedule.warmup_steps:
-            start_main_stage(self.model, self.name)
-            steps.reset_state(self.optimizer, self.parameters)
+            self.adapter.start_main_stage()
+            steps.reset_state(self.optimizer, self.adapter.parameters)
             self.warming, self.was_reset = False, True
         return None

@@ -4,10 +4,10 @@ from .config import SdsLoraConfig
 from .layer import LIVE_LAYERS, SdsLayerMixin
 from .model import SdsLoraModel
 from .phases import (
+    PhasedAdapter,
     RefreshReport,
     adapter_configs,
     adapter_layers,
-    adapter_parameters,
     in_warmup,
     refresh_bases,
     start_main_stage,
@@ -19,6 +19,7 @@ register(SdsLoraConfig, SdsLoraModel)
 
 __all__ = [
     "LIVE_LAYERS",
+    "PhasedAdapter",
     "RefreshReport",
     "SdsLayerMixin",
     "SdsLoraConfig",
@@ -27,7 +28,6 @@ __all__ = [
     "SdsState",
     "adapter_configs",
     "adapter_layers",
-    "adapter_parameters",
     "in_warmup",
     "refresh_bases",
     "start_main_stage",

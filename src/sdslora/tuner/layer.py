@@ -70,10 +70,14 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
 
     def adapter_state(self, adapter: str) -> SdsState:
         """The bases and the phase."""
+        A, _ = self.adapter_parameters(adapter)
+        return self._state_of(adapter, A)
+
+    def _state_of(self, adapter: str, A: Tensor) -> SdsState:
         state = self.lora_sds[adapter]
         assert isinstance(state, SdsState)
         # PEFT's preparation for hotswapping while compiled pads A and B with zeros
-        state.widen(self.adapter_parameters(adapter)[0].shape[0])
+        state.widen(A.shape[0])
         return state
 
     def sds_factors(self, adapter: str) -> SdsFactors:
@@ -82,7 +86,7 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         Written to in place, so that optimizers and compiled code keep their tensors.
         """
         A, B = self.adapter_parameters(adapter)
-        state = self.adapter_state(adapter)
+        state = self._state_of(adapter, A)
         return SdsFactors(A.detach().flatten(1), B.detach().flatten(1), state.Q_A, state.Q_B)
 
     def plain_pair(self, adapter: str) -> LowRankPair:

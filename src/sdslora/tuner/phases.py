@@ -1,7 +1,7 @@
 """Taking an adapter through its phases, in any module that carries it.
 
-Functions rather than methods of the tuner, because a model that PEFT injected adapters into (as
-transformers' and diffusers' ``add_adapter`` do) has no tuner.
+Apart from the tuner, because a model that PEFT injected adapters into (as transformers' and
+diffusers' ``add_adapter`` do) has none.
 """
 
 from collections import defaultdict
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..core import (
     RefreshMode,
     SdsFactors,
+    basis_rank,
     refresh,
+    refreshed_basis,
     relative_change,
     reparameterize,
     subspace_cosine,
@@ -57,112 +59,148 @@ def adapter_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, SdsLay
             yield name, module
 
 
-def adapter_parameters(model: nn.Module, adapter: str) -> list[nn.Parameter]:
-    """A and B of every layer of ``adapter``."""
-    return [
-        parameter
-        for _, layer in adapter_layers(model, adapter)
-        for parameter in layer.adapter_parameters(adapter)
-    ]
+class PhasedAdapter:
+    """One adapter of a model, its layers found once, and its way through its phases.
+
+    Args:
+        model: what contains the adapted layers.
+        name: the adapter's name.
+
+    Raises:
+        ValueError: where there is no such adapter.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.name = name
+        self.layers = dict(adapter_layers(model, name))
+        if not self.layers:
+            raise ValueError(
+                f"there is no SDS-LoRA adapter {name!r}; there are {list(adapter_configs(model))}"
+            )
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """A and B of every layer."""
+        return [p for layer in self.layers.values() for p in layer.adapter_parameters(self.name)]
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the adapter is still plain LoRA (reads the gates: synchronises a GPU).
+
+        Raises:
+            RuntimeError: where its layers disagree, as after a partial load.
+        """
+        gates = [layer.adapter_state(self.name).gate for layer in self.layers.values()]
+        warming = int((torch.cat([gate.to(gates[0].device) for gate in gates]) != 0).sum())
+        if 0 < warming < len(gates):
+            raise RuntimeError(
+                f"the layers of adapter {self.name!r} disagree on its phase: {warming} of "
+                f"{len(gates)} are in the warm-up. Load the whole adapter."
+            )
+        return warming > 0
+
+    def start_main_stage(self) -> None:
+        """Re-parameterize at the end of the warm-up, Eq. (8): the function is unchanged.
+
+        What an optimizer remembers of A and B loses its meaning; reset it.
+
+        Raises:
+            RuntimeError: after the warm-up, or while the adapter is merged.
+        """
+        if not self.in_warmup:
+            raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
+        for group in self._groups():
+            _write(group, reparameterize(torch.stack(group.A), torch.stack(group.B), 1.0))
+        for layer in self.layers.values():
+            layer.adapter_state(self.name).gate.zero_()
+
+    def refresh_bases(
+        self, mode: RefreshMode = "qr", *, measure: bool = False
+    ) -> RefreshReport | None:
+        """Refresh the bases; with ``measure``, report how far that moved the adapter.
+
+        Raises:
+            RuntimeError: in the warm-up, or while the adapter is merged.
+        """
+        if self.in_warmup:
+            raise RuntimeError(
+                f"adapter {self.name!r} is in its warm-up and has no bases to refresh: call "
+                "start_main_stage first"
+            )
+        drifts: list[Tensor] = []
+        jumps: list[Tensor] = []
+        for group in self._groups():
+            if mode == "qr" and not measure:
+                _replace_bases(group)
+                continue
+            before = SdsFactors(*map(torch.stack, group))
+            after = refresh(before, mode)
+            if measure:
+                drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A))
+                drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B))
+                jumps.append(relative_change(before, after))
+            _write(group, after)
+        return RefreshReport(_mean(drifts), _mean(jumps)) if measure else None
+
+    def _groups(self) -> list["_Group"]:
+        """The factors of the layers, those of one shape together.
+
+        All are checked before the first one changes.
+        """
+        groups: dict[Any, list[SdsFactors]] = defaultdict(list)
+        for name, layer in self.layers.items():
+            if self.name in layer.merged_adapters:
+                raise RuntimeError(
+                    "SDS-LoRA does not support phase changes while adapter "
+                    f"{self.name!r} is merged (layer {name!r}), because unmerging could not undo "
+                    "them: call unmerge_adapter() first."
+                )
+            factors = layer.sds_factors(self.name)
+            A, B, _, _ = factors
+            groups[A.shape, B.shape, A.dtype, A.device].append(factors)
+        return [_Group(*zip(*alike, strict=True)) for alike in groups.values()]
 
 
 def in_warmup(model: nn.Module, adapter: str) -> bool:
-    """Whether ``adapter`` is still plain LoRA (reads the gates: synchronises a GPU).
-
-    Raises:
-        ValueError: for an adapter that is not there.
-        RuntimeError: where its layers disagree, as after a partial load.
-    """
-    gates = [layer.adapter_state(adapter).gate for _, layer in adapter_layers(model, adapter)]
-    if not gates:
-        raise ValueError(
-            f"there is no SDS-LoRA adapter {adapter!r}; there are {list(adapter_configs(model))}"
-        )
-    warming = int((torch.cat([gate.to(gates[0].device) for gate in gates]) != 0).sum())
-    if 0 < warming < len(gates):
-        raise RuntimeError(
-            f"the layers of adapter {adapter!r} disagree on its phase: {warming} of "
-            f"{len(gates)} are in the warm-up. Load the whole adapter."
-        )
-    return warming > 0
+    """:attr:`PhasedAdapter.in_warmup` of ``adapter`` in ``model``."""
+    return PhasedAdapter(model, adapter).in_warmup
 
 
 def start_main_stage(model: nn.Module, adapter: str) -> None:
-    """Re-parameterize ``adapter`` at the end of its warm-up, Eq. (8): the function is unchanged.
-
-    What an optimizer remembers of A and B loses its meaning; reset it.
-
-    Raises:
-        ValueError: for an adapter that is not there.
-        RuntimeError: after the warm-up, or while the adapter is merged.
-    """
-    if not in_warmup(model, adapter):
-        raise RuntimeError(f"adapter {adapter!r} is past its warm-up already")
-    for layers in _groups(model, adapter):
-        before = _stack(layers, adapter)
-        _write(layers, adapter, reparameterize(before.A, before.B, 1.0), before)
+    """:meth:`PhasedAdapter.start_main_stage` of ``adapter`` in ``model``."""
+    PhasedAdapter(model, adapter).start_main_stage()
 
 
 def refresh_bases(
     model: nn.Module, adapter: str, mode: RefreshMode = "qr", *, measure: bool = False
 ) -> RefreshReport | None:
-    """Refresh the bases of ``adapter``; with ``measure``, report how far that moved it.
-
-    Raises:
-        ValueError: for an adapter that is not there.
-        RuntimeError: in the warm-up, or while the adapter is merged.
-    """
-    if in_warmup(model, adapter):
-        raise RuntimeError(
-            f"adapter {adapter!r} is in its warm-up and has no bases to refresh: call "
-            "start_main_stage first"
-        )
-    drifts: list[Tensor] = []
-    jumps: list[Tensor] = []
-    for layers in _groups(model, adapter):
-        before = _stack(layers, adapter)
-        after = refresh(before, mode)
-        if measure:
-            drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A))
-            drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B))
-            jumps.append(relative_change(before, after))
-        _write(layers, adapter, after, before)
-    return RefreshReport(_mean(drifts), _mean(jumps)) if measure else None
+    """:meth:`PhasedAdapter.refresh_bases` of ``adapter`` in ``model``."""
+    return PhasedAdapter(model, adapter).refresh_bases(mode, measure=measure)
 
 
-def _groups(model: nn.Module, adapter: str) -> list[list[SdsLayerMixin]]:
-    """The layers of ``adapter``, those of one shape together.
+class _Group(NamedTuple):
+    """The factors of layers of one shape, sharing their memory."""
 
-    All are checked before the first one changes.
-    """
-    groups: dict[Any, list[SdsLayerMixin]] = defaultdict(list)
-    for name, layer in adapter_layers(model, adapter):
-        if adapter in layer.merged_adapters:
-            raise RuntimeError(
-                f"SDS-LoRA does not support phase changes while adapter {adapter!r} is merged "
-                f"(layer {name!r}), because unmerging could not undo them: call "
-                "unmerge_adapter() first."
-            )
-        A, B, _, _ = layer.sds_factors(adapter)
-        groups[A.shape, B.shape, A.dtype, A.device].append(layer)
-    return list(groups.values())
+    A: tuple[Tensor, ...]
+    B: tuple[Tensor, ...]
+    Q_A: tuple[Tensor, ...]
+    Q_B: tuple[Tensor, ...]
 
 
-def _stack(layers: list[SdsLayerMixin], adapter: str) -> SdsFactors:
-    factors = [layer.sds_factors(adapter) for layer in layers]
-    return SdsFactors(*(torch.stack(same) for same in zip(*factors, strict=True)))
+def _replace_bases(group: _Group) -> None:
+    """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
+    A, B, Q_A, Q_B = group
+    rank = basis_rank(A[0], B[0])
+    new_Q_A = refreshed_basis(torch.stack(A).mT, rank, lambda: torch.stack(Q_A))
+    torch._foreach_copy_(Q_A, new_Q_A.unbind())
+    del new_Q_A  # its memory is the next one's
+    new_Q_B = refreshed_basis(torch.stack(B), rank, lambda: torch.stack(Q_B))
+    torch._foreach_copy_(Q_B, new_Q_B.unbind())
 
 
-def _write(
-    layers: list[SdsLayerMixin], adapter: str, after: SdsFactors, before: SdsFactors
-) -> None:
-    """Write what changed into the layers, whose phase is the main stage from here on."""
-    for index, layer in enumerate(layers):
-        targets = layer.sds_factors(adapter)
-        for target, new, old in zip(targets, after, before, strict=True):
-            if new is not old:
-                target.copy_(new[index])
-        layer.adapter_state(adapter).gate.zero_()
+def _write(group: _Group, factors: SdsFactors) -> None:
+    for targets, values in zip(group, factors, strict=True):
+        torch._foreach_copy_(targets, values.unbind())
 
 
 def _mean(values: list[Tensor]) -> float:

@@ -1,0 +1,93 @@
+"""The models, ranks and variants that a training step is measured in."""
+
+import argparse
+import gc
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from contenders import Training, base_model, training
+from measuring import arguments
+from torch import Tensor, nn
+
+VARIANTS: dict[str, dict[str, bool]] = {
+    "plain": {},
+    "gradient checkpointing": {"gradient_checkpointing": True},
+    "compiled": {"compile": True},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration in which all contenders are measured."""
+
+    model: str
+    batch: int
+    sequence: int
+    rank: int
+    dtype: str = "float32"
+    variant: str = "plain"
+    layers: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}, rank {self.rank}, {self.dtype}, {self.variant}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a row of the results begins."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A case with its frozen model and its tokens, from which contenders are made."""
+
+    case: Case
+    base: nn.Module
+    tokens: Tensor
+
+    def training(self, contender: str) -> Training:
+        """The contender's training step; the frozen weights are shared by all."""
+        options = VARIANTS[self.case.variant]
+        return training(contender, self.base, self.case.rank, self.tokens, **options)
+
+
+def step_arguments(description: str) -> argparse.ArgumentParser:
+    """The shared options, and which cases to measure."""
+    parser = arguments(description)
+    parser.add_argument("--models", nargs="*", help="only these")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, help="only these")
+    return parser
+
+
+def benches(options: argparse.Namespace, cpu: list[Case], gpu: list[Case]) -> Iterator[Bench]:
+    """The cases that the options ask for, one after the other, on the options' device."""
+    cases = gpu if options.device == "cuda" else cpu
+    if options.quick:
+        cases = [Case("smollm2-135m", 1, 16, 8, layers=2)]
+    loaded, base = None, None
+    for case in cases:
+        if case.model not in (options.models or [case.model]):
+            continue
+        if case.variant not in (options.variants or [case.variant]):
+            continue
+        if (case.model, case.dtype) != loaded:
+            base = None
+            gc.collect()
+            loaded = case.model, case.dtype
+            base = base_model(
+                case.model, options.device, getattr(torch, case.dtype), layers=case.layers
+            )
+        assert base is not None
+        shape = (case.batch, case.sequence)
+        yield Bench(case, base, torch.randint(0, base.config.vocab_size, shape).to(options.device))
+        gc.collect()
+
+
+GPU = [
+    Case(model, batch, 1024, rank, "bfloat16", variant)
+    for model, batch in (("llama-3-8b", 1), ("gemma-2b", 4))
+    for variant in VARIANTS
+    for rank in (8, 32)
+]
+"""bf16, as these models are trained."""

@@ -1,0 +1,216 @@
+"""Fill the tables of docs/costs.md from the JSON files in results/.
+
+A table stands between ``<!-- NAME -->`` and ``<!-- end NAME -->``; the text around it is written by
+hand. ``--check`` changes nothing and fails where the page and the results differ.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from contenders import base_model
+from torch import nn
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
+
+
+@cache
+def multiply_adds(model: str, rank: int) -> dict[str, float]:
+    """Of all linear layers a token, forward and backward, without attention.
+
+    The frozen base needs its output and its input gradient; LoRA three products of r·(m + n) in
+    all, SDS-LoRA five.
+    """
+    linears = [
+        (m.out_features, m.in_features, name.endswith("lm_head"))
+        for name, m in base_model(model, "meta", torch.bfloat16).named_modules()
+        if isinstance(m, nn.Linear)
+    ]
+    base = 2 * sum(m * n for m, n, _ in linears)
+    sides = rank * sum(m + n for m, n, head in linears if not head)
+    return {"frozen base": base, "LoRA": base + 3 * sides, "SDS-LoRA": base + 5 * sides}
+
+
+def floor(model: str, rank: int) -> float:
+    """SDS-LoRA against a LoRA that wastes nothing, by arithmetic."""
+    counts = multiply_adds(model, rank)
+    return counts["SDS-LoRA"] / counts["LoRA"]
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [list(header), *[list(map(str, row)) for row in rows]]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def hardware(results: dict[str, Any]) -> str:
+    """What produced the figures."""
+    return table(
+        ["figures", "device", "threads", "torch", "PEFT", "transformers"],
+        [
+            [name, *(data["hardware"][key] for key in _HARDWARE)]
+            for name, data in sorted(results.items())
+        ],
+    )
+
+
+_HARDWARE = ("device", "threads", "torch", "peft", "transformers")
+
+
+def step_cost(results: dict[str, Any]) -> str:
+    """Ratios of step times."""
+    rows = []
+    for row in _rows(results, "step_cost"):
+        peft, fused = row["against PEFT LoRA"], row["against fused LoRA"]["SDS-LoRA"]
+        mine = peft["SDS-LoRA"]
+        rows.append(
+            [
+                *_case(row),
+                f"**{mine['median']:.3f}** ({mine['low']:.3f} to {mine['high']:.3f})",
+                f"{fused['median']:.3f} ({fused['low']:.3f} to {fused['high']:.3f})",
+                f"{floor(row['model'], row['rank']):.3f}",
+                f"{peft['PEFT DoRA']['median']:.3f}",
+                f"{peft['frozen base']['median']:.3f}",
+            ]
+        )
+    header = ["SDS-LoRA / PEFT LoRA", "SDS-LoRA / fused LoRA", "its floor"]
+    return table([*_CASE, *header, "PEFT DoRA / PEFT LoRA", "frozen base / PEFT LoRA"], rows)
+
+
+def memory(results: dict[str, Any]) -> str:
+    """Ratios of memory, and where they come from."""
+    rows = []
+    for row in _rows(results, "memory"):
+        mine, its = row["bytes"]["SDS-LoRA"], row["bytes"]["PEFT LoRA"]
+        rows.append(
+            [
+                *_case(row),
+                f"**{row['against PEFT LoRA']['SDS-LoRA']:.3f}**",
+                f"{row['against PEFT LoRA']['PEFT DoRA']:.3f}",
+                *(f"{(mine[kind] - its[kind]) / 2**20:+.1f}" for kind in mine),
+            ]
+        )
+    kinds = [f"{kind}, MiB" for kind in _rows(results, "memory")[0]["bytes"]["SDS-LoRA"]]
+    return table([*_CASE, "SDS-LoRA / PEFT LoRA", "PEFT DoRA / PEFT LoRA", *kinds], rows)
+
+
+def refresh_cost(results: dict[str, Any]) -> str:
+    """A whole-model refresh against the loop."""
+    rows = []
+    for row in _rows(results, "refresh_cost"):
+        if "against the loop" not in row:
+            continue
+        times = [
+            f"{1 / row['against the loop'][mode]['median']:.1f}" for mode in ("qr", "preserve")
+        ]
+        layers = "" if row["layers"] is None else f" ({row['layers']} layers)"
+        milliseconds = median(row["seconds"]["qr"]) * 1000
+        rows.append([row["model"] + layers, row["rank"], *times, f"{milliseconds:.0f}"])
+    header = ["model", "rank", "times faster than the loop, `qr`", "`preserve`", "`qr`, ms"]
+    return table(header, rows)
+
+
+def refresh_share(results: dict[str, Any]) -> str:
+    """The refreshes' share of a training."""
+    [row] = [r for r in _rows(results, "refresh_cost") if "refreshes per step" in r]
+    share = row["share of a training step at the default schedule"]
+    return (
+        f"{row['model']}, rank {row['rank']}, {row['tokens per step']} tokens a step: "
+        f"{row['refreshes per step']:.3f} refreshes a step at the default schedule take "
+        f"**{share:.2%}** of a step."
+    )
+
+
+def scaling(results: dict[str, Any]) -> str:
+    """Fitted exponents."""
+    return table(
+        ["against", "sizes", "what a step adds", "a refresh"],
+        [
+            [
+                row["axis"],
+                ", ".join(map(str, row["sizes"])),
+                f"{row['exponent of what a step adds']:.2f}",
+                f"{row['exponent of a refresh']:.2f}",
+            ]
+            for row in _rows(results, "scaling")
+        ],
+    )
+
+
+def profile_step(results: dict[str, Any]) -> str:
+    """Milliseconds by kind of operation."""
+    rows = []
+    for row in _rows(results, "profile_step"):
+        for contender, kinds in row["milliseconds"].items():
+            values = [f"{kinds.get(kind, 0):.0f}" for kind in _kinds(results)]
+            rows.append([*_case(row), contender, *values, f"{sum(kinds.values()):.0f}"])
+    return table([*_CASE, "method", *_kinds(results), "all, ms"], rows)
+
+
+def _kinds(results: dict[str, Any]) -> list[str]:
+    rows = _rows(results, "profile_step")
+    return sorted({kind for row in rows for kinds in row["milliseconds"].values() for kind in kinds})
+
+
+_CASE = ["model", "tokens", "rank", "dtype", "variant"]
+
+
+def _case(row: dict[str, Any]) -> list[object]:
+    tokens = row["batch"] * row["sequence"]
+    return [row["model"], tokens, row["rank"], row["dtype"], row["variant"]]
+
+
+def _rows(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    return [row for key, data in results.items() if key.startswith(name) for row in data["rows"]]
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    made.__name__: made
+    for made in (
+        hardware,
+        step_cost,
+        memory,
+        refresh_cost,
+        refresh_share,
+        scaling,
+        profile_step,
+    )
+}
+
+
+def filled(page: str, results: dict[str, Any]) -> str:
+    """The page with every table made anew."""
+    for name, made in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(page):
+            raise SystemExit(f"{PAGE} has no place for {name}: add {begin} and {end}")
+        text = f"{begin}\n{made(results)}\n{end}"
+        page = pattern.sub(lambda _, text=text: text, page)
+    return page
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    old = PAGE.read_text()
+    new = filled(old, results)
+    if check:
+        sys.exit(0 if new == old else f"{PAGE} is not what the results say: run {__file__}")
+    PAGE.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

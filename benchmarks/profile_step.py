@@ -1,0 +1,61 @@
+"""Where a training step's time goes, kind by kind, for the contenders that are close to each other.
+
+The sums are of each operation's own time, by torch's profiler, over the steps profiled.
+"""
+
+from collections import Counter
+from typing import Any
+
+from cases import Case, benches, step_arguments
+from measuring import write
+from torch.profiler import profile
+
+CONTENDERS = ("PEFT LoRA", "fused LoRA", "SDS-LoRA")
+CPU = [Case("smollm2-135m", 4, 128, rank) for rank in (8, 32)]
+GPU = [Case("llama-3-8b", 1, 1024, rank, "bfloat16") for rank in (8, 32)]
+KINDS = {
+    "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::linear"),
+    "full-size elementwise": ("aten::mul", "aten::add", "aten::add_", "aten::mul_", "aten::sum"),
+    "packing, copies, casts": ("aten::cat", "aten::copy_", "aten::clone", "aten::_to_copy"),
+}
+
+
+def kind(operation: str) -> str:
+    """The kind that an operation counts under."""
+    return next((name for name, members in KINDS.items() if operation in members), "everything else")
+
+
+def shares(run: Any, steps: int, device: str) -> dict[str, float]:
+    """Milliseconds a step by kind."""
+    for _ in range(2):
+        run.step()
+    with profile() as profiler:
+        for _ in range(steps):
+            run.step()
+    total: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        total[kind(event.key)] += own / 1000 / steps
+    return dict(total)
+
+
+def main() -> None:
+    """Profile the contenders one after the other, case by case."""
+    options = step_arguments(__doc__).parse_args()
+    rows = []
+    for bench in benches(options, CPU, GPU):
+        measured = {
+            name: shares(bench.training(name), options.rounds, options.device)
+            for name in CONTENDERS
+        }
+        rows.append({**bench.case.to_dict(), "milliseconds": measured})
+        print(bench.case)
+        for name, kinds in measured.items():
+            parts = ", ".join(f"{what} {time:.1f}" for what, time in sorted(kinds.items()))
+            print(f"  {name:12} {sum(kinds.values()):8.1f} ms: {parts}")
+    if not options.quick:
+        write("profile_step", options.device, rows)
+
+
+if __name__ == "__main__":
+    main()
