@@ -158,7 +158,9 @@ def profile_step(results: dict[str, Any]) -> str:
 
 def _kinds(results: dict[str, Any]) -> list[str]:
     rows = _rows(results, "profile_step")
-    return sorted({kind for row in rows for kinds in row["milliseconds"].values() for kind in kinds})
+    return sorted(
+        {kind for row in rows for kinds in row["milliseconds"].values() for kind in kinds}
+    )
 
 
 _CASE = ["model", "tokens", "rank", "dtype", "variant"]

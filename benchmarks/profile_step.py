@@ -22,7 +22,9 @@ KINDS = {
 
 def kind(operation: str) -> str:
     """The kind that an operation counts under."""
-    return next((name for name, members in KINDS.items() if operation in members), "everything else")
+    return next(
+        (name for name, members in KINDS.items() if operation in members), "everything else"
+    )
 
 
 def shares(run: Any, steps: int, device: str) -> dict[str, float]:
