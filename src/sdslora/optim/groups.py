@@ -1,0 +1,90 @@
+"""The parameter groups of a PEFT model: its LoRA pairs by scaling, and everything else."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+ADAMW_EPS = 1e-8
+"""ε of the parameters outside pairs, whatever the method's own is."""
+
+
+class ScaledPair(NamedTuple):
+    """The factors of one layer, as PEFT stores them, and its s."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """One group ``[A, B, A, B, ...]`` for each scaling, and one for other trainable parameters.
+
+    The pairs are those of linear, convolution and embedding layers, of every trainable adapter.
+    Biases, DoRA's magnitudes and ``modules_to_save`` come last, in a group with ``pairs`` false.
+
+    Raises:
+        ValueError: where the model trains no LoRA pair, or one that the methods do not describe:
+            one of SDS-LoRA or AdaLoRA, one with only A or only B trainable, one that holds the
+            factors of several experts.
+    """
+    pairs = list(lora_pairs(model))
+    if not pairs:
+        raise ValueError(
+            "the model trains no LoRA pair (lora_A and lora_B): wrap it with "
+            "get_peft_model(model, LoraConfig(...)) first"
+        )
+    by_scaling: dict[float, list[Tensor]] = {}
+    for A, B, scaling in pairs:
+        by_scaling.setdefault(scaling, []).extend((A, B))
+    groups: list[dict[str, Any]] = [
+        {"params": parameters, "scaling": scaling} for scaling, parameters in by_scaling.items()
+    ]
+    paired = {id(parameter) for group in groups for parameter in group["params"]}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in paired]
+    if rest:
+        groups.append({"params": rest, "pairs": False, "eps": ADAMW_EPS})
+    return groups
+
+
+def lora_pairs(model: nn.Module) -> Iterator[ScaledPair]:
+    """Every trainable pair of ``model``, in the order of its modules.
+
+    Raises:
+        ValueError: see :func:`parameter_groups`.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        for adapter, A, B in _factors(layer):
+            if A.requires_grad or B.requires_grad:
+                _check(layer, name, adapter, A, B)
+                yield ScaledPair(A, B, layer.scaling[adapter])
+
+
+def _factors(layer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """A and B of a PEFT layer by adapter, where it has them."""
+    for adapter, down in getattr(layer, "lora_A", {}).items():
+        up = layer.lora_B[adapter]
+        yield adapter, getattr(down, "weight", down), getattr(up, "weight", up)
+    for adapter, A in getattr(layer, "lora_embedding_A", {}).items():
+        yield adapter, A, layer.lora_embedding_B[adapter]
+
+
+def _check(layer: Any, name: str, adapter: str, A: Tensor, B: Tensor) -> None:
+    where = f"layer {name!r}, adapter {adapter!r}"
+    if adapter in getattr(layer, "lora_sds", {}):
+        raise ValueError(
+            f"{where} is SDS-LoRA's, whose gradients these methods do not describe: train it with "
+            "AdamW, or wrap the model with a LoraConfig"
+        )
+    if hasattr(layer, "lora_E"):
+        raise ValueError(f"{where} is AdaLoRA's, which has a third factor: use a LoraConfig")
+    if not (A.requires_grad and B.requires_grad):
+        raise ValueError(f"{where}: A and B must both be trainable, one is frozen")
+    if getattr(layer, "num_experts", 1) > 1:
+        raise ValueError(
+            f"{where} holds the factors of {layer.num_experts} experts in one pair, which is not "
+            "supported: leave it out of target_parameters"
+        )

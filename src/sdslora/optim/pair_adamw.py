@@ -1,0 +1,39 @@
+"""AdamW on gradients that a method has changed, pair by pair."""
+
+from torch import Tensor
+
+from ..core import FactorGradients
+from .pairs import Group, Pair, PairOptimizer, gradients, matrices
+
+
+class PairAdamW(PairOptimizer):
+    """Base class: a method says in :meth:`_gradients` what AdamW is given for a pair."""
+
+    def _gradients(
+        self, group: Group, A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor
+    ) -> FactorGradients:
+        """ĝ of A (k, r, n) and of B (k, m, r), from the k layers of a stack."""
+        raise NotImplementedError
+
+    def _step_pairs(self, group: Group, pairs: list[Pair]) -> None:
+        for alike in self._alike(filter(_has_gradients, pairs)):
+            A, B = [pair.A for pair in alike], [pair.B for pair in alike]
+            g_A, g_B = matrices(gradients(A)), matrices(gradients(B))
+            changed = self._gradients(group, matrices(A), matrices(B), g_A, g_B)
+            self._adamw(group, A, changed.A)
+            self._adamw(group, B, changed.B)
+
+
+def _has_gradients(pair: Pair) -> bool:
+    """Whether a pair is to move.
+
+    Raises:
+        RuntimeError: where only one of its factors has a gradient.
+    """
+    A, B = (parameter.grad is not None for parameter in pair)
+    if A != B:
+        raise RuntimeError(
+            f"only {'A' if A else 'B'} of a LoRA pair has a gradient: the method moves A and B "
+            "together, and neither may be frozen"
+        )
+    return A
