@@ -1,5 +1,6 @@
 """SDS-LoRA adapters as plain LoRA adapters, exactly or at a smaller rank."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -89,13 +90,61 @@ def to_plain_lora(
                 limit = layer.r[adapter] if rank == "compact" else rank
                 pairs[name], error = _approximate(pairs[name], limit)
                 errors.append(error)
-        largest = max(pair.down.shape[0] for pair in pairs.values())
-        tensors = _other_tensors(carrier, adapter, list(pairs))
-        for name, layer in layers:
-            tensors |= _layer_tensors(layer, adapter, name, _padded(pairs[name], largest))
-        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        _plain_config(carrier.peft_config[adapter], largest).save_pretrained(str(folder))
+        largest = _largest_rank(pairs)
+        tensors = {
+            name: _layer_tensors(layer, adapter, _padded(pairs[name], largest))
+            for name, layer in layers
+        }
+        _save(folder, carrier, adapter, tensors, largest)
     return PlainLoraExport(Path(output_dir), largest, max(errors))
+
+
+def write_plain_lora(
+    model: nn.Module,
+    output_dir: str | PathLike[str],
+    pairs: Mapping[str, LowRankPair],
+    *,
+    adapter: str = "default",
+) -> PlainLoraExport:
+    """Write given changes of linear layers as a plain LoRA adapter, exactly.
+
+    As :func:`to_plain_lora` otherwise. For methods whose change is not in the adapter alone.
+
+    Args:
+        model: the PEFT model; its configuration names the layers.
+        output_dir: a new directory, or an empty one.
+        pairs: by the layer's name in the base model, ``up`` (m, k) and ``down`` (k, n), the scaling
+            folded in; k may differ from layer to layer.
+        adapter: its name.
+
+    Raises:
+        FileExistsError: where ``output_dir`` holds something.
+    """
+    carrier, largest = _carrier(model), _largest_rank(pairs)
+    padded = {name: _padded(pair, largest) for name, pair in pairs.items()}
+    tensors = {
+        name: {"lora_A.weight": pair.down, "lora_B.weight": pair.up}
+        for name, pair in padded.items()
+    }
+    with written_whole(Path(output_dir)) as folder:
+        _save(folder, carrier, adapter, tensors, largest)
+    return PlainLoraExport(Path(output_dir), largest, 0.0)
+
+
+def _save(
+    folder: Path, carrier: Any, adapter: str, layers: dict[str, dict[str, Tensor]], rank: int
+) -> None:
+    """Write the tensors of each layer, and what else the adapter has, with a configuration."""
+    tensors = _other_tensors(carrier, adapter, list(layers))
+    for name, own in layers.items():
+        prefix = PEFT_PREFIX + name.removeprefix(PEFT_PREFIX)
+        tensors |= {f"{prefix}.{key}": tensor.contiguous() for key, tensor in own.items()}
+    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    _plain_config(carrier.peft_config[adapter], rank).save_pretrained(str(folder))
+
+
+def _largest_rank(pairs: Mapping[str, LowRankPair]) -> int:
+    return max(pair.down.shape[0] for pair in pairs.values())
 
 
 def _carrier(model: nn.Module) -> Any:
@@ -145,18 +194,13 @@ def _padded(pair: LowRankPair, rank: int) -> LowRankPair:
     return LowRankPair(up=widened(pair.up, rank), down=widened(pair.down.mT, rank).mT)
 
 
-def _layer_tensors(
-    layer: LowRankLayer, adapter: str, name: str, pair: LowRankPair
-) -> dict[str, Tensor]:
+def _layer_tensors(layer: LowRankLayer, adapter: str, pair: LowRankPair) -> dict[str, Tensor]:
     """The pair under PEFT's keys and in the shapes of the layer, the scaling in ``up``."""
     A, B = layer.adapter_parameters(adapter)
     rank = pair.down.shape[0]
     down = pair.down.reshape(rank, *A.shape[1:])
     up = (pair.up * layer.scaling[adapter]).reshape(B.shape[0], rank, *B.shape[2:])
-    return {
-        f"{PEFT_PREFIX}{name.removeprefix(PEFT_PREFIX)}.{key}": tensor.contiguous()
-        for key, tensor in zip(layer.factor_keys, (down, up), strict=True)
-    }
+    return dict(zip(layer.factor_keys, (down, up), strict=True))
 
 
 def _other_tensors(model: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
@@ -184,5 +228,6 @@ def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:
         "rank_pattern": {},
         "alpha_pattern": {},
         "inference_mode": True,
+        "init_lora_weights": True,
     }
     return LoraConfig(**inherited | changed)

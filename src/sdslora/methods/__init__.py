@@ -1,0 +1,73 @@
+"""Every method of the paper behind one interface. One family a file, one line here."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from .dora import Dora
+from .full import Full
+from .initial_pair import restore_base
+from .layers import LayerState
+from .lora import Lora, RsLora
+from .lora_ga import LoraGa
+from .lora_plus import LoraPlus
+from .method import Method
+from .orthonormal import Orthonormal
+from .pissa import Pissa
+from .preconditioned import AltLora, AltLoraPlus, LoraPro, ScaledAdamW
+from .sds_lora import SdsLora
+from .settings import Batches, Settings
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Full,
+        Lora,
+        RsLora,
+        LoraPlus,
+        Pissa,
+        Dora,
+        LoraGa,
+        LoraPro,
+        ScaledAdamW,
+        AltLora,
+        AltLoraPlus,
+        Orthonormal,
+        SdsLora,
+    )
+}
+"""By name, in the order of the paper's tables."""
+
+
+def make_method(name: str, **options: Any) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: for a name that is not in ``METHODS``, or an option that the method does not
+            have, with the nearest that is.
+    """
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}{_nearest(name, list(METHODS))}")
+    known = [field.name for field in fields(METHODS[name])]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}{_nearest(option, known)}")
+    return METHODS[name](**options)
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there is {', '.join(known)}" if known else "; it has none"
+
+
+__all__ = [
+    "METHODS",
+    "Batches",
+    "LayerState",
+    "Method",
+    "Settings",
+    "make_method",
+    "restore_base",
+]

@@ -1,0 +1,45 @@
+"""What methods share whose factors start away from zero."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..core import LowRankPair
+from . import initial_pair
+from .layers import lora_layers
+from .method import Method
+from .settings import Settings
+from .targets import require_dense, require_rank
+
+
+@dataclass(frozen=True)
+class ChangedBaseMethod(Method):
+    """The factors start away from zero, and are taken off the base weights.
+
+    ``disable_adapter()`` gives the lowered base weights, not the original ones. Adapters saved by
+    ``save_pretrained`` are for resuming a training, and stock PEFT refuses them; :meth:`export`
+    writes the plain LoRA that belongs to the original base.
+    """
+
+    def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
+        """The layers that will be adapted; their weights must be there, in floating point."""
+        layers = super().check(model, settings)
+        require_dense(self.name, layers, model)
+        require_rank(self.name, layers, settings.rank)
+        return layers
+
+    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
+        """``s (B A − B₀ A₀)``, of rank 2r."""
+        trained = super().plain_pairs(model)
+        return {
+            name: _sum(trained[name], initial_pair.taken_off(layer))
+            for name, layer in lora_layers(model).items()
+        }
+
+
+def _sum(first: LowRankPair, second: LowRankPair) -> LowRankPair:
+    return LowRankPair(
+        up=torch.cat([first.up, second.up], dim=1),
+        down=torch.cat([first.down, second.down]),
+    )

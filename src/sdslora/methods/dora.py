@@ -1,0 +1,68 @@
+"""DoRA: the norm of each row of the weight is trained beside its direction."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from ..core import LowRankPair, lora_delta_weight, lora_gradients, upcast
+from .layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
+from .method import Method
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class DoraState(LayerState):
+    """Beside the factors: the base ``weight`` (m, n) and the ``magnitude`` (m,)."""
+
+    weight: Tensor
+    magnitude: Tensor
+
+
+@dataclass(frozen=True)
+class Dora(Method):
+    """``W' = diag(mag / c) (W + s B A)`` with ``c`` the norms of the rows of ``W + s B A``.
+
+    Scaling 4/√r. ``c`` follows A and B but is a constant of the backward pass.
+    """
+
+    name = "dora"
+    source = "DoRA, arXiv 2402.09353; peft.LoraConfig(use_dora=True)"
+
+    def config(self, settings: Settings) -> LoraConfig:
+        """PEFT's configuration of the adapter."""
+        return LoraConfig(lora_alpha=4, use_rslora=True, use_dora=True, **settings.peft_options())
+
+    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+        """The factors, the base weight and the magnitude of each layer."""
+        return {name: _state(layer) for name, layer in lora_layers(model).items()}
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """Of W', under descent on A, B and the magnitude; ``G = dL/dW'``."""
+        V = state.weight + lora_delta_weight(state.A, state.B, state.scaling)
+        c = torch.linalg.vector_norm(V, dim=1, keepdim=True)
+        mag = state.magnitude.unsqueeze(-1)
+        # V = W + s B A sees the gradient diag(mag / c) G
+        g_A, g_B = lora_gradients(state.A, state.B, mag / c * G, state.scaling)
+        dV = state.scaling * (g_B @ state.A + state.B @ g_A)
+        # ∇mag_i = ⟨G_i, V_i⟩ / c_i,  dc_i = ⟨V_i, dV_i⟩ / c_i
+        dmag = (G * V).sum(dim=1, keepdim=True) / c
+        dc = (V * dV).sum(dim=1, keepdim=True) / c
+        # d(mag V / c) = dmag V / c + mag dV / c − mag V dc / c²
+        return dmag * V / c + mag * dV / c - mag * V * dc / c**2
+
+    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
+        """Raises: ValueError: always."""
+        raise ValueError(
+            "dora changes the weights by a matrix of full rank, for which there is no plain LoRA: "
+            "save the adapter with save_pretrained, which stock PEFT loads, or merge it with "
+            "merge_and_unload"
+        )
+
+
+def _state(layer: Any) -> DoraState:
+    plain = layer_state(layer)
+    magnitude = layer.lora_magnitude_vector[ADAPTER].weight.detach()
+    return DoraState(plain.A, plain.B, plain.scaling, upcast(base_weight(layer)), upcast(magnitude))

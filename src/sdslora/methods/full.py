@@ -1,0 +1,68 @@
+"""Full fine-tuning of the same layers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..core import LowRankPair
+from .method import Method
+from .settings import Batches, Settings
+from .targets import named, require_dense
+
+
+@dataclass(frozen=True)
+class Full(Method):
+    """The weights of the layers that the other methods adapt, trained themselves.
+
+    In the dtype they are in. Which weights the SDS-LoRA paper trained is not known; the same layers
+    are an assumption.
+
+    Args:
+        all_parameters: train every parameter of the model instead.
+    """
+
+    name = "full"
+    source = "AdamW on the weights, as in SDS-LoRA, arXiv 2606.16454"
+    default_rate = 2e-5
+
+    all_parameters: bool = False
+
+    def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
+        """The layers that will be trained; their weights must be there, in floating point."""
+        layers = super().check(model, settings)
+        require_dense(self.name, layers, model)
+        return layers
+
+    def attach(
+        self, model: nn.Module, settings: Settings, calibration: Batches | None = None
+    ) -> nn.Module:
+        """The model itself, everything frozen but what is trained."""
+        layers = self.check(model, settings)
+        model.requires_grad_(self.all_parameters)
+        for layer in layers.values():
+            layer.weight.requires_grad_(True)
+        for name, module in model.named_modules():
+            if named(name, settings.modules_to_save or ()):
+                module.requires_grad_(True)
+        return model
+
+    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+        """The names of the linear layers that are trained; there is no state to know."""
+        return {
+            name: None
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad
+        }
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """G itself."""
+        return G
+
+    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
+        """Raises: ValueError: always."""
+        raise ValueError(
+            "full fine-tuning changes the weights by matrices of full rank, for which there is no "
+            "plain LoRA: save the model itself with save_pretrained"
+        )

@@ -1,0 +1,56 @@
+"""The adapted layers of a PEFT model, as the matrices of the equations."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..core import upcast
+
+ADAPTER = "default"
+"""The name of the one adapter that a method trains."""
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """The factors of a layer at one moment: ``A`` (r, n), ``B`` (m, r), float32 or better."""
+
+    A: Tensor
+    B: Tensor
+    scaling: float
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The adapted layers, by their names in the base model.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    layers = {
+        name.rpartition(_PREFIX)[2]: module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and ADAPTER in getattr(module, "lora_A", ())
+    }
+    if not layers:
+        raise ValueError("the model has no adapted layer: attach the method to it first")
+    return layers
+
+
+def layer_state(layer: Any) -> LayerState:
+    """The layer's factors, detached."""
+    A, B = (upcast(factor.detach()) for factor in factors(layer))
+    return LayerState(A, B, layer.scaling[ADAPTER])
+
+
+def factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """The trainable A (r, n) and B (m, r) themselves."""
+    return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+
+
+def base_weight(layer: Any) -> Tensor:
+    """The base weight as it stands, (m, n), detached, sharing the layer's memory."""
+    weight: Tensor = layer.get_base_layer().weight.detach()
+    return weight.mT if getattr(layer, "fan_in_fan_out", False) else weight

@@ -1,0 +1,49 @@
+"""LoRA+: a larger learning rate for B than for A."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .method import Method
+
+
+@dataclass(frozen=True)
+class LoraPlus(Method):
+    """rsLoRA whose B, and every one-dimensional parameter, learns at ``ratio`` times the rate of A.
+
+    The learning rate given is that of A (an assumption: the SDS-LoRA paper does not say whose its
+    rate is).
+    """
+
+    name = "lora+"
+    source = "LoRA+, arXiv 2402.12354; peft.optimizers.create_loraplus_optimizer"
+
+    ratio: float = 4.0
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> Optimizer:
+        """AdamW with the two rates as parameter groups."""
+        optimizer: Optimizer = create_loraplus_optimizer(
+            model,
+            torch.optim.AdamW,
+            lr=learning_rate,
+            loraplus_lr_ratio=self.ratio,
+            loraplus_weight_decay=weight_decay,
+            betas=betas,
+        )
+        return optimizer
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """With η the rate of A, and ρ the ratio."""
+        A, B = state.A, state.B
+        # s² (B Bᵀ G + ρ G Aᵀ A)
+        return state.scaling**2 * (B @ (B.mT @ G) + self.ratio * (G @ A.mT) @ A)

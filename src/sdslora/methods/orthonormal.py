@@ -1,0 +1,157 @@
+"""The ablation of Table 5: both factors orthonormal after every step, no singular values at all."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..core import LowRankPair, factored_svd, lora_gradients, orthonormal_basis
+from ..training.steps import completed_steps, count_steps, reset_state
+from . import initial_pair
+from .changed_base import ChangedBaseMethod
+from .layers import LayerState, factors, layer_state, lora_layers
+from .settings import Batches, Settings
+
+
+@dataclass(frozen=True)
+class OrthonormalState(LayerState):
+    """Beside the factors: whether the warm-up is over, so that they are orthonormal."""
+
+    orthonormal: bool
+
+
+@dataclass(frozen=True)
+class Orthonormal(ChangedBaseMethod):
+    """``ΔW = s Q_B Q_A``: after each optimizer step the factors become their orthonormal bases.
+
+    Starts as SDS-LoRA does: ``warmup_steps`` of plain LoRA, then ``U`` and ``Vᵀ`` of its ΔW as
+    factors, what ``s U Vᵀ`` has too much taken off the base weights, the moments forgotten (they
+    are not transported afterwards). The start is an assumption: the paper does not say it.
+    """
+
+    name = "orthonormal"
+    source = "SDS-LoRA, arXiv 2606.16454, Table 5"
+
+    warmup_steps: int = 10
+
+    def attach(
+        self, model: nn.Module, settings: Settings, calibration: Batches | None = None
+    ) -> nn.Module:
+        """Wrap a plain model, as :meth:`Method.attach`."""
+        adapted = super().attach(model, settings)
+        initial_pair.prepare(adapted)
+        return adapted
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> Optimizer:
+        """AdamW, followed after each of its steps."""
+        optimizer = super().optimizer(model, learning_rate, weight_decay, betas)
+        follow(optimizer, model, self.warmup_steps)
+        return optimizer
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """A check that the training is longer than the warm-up; the rest is the optimizer's."""
+        return [_LongEnough(self.warmup_steps)]
+
+    def scheduler(self, model: nn.Module, optimizer: Optimizer, total_steps: int) -> None:
+        """Nothing to step.
+
+        Raises:
+            ValueError: where the training ends within the warm-up.
+        """
+        _require_longer(total_steps, self.warmup_steps)
+
+    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+        """The factors of each layer, and their phase."""
+        return {name: _state(layer) for name, layer in lora_layers(model).items()}
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """The return to orthonormal factors included."""
+        if not state.orthonormal:
+            return super().effective_gradient(state, G)
+        g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
+        dQ_A, dQ_B = _basis_change(state.A.mT, g_A.mT).mT, _basis_change(state.B, g_B)
+        # s (dQ_B Q_A + Q_B dQ_A)
+        return state.scaling * (dQ_B @ state.A + state.B @ dQ_A)
+
+
+class _LongEnough(TrainerCallback):
+    def __init__(self, warmup_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        _require_longer(state.max_steps, self.warmup_steps)
+
+
+def _require_longer(total_steps: int, warmup_steps: int) -> None:
+    if total_steps <= warmup_steps:
+        raise ValueError(
+            f"orthonormal would stay plain LoRA: total_steps={total_steps} must be larger than "
+            f"warmup_steps={warmup_steps}"
+        )
+
+
+def follow(optimizer: Optimizer, model: nn.Module, warmup_steps: int) -> None:
+    """Do the method's work after each step that ``optimizer`` takes."""
+    count_steps(optimizer, start=0)
+    layers = list(lora_layers(model).values())
+    optimizer.register_step_post_hook(partial(_after_step, layers, warmup_steps))
+
+
+@torch.no_grad()
+def _after_step(
+    layers: list[Any], warmup_steps: int, optimizer: Optimizer, args: Any, kwargs: Any
+) -> None:
+    if initial_pair.is_set(layers[0]):
+        _orthonormalize(layers)
+    elif (completed_steps(optimizer) or 0) >= warmup_steps:
+        for layer in layers:
+            _start(layer)
+        reset_state(optimizer, [factor for layer in layers for factor in factors(layer)])
+
+
+def _start(layer: Any) -> None:
+    """``U`` and ``Vᵀ`` as factors, the function unchanged."""
+    A, B = factors(layer)
+    U, S, V = factored_svd(LowRankPair(up=B, down=A)).truncate(A.shape[0])
+    A.copy_(V.mT)
+    B.copy_(U)
+    # s U Vᵀ − s B A = s U (1 − Σ) Vᵀ
+    initial_pair.take_off(layer, V.mT, U * (1 - S))
+
+
+def _orthonormalize(layers: Sequence[Any]) -> None:
+    """Each factor becomes its orthonormal basis; those of one shape together."""
+    groups: dict[Any, list[Tensor]] = defaultdict(list)
+    for layer in layers:
+        for columns in (factors(layer)[0].mT, factors(layer)[1]):
+            groups[columns.shape, columns.dtype, columns.device].append(columns)
+    for group in groups.values():
+        for columns, basis in zip(group, orthonormal_basis(torch.stack(group)), strict=True):
+            columns.copy_(basis)
+
+
+def _basis_change(Q: Tensor, X: Tensor) -> Tensor:
+    """The derivative of ``orthonormal_basis(Q + t X)`` at t = 0, (k, r)."""
+    inner = Q.mT @ X
+    lower = inner.tril(-1)
+    # (I − Q Qᵀ) X + Q (L − Lᵀ),  L the part of Qᵀ X below its diagonal
+    return X - Q @ inner + Q @ (lower - lower.mT)
+
+
+def _state(layer: Any) -> OrthonormalState:
+    plain = layer_state(layer)
+    return OrthonormalState(plain.A, plain.B, plain.scaling, initial_pair.is_set(layer))

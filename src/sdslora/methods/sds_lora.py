@@ -1,0 +1,103 @@
+"""SDS-LoRA itself, beside the methods that it is compared with."""
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback
+
+from ..core import (
+    LowRankPair,
+    RefreshMode,
+    SdsFactors,
+    lora_effective_gradient,
+    sds_effective_gradient,
+    upcast,
+)
+from ..export import PlainLoraExport, to_plain_lora
+from ..training import SdsLoraCallback, SdsLoraScheduler
+from ..tuner import SdsLoraConfig
+from .layers import ADAPTER, lora_layers
+from .method import Method
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class SdsState:
+    """The factors and bases of a layer, the scaling, and whether the layer is still plain LoRA."""
+
+    factors: SdsFactors
+    scaling: float
+    in_warmup: bool
+
+
+@dataclass(frozen=True)
+class SdsLora(Method):
+    """Gradients through orthonormal bases only; see :class:`sdslora.SdsLoraConfig`.
+
+    Args:
+        refresh_mode: ``"qr"``, the paper's, or ``"preserve"``.
+        refresh_every: an interval in steps that replaces the phases (Table 7).
+        refresh_phases: τ.
+        warmup_steps: of plain LoRA.
+    """
+
+    name = "sds-lora"
+    source = "SDS-LoRA, arXiv 2606.16454; sdslora.SdsLoraConfig"
+
+    refresh_mode: RefreshMode = "qr"
+    refresh_every: int | None = None
+    refresh_phases: int = 5
+    warmup_steps: int = 10
+
+    def config(self, settings: Settings) -> SdsLoraConfig:
+        """The tuner's configuration of the adapter."""
+        return SdsLoraConfig(
+            refresh_mode=self.refresh_mode,
+            refresh_every=self.refresh_every,
+            refresh_phases=self.refresh_phases,
+            warmup_steps=self.warmup_steps,
+            **settings.peft_options(),
+        )
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """The schedule, in a Trainer."""
+        return [SdsLoraCallback()]
+
+    def scheduler(
+        self, model: nn.Module, optimizer: Optimizer, total_steps: int
+    ) -> SdsLoraScheduler:
+        """The schedule, in a hand-written loop."""
+        return SdsLoraScheduler(model, optimizer, total_steps)
+
+    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+        """The factors and bases of each layer, and their phase."""
+        return {name: _state(layer) for name, layer in lora_layers(model).items()}
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """Eq. (3) in the warm-up, then Eq. (7) between refreshes."""
+        if state.in_warmup:
+            return lora_effective_gradient(state.factors.A, state.factors.B, G, state.scaling)
+        return sds_effective_gradient(state.factors, G, state.scaling)
+
+    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
+        """Of rank 2r, or r in the warm-up."""
+        pairs = {
+            name: (layer.plain_pair(ADAPTER), layer.scaling[ADAPTER])
+            for name, layer in lora_layers(model).items()
+        }
+        return {
+            name: LowRankPair(up=scaling * pair.up, down=pair.down)
+            for name, (pair, scaling) in pairs.items()
+        }
+
+    def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> PlainLoraExport:
+        """As :func:`sdslora.to_plain_lora`, exact."""
+        return to_plain_lora(model, output_dir)
+
+
+def _state(layer: Any) -> SdsState:
+    bases = SdsFactors(*map(upcast, layer.sds_factors(ADAPTER)))
+    return SdsState(bases, layer.scaling[ADAPTER], layer.adapter_state(ADAPTER).in_warmup)

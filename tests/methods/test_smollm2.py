@@ -1,0 +1,55 @@
+"""Every method on a real language model: twenty steps, and the loss falls."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sdslora.experiments import models
+from sdslora.experiments.spec import ModelSpec
+from sdslora.methods import METHODS, Settings, make_method
+
+SETTINGS = Settings(rank=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+TEXT = (
+    "A hydrogen atom has one proton and one electron. The electron is bound to the proton by the "
+    "electric force, and the energy of the bound states depends on one whole number alone. "
+)
+# AltLoRA divides by no second moment: its steps are as small as the gradients
+RATES = {"full": 1e-5, "altlora": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def base() -> nn.Module:
+    return models.find(ModelSpec(models.SMOLLM2)).load()
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, Tensor]:
+    """2 × 48 tokens."""
+    tokenizer = models.find(ModelSpec(models.SMOLLM2)).tokenizer()
+    ids = tokenizer(TEXT * 4, return_tensors="pt").input_ids[0, :96].view(2, 48)
+    return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls(base, batch, name):
+    method = make_method(name)
+    torch.manual_seed(0)
+    model = method.attach(copy.deepcopy(base), SETTINGS, calibration=[batch]).train()
+    optimizer = method.optimizer(model, RATES.get(name, 1e-3))
+    scheduler = method.scheduler(model, optimizer, 20)
+    losses = []
+    for _ in range(20):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(loss.item())
+    assert all(torch.isfinite(torch.tensor(losses)))
+    assert losses[-1] < 0.9 * losses[0]
