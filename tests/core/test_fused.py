@@ -9,11 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from sdslora.core import fused_sds_linear, orthonormal_basis, sds_linear
 
 M, N, R = 24, 40, 5
-SHAPES = {"2-D": (7, N), "3-D": (3, 4, N), "4-D": (2, 3, 2, N), "1-D": (N,)}
+SHAPES = {
+    "2-D": (7, N),
+    "3-D": (3, 4, N),
+    "4-D": (2, 3, 2, N),
+    "1-D": (N,),
+    # so many rows that W + ΔW is made
+    "2-D, many": (30, N),
+    "3-D, many": (3, 10, N),
+}
+
+
+def in_place_flops(out, left, right, *scales, **other):
+    """Of ``addmm_``, from the operands' shapes: torch's counter leaves it out."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 def operands(dtype=torch.float64, adapter_dtype=None, *, gate=0.0, bias=True, seed=0):
@@ -68,6 +82,8 @@ def test_takes_inputs_that_are_not_contiguous():
         torch.randn(4, 3, N, dtype=torch.float64).transpose(0, 1),
         torch.randn(3, 8, N, dtype=torch.float64)[:, ::2],
         torch.randn(1, 1, N, dtype=torch.float64).expand(3, 4, N),
+        torch.randn(1, 1, N, dtype=torch.float64).expand(3, 10, N),
+        torch.randn(N, 30, dtype=torch.float64).mT,
     ):
         assert not x.is_contiguous()
         for mine, reference in zip(
@@ -76,9 +92,10 @@ def test_takes_inputs_that_are_not_contiguous():
             torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
 
 
-def test_gradients_by_finite_differences():
+@pytest.mark.parametrize("rows", [3, 30])
+def test_gradients_by_finite_differences(rows):
     weight, bias, A, B, Q_A, Q_B, s, gate = operands()
-    x = torch.randn(3, N, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(rows, N, dtype=torch.float64, requires_grad=True)
     bias.requires_grad_()
 
     def function(x, bias, A, B):
@@ -117,6 +134,22 @@ def test_autocast(input_dtype):
     assert [grad.dtype for grad in mine[1:]] == [input_dtype, torch.float32, torch.float32]
     for half, full in zip(mine, exact, strict=True):
         assert (half.float() - full).abs().max() <= 8 * 2**-7 * full.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 12, 19, 20, 21, 40, 400])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_costs_what_it_must(rows, dtype):
+    """2 m n a row for the base; beside it 5 r (m + n) a row, or 2 r (m + n) and 4 r m n at once."""
+    arguments = operands(dtype)
+    x = torch.randn(rows, N).to(dtype)
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.addmm_: in_place_flops}
+    ) as counter:
+        results(fused_sds_linear, x, arguments)
+    many = 5 * R * (M + N) * rows
+    merged = 2 * R * (M + N) * rows + 4 * R * M * N
+    added = many if dtype == torch.bfloat16 else min(many, merged)
+    assert counter.get_total_flops() / 2 == 2 * M * N * rows + added
 
 
 def test_backward_twice_and_gradients_of_gradients():

@@ -4,9 +4,9 @@ The same function as :func:`~sdslora.core.sds_linear` added to ``F.linear``, wit
 of separate operations wastes taken out: ``[A; Q_Aᵀ]`` and ``[Q_B, B]`` are one product each,
 products accumulate into the base layer's output and input gradient (no temporary of their size, no
 elementwise pass over them), s is applied on the r-sized side, nothing is computed for the bases,
-and only ``x`` and ``h = x Q_A`` are kept for the backward pass. In single precision and with many
-tokens, ``W + ΔW`` is made for the moment of its use: what is left to do for each token is then the
-four products of the gradients, as in plain LoRA.
+and only ``x`` and ``h = x Q_A`` are kept for the backward pass. A training in single precision
+with many tokens makes ``W + ΔW`` for the moment of its use: what is left for each token are then
+the four products of the gradients, as in plain LoRA.
 """
 
 import os
@@ -53,7 +53,9 @@ def fused_sds_linear(
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
-    out: Tensor = _FusedSdsLinear.apply(x.to(dtype), weight, bias, A, B, Q_A, Q_B, scaling, gate)
+    x = x.to(dtype)
+    merge = torch.is_grad_enabled() and _merging_pays(x, weight)
+    out: Tensor = _FusedSdsLinear.apply(x, weight, bias, A, B, Q_A, Q_B, scaling, gate, merge)
     return out
 
 
@@ -70,13 +72,14 @@ class _FusedSdsLinear(torch.autograd.Function):
         Q_B: Tensor,
         scaling: float | Tensor,
         gate: Tensor,
+        merge: bool,
     ) -> Tensor:
         r, dtype = A.shape[0], x.dtype
         with torch.autocast(x.device.type, enabled=False):
             weight_, bias_ = weight.to(dtype), None if bias is None else bias.to(dtype)
             down, up = _packed(A, B, Q_A, Q_B, gate, dtype)
             rows = x.reshape(-1, x.shape[-1])
-            if _merging_pays(rows, weight):
+            if merge:
                 out = F.linear(x, _merged(weight_, up, down, scaling), bias_)
                 # h = (Q_Aᵀ + gate A) x
                 h = rows @ down[r:].mT
@@ -89,7 +92,7 @@ class _FusedSdsLinear(torch.autograd.Function):
                 # W x + s (Q_B u + B h)
                 out.view(-1, out.shape[-1]).addmm_(uh, up.mT)
         ctx.save_for_backward(x, h, weight, A, B, Q_A, Q_B, gate)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.merge = scaling, merge
         ctx.bias_dtype = None if bias is None else bias.dtype
         return out
 
@@ -108,7 +111,7 @@ class _FusedSdsLinear(torch.autograd.Function):
             down, up = _packed(A, B, Q_A, Q_B, gate, dtype)
             rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
             # s (Q_Bᵀ + gate Bᵀ) g, the gradient of A x
-            if _merging_pays(rows, weight):
+            if ctx.merge:
                 gu = g @ torch.add(up[:, :r], gate.to(dtype) * up[:, r:])
                 gu *= ctx.scaling
                 if need_x:
@@ -129,7 +132,7 @@ class _FusedSdsLinear(torch.autograd.Function):
                 grad_bias = g.sum(0).to(ctx.bias_dtype)
             if grad_x is not None:
                 grad_x = grad_x.view(x.shape)
-        return grad_x, None, grad_bias, grad_A, grad_B, None, None, None, None
+        return grad_x, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
 
 def _packed(
@@ -143,14 +146,14 @@ def _packed(
     )
 
 
-def _merging_pays(rows: Tensor, weight: Tensor) -> bool:
-    """Whether ``W + ΔW`` is worth making for these ``rows`` (t, n), forward and again backward.
+def _merging_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``W + ΔW`` is worth making for a forward and a backward pass of ``x`` (..., n).
 
     It costs 4 r m n multiply-adds and saves 3 r (m + n) a row. Half precision would round a small
     ΔW away.
     """
     m, n = weight.shape
-    return rows.dtype.itemsize >= 4 and 3 * rows.shape[0] * (m + n) > 4 * m * n
+    return x.dtype.itemsize >= 4 and 3 * (x.numel() // n) * (m + n) > 4 * m * n
 
 
 def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float | Tensor) -> Tensor:
