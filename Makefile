@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)/oldest
+# One process a core, one thread each: many small tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -24,20 +26,23 @@ demo: install ## fine-tune a real language model, evaluate it, export it
 	$(BIN)/python -m sdslora.experiments.demo recipes/demo.yaml
 
 test: install ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-oldest: install ## the PEFT method with the oldest supported PEFT and Transformers
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
 		peft==0.20.0 transformers==5.23.0
-	PYTHONPATH=$(OLDEST) $(BIN)/python -m pytest tests/tuner tests/training tests/export -m 'not slow'
+	PYTHONPATH=$(OLDEST) $(PYTEST) tests/tuner tests/training tests/export tests/optim tests/methods \
+		-m 'not slow'
 
 lint: install ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install ## what it costs, side by side
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: install ## what it costs, side by side, then docs/costs.md
+	for name in step_cost profile_step memory refresh_cost scaling; do \
+		$(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/costs_page.py
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -16,6 +16,7 @@ from .experiments.errors import exit_status
 COMMANDS = {
     "train": ("train", "train an adapter as a recipe says"),
     "evaluate": ("evaluate", "loss and exact match of an adapter or a base model"),
+    "compare": ("compare", "methods on your data, each at its best learning rate, over seeds"),
     "export": ("export", "write an adapter as a plain LoRA adapter"),
     "merge": ("merge", "write base model and adapter as one model"),
 }

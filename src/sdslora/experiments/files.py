@@ -24,6 +24,20 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, default=str) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is none.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)

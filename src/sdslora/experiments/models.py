@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import hub
+from . import bench, hub
 from .errors import UserError, first_line
 from .spec import ModelSpec
 
@@ -129,6 +129,8 @@ def find(spec: ModelSpec) -> Source:
 
 def _resolve(spec: ModelSpec) -> tuple[str, str | None]:
     """What to give ``from_pretrained``, and the GGUF file in it."""
+    if spec.name_or_path.startswith(bench.PREFIX):
+        return str(bench.resolve(spec.name_or_path)), spec.gguf_file
     if spec.name_or_path != SMOLLM2:
         return spec.name_or_path, spec.gguf_file
     # Found without importing it, which would import llama-cpp.

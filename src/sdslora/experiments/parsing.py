@@ -86,7 +86,8 @@ def _parser(spec: type, prog: str, positionals: Sequence[str]) -> ArgumentParser
 def _fields(spec: type) -> Iterator[tuple[str, Any, Any]]:
     hints = typing.get_type_hints(spec)
     for field in fields(spec):
-        yield field.name, hints[field.name], field.default
+        made = field.default if field.default_factory is MISSING else field.default_factory()
+        yield field.name, hints[field.name], made
 
 
 def _help(spec: type, name: str) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from .errors import UserError
-from .files import is_used, write_json
+from .files import is_used, read_json, write_json
 
 NAME = "run.json"
 _PACKAGES = ("torch", "peft", "transformers", "trl", "accelerate", "datasets", "reasoning-gym")
@@ -59,7 +59,7 @@ class Record:
                 "seed": seed,
                 "versions": versions(),
                 "hardware": hardware(),
-                "config": _plain(config),
+                "config": as_json(config),
                 "metrics": {},
             },
         )
@@ -72,13 +72,7 @@ class Record:
 
 def read(directory: Path) -> dict[str, Any] | None:
     """The content of ``run.json``, or None where the directory holds no run."""
-    path = directory / NAME
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    return read_json(directory / NAME)
 
 
 def of_adapter(directory: Path) -> dict[str, Any] | None:
@@ -103,7 +97,7 @@ def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str
     held = read(output_dir) if output_dir.is_dir() else None
     if held is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
-    differing = _differing(held["config"], _plain(config))
+    differing = differing_keys(held["config"], as_json(config), _FREE)
     if differing:
         raise UserError(
             f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
@@ -133,19 +127,25 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _differing(held: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differing_keys(
+    held: Mapping[str, Any], wanted: Mapping[str, Any], free: tuple[str, ...] = (), prefix: str = ""
+) -> list[str]:
+    """The keys, dotted, whose values differ, with both values; ``free`` are beginnings of others.
+
+    Both mappings as :func:`as_json` gives them.
+    """
     keys: list[str] = []
     for key in dict.fromkeys([*held, *wanted]):
         name, a, b = f"{prefix}{key}", held.get(key), wanted.get(key)
-        if a == b or name.startswith(_FREE):
+        if a == b or name.startswith(free):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            keys += _differing(a, b, f"{name}.")
+            keys += differing_keys(a, b, free, f"{name}.")
         else:
             keys.append(f"{name} ({a!r} there, {b!r} now)")
     return keys
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON would give it back."""
     return json.loads(json.dumps(config, default=str))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import hub
+from . import bench, hub
 from .errors import UserError, first_line
 from .spec import DataSpec
 
@@ -16,16 +16,18 @@ SUFFIXES = (".json", ".jsonl", ".parquet")
 def is_path(source: str) -> bool:
     """Whether ``source`` means a file rather than a Hub id."""
     path = Path(source)
-    return path.suffix in SUFFIXES or path.exists() or source.startswith((".", "/", "~"))
+    return (
+        path.suffix in SUFFIXES or path.exists() or source.startswith((".", "/", "~", bench.PREFIX))
+    )
 
 
 def read_file(source: str) -> Sequence[Row]:
-    """Rows of a .json (a list of objects), .jsonl or .parquet file.
+    """Rows of a .json (a list of objects), .jsonl or .parquet file, or of a data set of the bench.
 
     Raises:
         UserError: where it does not exist, has another suffix, or cannot be read.
     """
-    path = Path(source).expanduser()
+    path = _located(source)
     if not path.exists():
         raise UserError(f"data file {source} does not exist (relative to {Path.cwd()})")
     if path.suffix not in SUFFIXES:
@@ -70,6 +72,12 @@ def read_hub(spec: DataSpec, split: str) -> Sequence[Row]:
             f"data set {spec.source!r} (name {spec.name}, split {split!r}) cannot be loaded: "
             f"{first_line(error)}. If a file was meant, its path does not exist"
         ) from error
+
+
+def _located(source: str) -> Path:
+    if source.startswith(bench.PREFIX):
+        return bench.resolve(source)
+    return Path(source).expanduser()
 
 
 def _lines(text: str) -> list[Any]:

@@ -5,15 +5,21 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTTrainer
 
 from .adapter import require_finite
 from .errors import RunFailed
 
 
-class GuardedTrainer(SFTTrainer):
-    """An ``SFTTrainer`` that saves no checkpoint with a broken adapter.
+class FiniteLoss(Trainer):
+    """Mixed into a trainer, stops it at a loss that is not a number.
 
     Raises (while training):
         RunFailed: at the first loss that is NaN or infinite, naming the step, before that step
@@ -26,6 +32,10 @@ class GuardedTrainer(SFTTrainer):
         if not torch.isfinite(loss):
             raise RunFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+
+class GuardedTrainer(FiniteLoss, SFTTrainer):
+    """An ``SFTTrainer`` that saves no checkpoint with a broken adapter."""
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # A gradient that is not finite breaks the weights one step before the loss shows it.

@@ -1,0 +1,43 @@
+"""A bench whose runs take seconds: models pretrained here, and tasks shifted from theirs.
+
+Names open with ``bench:``. ``tiny-lm`` is a language model of characters, pretrained on a family of
+tasks; ``cipher`` is a task that it has never seen, ``family`` is held out of what it has.
+``digits-vit`` classifies upright digits; :func:`.digits.load` turns, inverts and relabels them.
+
+Each is made where it is first asked for (:mod:`.cache`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, nearest
+from .cache import made
+from .cipher import Cipher
+from .digits_vit import DigitsVit
+from .family import Family
+from .tiny_lm import TinyLm
+
+PREFIX = "bench:"
+_RECIPES: dict[str, Any] = {
+    f"{PREFIX}{recipe.name}": recipe for recipe in (TinyLm, Cipher, Family, DigitsVit)
+}
+
+
+def resolve(name: str) -> Path:
+    """The directory of a model, or the file of a data set; made, in minutes, at its first use.
+
+    Args:
+        name: ``bench:tiny-lm`` (for ``AutoModelForCausalLM`` and ``AutoTokenizer``),
+            ``bench:digits-vit`` (for ``AutoModelForImageClassification``), ``bench:cipher`` (a
+            .json file of objects with ``question`` and ``answer``) or ``bench:family`` (with
+            ``text``).
+
+    Raises:
+        UserError: for another name, naming the nearest; where a package is missing.
+    """
+    if name not in _RECIPES:
+        raise UserError(f"the bench has no `{name}`{nearest(name, _RECIPES)}")
+    return made(_RECIPES[name]())
+
+
+__all__ = ["PREFIX", "resolve"]

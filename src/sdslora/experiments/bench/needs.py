@@ -1,0 +1,43 @@
+"""Packages that only the bench needs, and what to say where one is missing."""
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+from ..errors import UserError
+
+_WAYS_OUT = {
+    "reasoning-gym": ("reasoning_gym", "train"),
+    "scikit-learn": ("sklearn", "eval"),
+}
+"""A distribution's module, and the extra of ours that installs it."""
+
+
+def module(distribution: str, submodule: str) -> Any:
+    """The submodule of a distribution of the table above.
+
+    Raises:
+        UserError: where it is not installed, naming the extra.
+    """
+    root, _ = _WAYS_OUT[distribution]
+    try:
+        return importlib.import_module(f"{root}.{submodule}")
+    except ImportError as error:
+        raise _missing(distribution) from error
+
+
+def version(distribution: str) -> str:
+    """The installed version.
+
+    Raises:
+        UserError: where it is not installed, naming the extra.
+    """
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError as error:
+        raise _missing(distribution) from error
+
+
+def _missing(distribution: str) -> UserError:
+    _, extra = _WAYS_OUT.get(distribution, (None, "train"))
+    return UserError(f"the bench needs {distribution}: pip install 'sds-lora[{extra}]'")

@@ -1,0 +1,64 @@
+"""Training from nothing: AdamW, the learning rate rising linearly and falling along a cosine."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a model of the bench comes by its weights.
+
+    Args:
+        steps: of the optimizer.
+        batch_size: rows a step.
+        learning_rate: at the top, reached after ``rise`` steps.
+        rise: steps.
+        weight_decay: of matrices.
+        seed: of the initial weights and the rows' order.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    rise: int = 100
+    weight_decay: float = 0.01
+    seed: int = 0
+
+    def run(self, model: nn.Module, batches: Iterator[Mapping[str, Tensor]], title: str) -> None:
+        """Train every parameter of ``model``; it ends in evaluation mode.
+
+        Args:
+            model: returns its loss.
+            batches: keyword arguments of ``model``; one a step is taken.
+            title: of the progress bar.
+        """
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in model.parameters() if p.ndim > 1]},
+            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(
+            groups, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.98)
+        )
+        scheduler = LambdaLR(optimizer, self._factor)
+        model.train()
+        for _ in tqdm(range(self.steps), desc=title, leave=False, disable=None):
+            model(**next(batches)).loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        model.eval()
+
+    def _factor(self, step: int) -> float:
+        """Of the learning rate at the step numbered from 0."""
+        if step < self.rise:
+            return (step + 1) / self.rise
+        share = (step - self.rise) / max(self.steps - self.rise, 1)
+        return (1 + math.cos(math.pi * share)) / 2

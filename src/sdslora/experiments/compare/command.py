@@ -1,0 +1,206 @@
+"""``sdslora compare``: every method at every learning rate with every seed, then the report."""
+
+import fcntl
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from ..errors import RunFailed, UserError
+from ..files import read_json, write_json, write_jsonl, write_text
+from ..parsing import parse
+from ..record import as_json, differing_keys
+from . import plots
+from .contenders import Contender, contenders, next_rate, rates
+from .engines import Engine, engine
+from .rates import end_of_grid
+from .report import markdown, summary, table
+from .run import NAME, Job, carry_out, outline, settings, workload
+from .spec import CompareSpec, metric_of
+from .statistics import Comparison, compare
+
+CONFIG = "compare.json"
+_KEPT = ("finished", "diverged")
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora compare`` with these arguments."""
+    run_comparison(parse(CompareSpec, argv, prog="sdslora compare"))
+
+
+def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison | None:
+    """Carry out what is missing of a comparison, and write its report.
+
+    Runs that are there already are kept; failed ones are tried again.
+
+    Args:
+        spec: the comparison.
+        place: where the runs are carried out; by default as the engine section says.
+
+    Returns:
+        The conclusions, or None for a dry run.
+
+    Raises:
+        UserError: for a recipe or data that cannot work, or a directory that holds another
+            comparison.
+        RunFailed: where no run at all came to an end.
+    """
+    field = contenders(spec)
+    work = workload(spec)
+    for note in work.notes:
+        print(f"note: {note}")
+    field = [contender for contender in field if _can_run(contender, spec)]
+    if not field:
+        raise UserError("no method is left to compare")
+    place = place or engine(spec.engine)
+    print(_plan(spec, field, place, work.total_steps(spec.training)))
+    if spec.dry_run:
+        return None
+    with _claimed(Path(spec.output_dir), spec):
+        with place:
+            records = _Schedule(spec, field, place).finish()
+        return _conclude(spec, records)
+
+
+def _can_run(contender: Contender, spec: CompareSpec) -> bool:
+    """Whether the method runs on the model; says why not."""
+    work = workload(spec)
+    try:
+        contender.make().check(work.skeleton(), settings(spec, work))
+    except ValueError as error:
+        print(f"left out: {contender.label}: {' '.join(str(error).split())}", file=sys.stderr)
+        return False
+    return True
+
+
+def _plan(spec: CompareSpec, field: Sequence[Contender], place: Engine, steps: int) -> str:
+    seeds = len(spec.seed_list)
+    lines = [
+        f"{len(field)} methods x {spec.grid.number} learning rates x {seeds} seeds: "
+        f"{len(field) * spec.grid.number * seeds} runs of {steps} steps, and at most "
+        f"{len(field) * spec.grid.extend * seeds} more where the best rate is at an end of the "
+        f"grid; {place.slots} at a time, {place.threads} threads each"
+    ]
+    for contender in field:
+        grid = ", ".join(f"{rate:.3g}" for rate in rates(contender.center, spec.grid))
+        lines.append(f"  {contender.label}: {grid}")
+    if seeds < 2:
+        lines.append("with one seed no verdict is given")
+    return "\n".join(lines)
+
+
+class _Schedule:
+    """Runs to be carried out, which grow while a best rate is at an end of its grid."""
+
+    def __init__(self, spec: CompareSpec, field: Sequence[Contender], place: Engine) -> None:
+        self.spec, self.place = spec, place
+        self.records: dict[str, list[dict[str, Any]]] = {c.label: [] for c in field}
+        self.contenders = {contender.label: contender for contender in field}
+        self.open: dict[Future[Any], Job] = {}
+        self.progress = tqdm(desc="runs", unit="run", disable=None)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Carry out everything; returns the records of all contenders, in order."""
+        for contender in self.contenders.values():
+            self._add(contender, rates(contender.center, self.spec.grid))
+        for contender in self.contenders.values():
+            self._extend(contender)
+        while self.open:
+            done, _ = wait(self.open, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = self.open.pop(future)
+                self._take(job, _outcome(future, job))
+                self._extend(job.contender)
+        self.progress.close()
+        return [record for records in self.records.values() for record in records]
+
+    def _add(self, contender: Contender, grid: Sequence[float]) -> None:
+        for rate in grid:
+            for seed in self.spec.seed_list:
+                job = Job(self.spec, contender, rate, seed, self.place.threads)
+                held = read_json(job.folder / NAME)
+                self.progress.total = (self.progress.total or 0) + 1
+                if held is not None and held["status"] in _KEPT:
+                    self._take(job, held | {"default_rate": contender.center})
+                else:
+                    self.open[self.place.submit(carry_out, job)] = job
+
+    def _take(self, job: Job, record: dict[str, Any]) -> None:
+        self.records[job.contender.label].append(record)
+        self.progress.update()
+        if record["status"] != "finished":
+            self.progress.write(f"{job}: {record['status']}: {record['error']}", file=sys.stderr)
+
+    def _extend(self, contender: Contender) -> None:
+        """One more rate, where all of the contender's runs are over and the best is at an end."""
+        if any(job.contender is contender for job in self.open.values()):
+            return
+        records = self.records[contender.label]
+        tried = sorted({record["learning_rate"] for record in records})
+        end = end_of_grid(records)
+        if end and len(tried) < self.spec.grid.number + self.spec.grid.extend:
+            self._add(contender, [next_rate(tried, end, self.spec.grid)])
+            self._extend(contender)  # the new runs may all be there already
+
+
+def _outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:
+    """The run's record; one of a failure where its process died."""
+    error = future.exception()
+    if error is None:
+        record: dict[str, Any] = future.result()
+        return record
+    return outline(job) | {"status": "failed", "error": f"its process ended: {error}"}
+
+
+def _conclude(spec: CompareSpec, records: Sequence[dict[str, Any]]) -> Comparison:
+    directory = Path(spec.output_dir)
+    if all(record["status"] != "finished" for record in records):
+        raise RunFailed(f"no run finished; the first error: {records[0]['error']}")
+    # without what all runs share, which is in compare.json
+    rows = ({k: v for k, v in record.items() if k != "config"} for record in records)
+    write_jsonl(directory / "runs.jsonl", rows)
+    comparison = compare(records, spec.reference, metric_of(spec))
+    write_text(directory / "report.md", markdown(comparison))
+    plots.save(comparison, directory)
+    console = Console()
+    for part in table(comparison):
+        console.print(part)
+    print(summary(comparison))
+    print(f"report and plots in {directory}")
+    return comparison
+
+
+@contextmanager
+def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
+    """Hold the comparison's directory, so that no second command writes into it.
+
+    Raises:
+        UserError: where another command is at work in it, or it holds another comparison.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another `sdslora compare` is at work in {directory}") from error
+        _claim(directory, spec)
+        yield
+
+
+def _claim(directory: Path, spec: CompareSpec) -> None:
+    wanted = as_json(spec.fixed())
+    held = read_json(directory / CONFIG)
+    if held is None and (directory / "runs").exists():
+        raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
+    differing = differing_keys(held or wanted, wanted)
+    if differing:
+        raise UserError(
+            f"{directory} holds a comparison with another configuration; it differs in "
+            f"{', '.join(differing)}. Choose another output_dir"
+        )
+    write_json(directory / CONFIG, wanted)

@@ -1,0 +1,84 @@
+"""Numbers as a reader wants them: as many decimals as the spread over seeds bears."""
+
+from dataclasses import dataclass
+from math import floor, isfinite, log10
+
+from .sample import Sample
+from .statistics import Metric
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a metric is written.
+
+    Attributes:
+        name: of the metric, with its unit where it stands in a heading.
+        scale: what values are multiplied by.
+        suffix: stands after values.
+        step: stands after differences.
+    """
+
+    name: str
+    scale: float = 1.0
+    suffix: str = ""
+    step: str = ""
+
+
+UNITS: dict[Metric, Unit] = {
+    "loss": Unit("loss"),
+    "accuracy": Unit("accuracy", 100.0, "%", " points"),
+    "exact_match": Unit("exact match", 100.0, "%", " points"),
+}
+
+
+def mean_std(sample: Sample | None, unit: Unit = UNITS["loss"]) -> str:
+    """``0.330 ± 0.040``; the mean alone for one seed; a dash without any."""
+    if sample is None or not sample.by_seed:
+        return NONE
+    mean, std = sample.mean * unit.scale, sample.std * unit.scale
+    if not isfinite(std):
+        return general(mean) + unit.suffix
+    if not std:
+        return f"{general(mean)} ± 0{unit.suffix}"
+    places = decimals(std)
+    return f"{fixed(mean, places)} ± {fixed(std, places)}{unit.suffix}"
+
+
+def decimals(spread: float) -> int:
+    """Decimals that show two digits of ``spread``; four where there is none."""
+    if not spread or not isfinite(spread):
+        return 4
+    return min(max(1 - floor(log10(abs(spread))), 0), 12)
+
+
+def fixed(value: float, places: int) -> str:
+    """With so many decimals, a true minus and no negative zero."""
+    return f"{value:z.{places}f}".replace("-", "−")
+
+
+def general(value: float) -> str:
+    """To four digits."""
+    return f"{value:.4g}".replace("-", "−").replace("inf", "∞")
+
+
+def rate(value: float) -> str:
+    """A learning rate: ``2e-4``, ``3.2e-5``."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def share(value: float) -> str:
+    """A relative excess: ``+3.1%``."""
+    return f"+{100 * value:.1f}%" if isfinite(value) else "diverged"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def listed(items: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

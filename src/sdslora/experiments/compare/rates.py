@@ -1,0 +1,171 @@
+"""The learning rates of one contender: which is best, how far from it is still good."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, isclose, isfinite, log2
+from typing import Any
+
+from .sample import Sample
+
+Run = Mapping[str, Any]  # a run's record, as its JSON holds it
+WITHIN = 0.05  # a rate is good while its loss exceeds the best one by no more than this share
+_CONCLUDED = ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One learning rate of one contender.
+
+    Attributes:
+        learning_rate: the rate.
+        validation: loss by seed, infinite where the run diverged; without the seeds that failed.
+        failed: seeds whose run failed.
+        missing: seeds that another rate of the contender has and this one has not.
+    """
+
+    learning_rate: float
+    validation: Sample
+    failed: tuple[int, ...]
+    missing: tuple[int, ...]
+
+    @property
+    def counts(self) -> bool:
+        """Whether it may be chosen: an incomplete rate's mean is not comparable."""
+        return bool(self.validation.by_seed) and not self.missing
+
+    @property
+    def diverged(self) -> tuple[int, ...]:
+        """Seeds whose run diverged."""
+        return tuple(seed for seed, loss in self.validation.by_seed.items() if not isfinite(loss))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The range of rates round the best whose mean validation loss is within 5% of the best.
+
+    Attributes:
+        lower: the range's lower end, interpolated between two rates of the grid.
+        upper: its upper end.
+        open_below: the grid ends before the range does, so ``lower`` is the lowest rate tried.
+        open_above: likewise ``upper``.
+    """
+
+    lower: float
+    upper: float
+    open_below: bool
+    open_above: bool
+
+    @property
+    def octaves(self) -> float:
+        """Width in doublings; with an open end a lower bound."""
+        return log2(self.upper / self.lower)
+
+
+def rates_of(runs: Sequence[Run]) -> tuple[Rate, ...]:
+    """The rates of one contender's runs, ascending.
+
+    Raises:
+        ValueError: for two runs of the same rate and seed.
+    """
+    grid: dict[float, dict[int, Run]] = {}
+    for run in runs:
+        seeds = grid.setdefault(run["learning_rate"], {})
+        if run["seed"] in seeds:
+            raise ValueError(
+                f"each rate and seed may have one run; {run['label']} has two of rate "
+                f"{run['learning_rate']}, seed {run['seed']}"
+            )
+        seeds[run["seed"]] = run
+    losses = {
+        rate: {s: _loss(run) for s, run in sorted(seeds.items()) if run["status"] in _CONCLUDED}
+        for rate, seeds in grid.items()
+    }
+    every = {seed for concluded in losses.values() for seed in concluded}
+    return tuple(
+        Rate(
+            learning_rate=rate,
+            validation=Sample(losses[rate]),
+            failed=tuple(sorted(grid[rate].keys() - losses[rate].keys())),
+            missing=tuple(sorted(every - losses[rate].keys())),
+        )
+        for rate in sorted(grid)
+    )
+
+
+def best(rates: Sequence[Rate]) -> Rate | None:
+    """The rate of lowest mean validation loss, the smaller of equals; None where none is finite.
+
+    Rates that do not count are passed over. The test split has no part in this.
+    """
+    finite = [rate for rate in rates if rate.counts and isfinite(rate.validation.mean)]
+    return min(finite, key=lambda rate: rate.validation.mean, default=None)
+
+
+def end_of_grid(runs: Sequence[Run]) -> int:
+    """Where the best rate of one contender's runs lies: −1 lowest, 1 highest, 0 between others.
+
+    Only rates that count are looked at. A diverged rate above the best one closes the grid. Where
+    every rate diverged, and for a lone rate, the answer is −1; where none counts, 0.
+    """
+    counted = [rate for rate in rates_of(runs) if rate.counts]
+    if not counted:
+        return 0
+    chosen = best(counted)
+    if chosen in (None, counted[0]):
+        return -1
+    return int(chosen == counted[-1])
+
+
+def tolerance(rates: Sequence[Rate]) -> Tolerance | None:
+    """The range of good rates round the best; None where there is no best rate.
+
+    Between two rates the loss is taken as linear in log₂ of the rate. Towards a diverged rate the
+    range ends at the last finite one.
+    """
+    chosen = best(rates)
+    if chosen is None:
+        return None
+    counted = [rate for rate in rates if rate.counts]
+    at = counted.index(chosen)
+    limit = (1 + WITHIN) * chosen.validation.mean
+    lower, open_below = _reach(counted[at::-1], limit)
+    upper, open_above = _reach(counted[at:], limit)
+    return Tolerance(lower, upper, open_below, open_above)
+
+
+def regret(rates: Sequence[Rate], default_rate: float) -> float | None:
+    """(loss at ``default_rate`` − best loss) / best loss, on validation; infinite if it diverged.
+
+    None where the default is not among the rates that count, or no rate is finite.
+    """
+    chosen, default = best(rates), at_rate(rates, default_rate)
+    if chosen is None or default is None or not default.counts:
+        return None
+    excess = default.validation.mean - chosen.validation.mean
+    if not excess:
+        return 0.0
+    return excess / chosen.validation.mean if chosen.validation.mean else inf
+
+
+def at_rate(rates: Sequence[Rate], learning_rate: float) -> Rate | None:
+    """The rate of this value, up to rounding."""
+    near = (rate for rate in rates if isclose(rate.learning_rate, learning_rate, rel_tol=1e-6))
+    return next(near, None)
+
+
+def _reach(path: Sequence[Rate], limit: float) -> tuple[float, bool]:
+    """How far along ``path``, best rate first, the loss is within ``limit``; if the path ends."""
+    for inner, outer in pairwise(path):
+        low, high = inner.validation.mean, outer.validation.mean
+        if high > limit:
+            # low + share (high − low) = limit; an infinite `high` leaves a share of zero
+            share = (limit - low) / (high - low)
+            return inner.learning_rate * (outer.learning_rate / inner.learning_rate) ** share, False
+    return path[-1].learning_rate, True
+
+
+def _loss(run: Run) -> float:
+    """Validation loss; infinite for a diverged run, and for one whose loss is not a number."""
+    loss = inf if run["status"] == "diverged" else run["validation"]["loss"]
+    return loss if isfinite(loss) else inf

@@ -1,0 +1,196 @@
+"""One run of a comparison: one contender at one learning rate with one seed, to its record."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, set_seed
+
+from ...methods import Method, Settings
+from .. import record
+from ..errors import RunFailed
+from ..files import write_json
+from .contenders import Contender
+from .language import LanguageWorkload
+from .peak_memory import peak_memory
+from .spec import CompareSpec
+from .vision import SOURCE as DIGITS
+from .vision import DigitsWorkload
+from .workload import Workload
+
+NAME = "run.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, and everything a process needs to carry it out.
+
+    Attributes:
+        spec: of the comparison.
+        contender: who trains.
+        learning_rate: at the schedule's top.
+        seed: of the initial adapter and the order of the rows.
+        threads: of torch; the results depend on it by rounding.
+    """
+
+    spec: CompareSpec
+    contender: Contender
+    learning_rate: float
+    seed: int
+    threads: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's record goes."""
+        rate = f"rate-{self.learning_rate:.3g}"
+        label = self.contender.label.replace(" ", "_").replace("/", "-")
+        return Path(self.spec.output_dir) / "runs" / label / rate / f"seed-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.contender.label}, rate {self.learning_rate:.3g}, seed {self.seed}"
+
+
+def carry_out(job: Job) -> dict[str, Any]:
+    """Train and measure; write the record, whole, at the end; returns it.
+
+    A loss that is not a number makes the run ``diverged``, an error makes it ``failed``; neither is
+    raised.
+    """
+    torch.set_num_threads(job.threads)
+    data = outline(job)
+    try:
+        _train_and_measure(job, data)
+    except _Diverged as error:
+        data.update(status="diverged", error=str(error))
+    except Exception as error:
+        data.update(status="failed", error=f"{type(error).__name__}: {error}")
+    write_json(job.folder / NAME, data)
+    return data
+
+
+def outline(job: Job) -> dict[str, Any]:
+    """The record of a run of which nothing is known yet."""
+    return {
+        "status": "finished",
+        "method": job.contender.method,
+        "label": job.contender.label,
+        "options": dict(job.contender.options),
+        "default_rate": job.contender.center,
+        "learning_rate": job.learning_rate,
+        "seed": job.seed,
+        "validation": None,
+        "test": None,
+        "general_loss": None,
+        "seconds": None,
+        "peak_bytes": None,
+        "trainable_parameters": None,
+        "curve": [],
+        "error": None,
+        "threads": job.threads,
+        "config": job.spec.fixed(),
+        "versions": record.versions(),
+        "hardware": record.hardware(),
+    }
+
+
+class _Diverged(Exception):
+    """A loss or a weight that is not a number."""
+
+
+def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
+    work = workload(job.spec)
+    method = job.contender.make()
+    base = work.model()
+    before = _general_before(job.spec)
+    set_seed(job.seed)
+    with peak_memory() as peak:
+        model = method.attach(base, settings(job.spec, work), work.calibration())
+        trainable = [p.numel() for p in model.parameters() if p.requires_grad]
+        data["trainable_parameters"] = sum(trainable)
+        _train(job, work, method, model, data)
+    data["peak_bytes"] = peak.bytes
+    data["validation"] = work.measure(model, "validation")
+    if not math.isfinite(data["validation"]["loss"]):
+        raise _Diverged(f"the validation loss is {data['validation']['loss']}")
+    data["test"] = work.measure(model, "test")
+    if before is not None:
+        data["general_loss"] = {"before": before, "after": work.general_loss(model)}
+
+
+def _train(
+    job: Job, work: Workload, method: Method, model: nn.Module, data: dict[str, Any]
+) -> None:
+    """Train; whatever happens, note the seconds and what was logged: (step, training loss)."""
+    optimizer = method.optimizer(
+        model, job.learning_rate, weight_decay=job.spec.training.weight_decay
+    )
+    with TemporaryDirectory() as directory:
+        arguments = replace(
+            job.spec.training,
+            output_dir=directory,
+            learning_rate=job.learning_rate,
+            seed=job.seed,
+            save_strategy="no",
+            eval_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = work.trainer(model, arguments, optimizer, method.callbacks())
+        trainer.remove_callback(PrinterCallback)  # in place of the progress bar
+        start = time.perf_counter()
+        try:
+            trainer.train()
+        except RunFailed as error:
+            raise _Diverged(str(error)) from error
+        finally:
+            data["seconds"] = round(time.perf_counter() - start, 3)
+            history = trainer.state.log_history
+            data["curve"] = [[row["step"], row["loss"]] for row in history if "loss" in row]
+
+
+def settings(spec: CompareSpec, work: Workload) -> Settings:
+    """What every method is given alike."""
+    return Settings(rank=spec.rank, target_modules=spec.target_modules, task_type=work.task_type)
+
+
+def workload(spec: CompareSpec) -> Workload:
+    """The comparison's model and data, made once in a process."""
+    return _workload(_Same(spec))
+
+
+@lru_cache(maxsize=1)
+def _workload(same: "_Same") -> Workload:
+    if same.spec.data.source == DIGITS:
+        return DigitsWorkload(same.spec)
+    return LanguageWorkload(same.spec)
+
+
+def _general_before(spec: CompareSpec) -> float | None:
+    return _general_loss(_Same(spec))
+
+
+@lru_cache(maxsize=1)
+def _general_loss(same: "_Same") -> float | None:
+    work = _workload(same)
+    model: nn.Module = work.model()
+    return work.general_loss(model)
+
+
+class _Same:
+    """A specification as a key: equal where every run of the two has the same in common."""
+
+    def __init__(self, spec: CompareSpec) -> None:
+        self.spec = spec
+        self._key = repr(spec.fixed())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
