@@ -71,10 +71,10 @@ def benches(options: argparse.Namespace, cpu: list[Case], gpu: list[Case]) -> It
             continue
         if case.variant not in (options.variants or [case.variant]):
             continue
-        if (case.model, case.dtype) != loaded:
+        if (case.model, case.dtype, case.layers) != loaded:
             base = None
             gc.collect()
-            loaded = case.model, case.dtype
+            loaded = case.model, case.dtype, case.layers
             base = base_model(
                 case.model, options.device, getattr(torch, case.dtype), layers=case.layers
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 CPU = [
     Case(model, batch, sequence, rank, dtype, variant)
-    for model, batch, sequence in (("smollm2-135m", 4, 128), ("llama-3-8b-slice", 1, 128))
+    for model, batch, sequence in (("smollm2-135m", 4, 128), ("llama-3-8b-slice", 1, 64))
     for dtype in ("bfloat16", "float32")
     for variant in ("plain", "gradient checkpointing")
     for rank in (8, 32)

@@ -5,9 +5,10 @@ from contenders import CONTENDERS
 from measuring import alternate, ratios, write
 
 CPU = [
-    Case(model, batch, sequence, rank)
-    for model, batch, sequence in (("smollm2-135m", 4, 128), ("llama-3-8b-slice", 1, 128))
-    for rank in (8, 32)
+    *(Case("smollm2-135m", 4, 128, rank) for rank in (8, 32)),
+    # so many tokens that making W + ΔW pays
+    Case("smollm2-135m", 16, 128, 32, layers=8),
+    *(Case("llama-3-8b-slice", 1, 64, rank) for rank in (8, 32)),
 ]
 
 

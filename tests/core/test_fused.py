@@ -20,8 +20,8 @@ SHAPES = {
     "4-D": (2, 3, 2, N),
     "1-D": (N,),
     # so many rows that W + ΔW is made
-    "2-D, many": (30, N),
-    "3-D, many": (3, 10, N),
+    "2-D, many": (200, N),
+    "3-D, many": (20, 10, N),
 }
 
 
@@ -82,8 +82,8 @@ def test_takes_inputs_that_are_not_contiguous():
         torch.randn(4, 3, N, dtype=torch.float64).transpose(0, 1),
         torch.randn(3, 8, N, dtype=torch.float64)[:, ::2],
         torch.randn(1, 1, N, dtype=torch.float64).expand(3, 4, N),
-        torch.randn(1, 1, N, dtype=torch.float64).expand(3, 10, N),
-        torch.randn(N, 30, dtype=torch.float64).mT,
+        torch.randn(1, 1, N, dtype=torch.float64).expand(20, 10, N),
+        torch.randn(N, 200, dtype=torch.float64).mT,
     ):
         assert not x.is_contiguous()
         for mine, reference in zip(
@@ -92,7 +92,7 @@ def test_takes_inputs_that_are_not_contiguous():
             torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rows", [3, 30])
+@pytest.mark.parametrize("rows", [3, 180])
 def test_gradients_by_finite_differences(rows):
     weight, bias, A, B, Q_A, Q_B, s, gate = operands()
     x = torch.randn(rows, N, dtype=torch.float64, requires_grad=True)
@@ -136,7 +136,7 @@ def test_autocast(input_dtype):
         assert (half.float() - full).abs().max() <= 8 * 2**-7 * full.abs().max()
 
 
-@pytest.mark.parametrize("rows", [1, 12, 19, 20, 21, 40, 400])
+@pytest.mark.parametrize("rows", [1, 12, 170, 171, 400])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_costs_what_it_must(rows, dtype):
     """2 m n a row for the base; beside it 5 r (m + n) a row, or 2 r (m + n) and 4 r m n at once."""
@@ -146,9 +146,12 @@ def test_costs_what_it_must(rows, dtype):
         display=False, custom_mapping={torch.ops.aten.addmm_: in_place_flops}
     ) as counter:
         results(fused_sds_linear, x, arguments)
-    many = 5 * R * (M + N) * rows
+    apart = 5 * R * (M + N) * rows
     merged = 2 * R * (M + N) * rows + 4 * R * M * N
-    added = many if dtype == torch.bfloat16 else min(many, merged)
+    # from 170 rows on that saves the 150 multiply-adds an element which W's moving counts for
+    saves_enough = apart - merged > 150 * M * N
+    assert saves_enough == (rows > 170)
+    added = merged if saves_enough and dtype != torch.bfloat16 else apart
     assert counter.get_total_flops() / 2 == 2 * M * N * rows + added
 
 

