@@ -151,13 +151,14 @@ def scaling(results: dict[str, Any]) -> str:
 
 
 def profile_step(results: dict[str, Any]) -> str:
-    """Milliseconds by kind of operation."""
+    """Time by kind of operation, in percent of a step of PEFT's LoRA."""
     rows = []
     for row in _rows(results, "profile_step"):
+        whole = sum(row["milliseconds"]["PEFT LoRA"].values()) / 100
         for contender, kinds in row["milliseconds"].items():
-            values = [f"{kinds.get(kind, 0):.0f}" for kind in _kinds(results)]
-            rows.append([*_case(row), contender, *values, f"{sum(kinds.values()):.0f}"])
-    return table([*_CASE, "method", *_kinds(results), "all, ms"], rows)
+            values = [f"{kinds.get(kind, 0) / whole:.1f}" for kind in _kinds(results)]
+            rows.append([*_case(row), contender, *values, f"{sum(kinds.values()) / whole:.1f}"])
+    return table([*_CASE, "method", *_kinds(results), "all"], rows)
 
 
 def _kinds(results: dict[str, Any]) -> list[str]:

@@ -1,12 +1,13 @@
 """Where a training step's time goes, kind by kind, for the contenders that are close to each other.
 
-The sums are of each operation's own time, by torch's profiler, over the steps profiled.
+Sums of each operation's own time, by torch's profiler.
 """
 
 from collections import Counter
-from typing import Any
+from statistics import median
 
 from cases import Case, benches, step_arguments
+from contenders import Training
 from measuring import write
 from torch.profiler import profile
 
@@ -27,28 +28,32 @@ def kind(operation: str) -> str:
     )
 
 
-def shares(run: Any, steps: int, device: str) -> dict[str, float]:
-    """Milliseconds a step by kind."""
-    for _ in range(2):
-        run.step()
+def milliseconds(run: Training, device: str) -> Counter[str]:
+    """Of one step, by kind."""
     with profile() as profiler:
-        for _ in range(steps):
-            run.step()
+        run.step()
     total: Counter[str] = Counter()
     for event in profiler.key_averages():
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
-        total[kind(event.key)] += own / 1000 / steps
-    return dict(total)
+        total[kind(event.key)] += own / 1000
+    return total
 
 
 def main() -> None:
-    """Profile the contenders one after the other, case by case."""
+    """Profile the contenders in turn, case by case; the medians of the rounds."""
     options = step_arguments(__doc__).parse_args()
     rows = []
     for bench in benches(options, CPU, GPU):
+        runs = {name: bench.training(name) for name in CONTENDERS}
+        for run in runs.values():
+            run.step()
+        rounds: dict[str, list[Counter[str]]] = {name: [] for name in CONTENDERS}
+        for _ in range(options.rounds):
+            for name, run in runs.items():
+                rounds[name].append(milliseconds(run, options.device))
         measured = {
-            name: shares(bench.training(name), options.rounds, options.device)
-            for name in CONTENDERS
+            name: {what: median(step[what] for step in steps) for what in steps[0]}
+            for name, steps in rounds.items()
         }
         rows.append({**bench.case.to_dict(), "milliseconds": measured})
         print(bench.case)
