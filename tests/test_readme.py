@@ -27,3 +27,19 @@ def test_every_file_of_the_tree_exists():
     listed = {name for name in names if name.endswith(".py")} - {"reference.py"}
     assert listed
     assert listed <= modules
+
+
+def test_the_comparison_is_the_reports_own():
+    report = (ROOT / "docs/results/small-vision/report.md").read_text()
+    results = report.split("## Results")[1].split("## ")[0].splitlines()
+    losses = {
+        cells[1].strip(): cells[4].strip()
+        for cells in (row.split("|") for row in results)
+        if len(cells) > 4
+    }
+    readme = (ROOT / "README.md").read_text().splitlines()
+    [row] = [line for line in readme if line.startswith("| at the best rate |")]
+    preserve = r"sds-lora refresh\_mode=preserve"
+    order = ["full", "sds-lora", preserve, "lora+", "dora", "pissa", "lora"]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [losses[label] for label in order]
+    assert losses["lora"] == losses["rslora"]
