@@ -17,9 +17,9 @@ import torch
 from contenders import base_model
 from torch import nn
 
+from sdslora.core.fused import MOVING
+
 RESULTS = Path(__file__).parent / "results"
-MOVING = 150
-"""What the fused layer counts the making of W + ΔW for, beside its multiply-adds."""
 PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
 
 

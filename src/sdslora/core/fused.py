@@ -19,7 +19,7 @@ from torch import Tensor
 ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
 """``SDSLORA_FUSED=0`` in the environment selects the separate operations."""
 
-_MOVING = 150
+MOVING = 150
 """Multiply-adds in the time of reading and writing an element of W twice; measured on a CPU."""
 
 
@@ -157,7 +157,7 @@ def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
     """
     m, n = weight.shape
     rows = x.numel() // n
-    return x.dtype.itemsize >= 4 and 3 * r * (m + n) * rows > (4 * r + _MOVING) * m * n
+    return x.dtype.itemsize >= 4 and 3 * r * (m + n) * rows > (4 * r + MOVING) * m * n
 
 
 def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float | Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from . import scoring
 from .encode import Encoded
 from .errors import UserError
+from .inference import inference
 from .spec import EvalSpec
 
 _IGNORED = -100  # the label of a token that bears no loss
@@ -80,20 +80,31 @@ def mean_loss(
 ) -> float:
     """Mean negative log-likelihood over all completion tokens of all rows, in nats."""
     total, count = 0.0, 0
-    with _inference(model):
+    with inference(model):
         for batch in _batches(rows, batch_size, f"{title}: loss"):
-            ids = [torch.tensor(row.prompt + row.completion) for row in batch]
-            labels = [torch.tensor([_IGNORED] * len(row.prompt) + row.completion) for row in batch]
-            inputs = _pad(ids, pad_id, "right").to(_device(model))
-            mask = _pad([torch.ones_like(i) for i in ids], 0, "right").to(inputs.device)
+            inputs = {k: v.to(_device(model)) for k, v in padded_batch(batch, pad_id).items()}
             # A position's logits predict the next position's token.
-            targets = _pad(labels, _IGNORED, "right").to(inputs.device)[:, 1:]
-            logits = model(input_ids=inputs, attention_mask=mask, use_cache=False).logits[:, :-1]
+            targets = inputs.pop("labels")[:, 1:]
+            logits = model(**inputs, use_cache=False).logits[:, :-1]
             wanted = targets != _IGNORED
             losses = cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
             total += losses.double().sum().item()
             count += losses.numel()
     return total / count
+
+
+def padded_batch(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
+    """``input_ids``, ``attention_mask`` and ``labels`` (number, longest), padded on the right.
+
+    Prompts and padding bear no loss.
+    """
+    ids = [torch.tensor(row.prompt + row.completion) for row in rows]
+    labels = [torch.tensor([_IGNORED] * len(row.prompt) + row.completion) for row in rows]
+    return {
+        "input_ids": _pad(ids, pad_id, "right"),
+        "attention_mask": _pad([torch.ones_like(i) for i in ids], 0, "right"),
+        "labels": _pad(labels, _IGNORED, "right"),
+    }
 
 
 def generate(
@@ -118,7 +129,7 @@ def generate(
         eos_token_id=_stop_tokens(model, tokenizer),
     )
     answers: dict[int, str] = {}
-    with _inference(model):
+    with inference(model):
         # Prompts of like length share a batch: less padding.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         for batch in _batches(order, batch_size, f"{title}: answers"):
@@ -137,18 +148,6 @@ def _stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[i
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
     return sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None})
-
-
-@contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients, the former mode restored afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _batches(items: Sequence[Any], size: int, title: str) -> Iterator[Sequence[Any]]:

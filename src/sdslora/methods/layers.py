@@ -7,11 +7,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..core import upcast
+from ..export.plain_lora import PEFT_PREFIX
 
 ADAPTER = "default"
 """The name of the one adapter that a method trains."""
-
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
         ValueError: where there is none.
     """
     layers = {
-        name.rpartition(_PREFIX)[2]: module
+        name.rpartition(PEFT_PREFIX)[2]: module
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer) and ADAPTER in getattr(module, "lora_A", ())
     }

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample
 from transformers import ViTConfig, ViTForImageClassification
 
+from ..inference import inference
 from . import digits
 from .pretraining import Pretraining
 
@@ -47,7 +48,7 @@ class DigitsVit:
             model = ViTForImageClassification(self._config())
             self.training.run(model, self._batches(splits.train), "pretraining the ViT")
         model.save_pretrained(directory)
-        return {"parameters": model.num_parameters(), **_measured(model, splits.test)}
+        return {"parameters": model.num_parameters(), **measured(model, splits.test)}
 
     def _config(self) -> ViTConfig:
         return ViTConfig(
@@ -77,9 +78,11 @@ class DigitsVit:
         return grid_sample(pixels, grid, align_corners=False)
 
 
-@torch.no_grad()
-def _measured(model: ViTForImageClassification, images: digits.Images) -> dict[str, float]:
-    logits = model(images.pixels).logits
+def measured(model: nn.Module, images: digits.Images) -> dict[str, float]:
+    """``loss`` (mean cross-entropy, nats) and ``accuracy`` of an image classifier."""
+    device = next(model.parameters()).device
+    with inference(model):
+        logits = model(pixel_values=images.pixels.to(device)).logits.float().cpu()
     return {
         "loss": cross_entropy(logits, images.labels).item(),
         "accuracy": (logits.argmax(-1) == images.labels).double().mean().item(),

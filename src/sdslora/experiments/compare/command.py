@@ -1,6 +1,5 @@
 """``sdslora compare``: every method at every learning rate with every seed, then the report."""
 
-import fcntl
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -8,9 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
+from torch import nn
 from tqdm.auto import tqdm
 
+from ...methods import Settings
 from ..errors import RunFailed, UserError
 from ..files import read_json, write_json, write_jsonl, write_text
 from ..parsing import parse
@@ -54,11 +56,12 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     work = workload(spec)
     for note in work.notes:
         print(f"note: {note}")
-    field = [contender for contender in field if _can_run(contender, spec)]
+    skeleton = work.skeleton()
+    field = [c for c in field if _can_run(c, skeleton, settings(spec, work))]
     if not field:
         raise UserError("no method is left to compare")
     place = place or engine(spec.engine)
-    print(_plan(spec, field, place, work.total_steps(spec.training)))
+    print(_plan(spec, field, place, work.total_steps()))
     if spec.dry_run:
         return None
     with _claimed(Path(spec.output_dir), spec):
@@ -67,11 +70,10 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
         return _conclude(spec, records)
 
 
-def _can_run(contender: Contender, spec: CompareSpec) -> bool:
+def _can_run(contender: Contender, skeleton: nn.Module, given: Settings) -> bool:
     """Whether the method runs on the model; says why not."""
-    work = workload(spec)
     try:
-        contender.make().check(work.skeleton(), settings(spec, work))
+        contender.make().check(skeleton, given)
     except ValueError as error:
         print(f"left out: {contender.label}: {' '.join(str(error).split())}", file=sys.stderr)
         return False
@@ -183,11 +185,11 @@ def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
         UserError: where another command is at work in it, or it holds another comparison.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another `sdslora compare` is at work in {directory}") from error
+    try:
+        lock = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another `sdslora compare` is at work in {directory}") from error
+    with lock:
         _claim(directory, spec)
         yield
 

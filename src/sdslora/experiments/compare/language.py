@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, disable_progress_bars
 from torch import nn
 from torch.optim import Optimizer
@@ -23,7 +22,7 @@ from ...methods import Batches
 from .. import data, models, rows
 from ..encode import Encoded, encode, within
 from ..errors import UserError
-from ..measure import mean_loss, measure
+from ..measure import mean_loss, measure, padded_batch
 from ..plan import total_steps
 from ..templates import Example, Template
 from ..trainer import GuardedTrainer
@@ -74,7 +73,10 @@ class LanguageWorkload:
         """The first training rows, in batches of eight."""
         size = 8
         held = self._train[: size * _CALIBRATION_BATCHES]
-        return [self._batch(held[start : start + size]) for start in range(0, len(held), size)]
+        return (
+            padded_batch(held[start : start + size], self._pad_id)
+            for start in range(0, len(held), size)
+        )
 
     def trainer(
         self,
@@ -98,7 +100,7 @@ class LanguageWorkload:
     def _dataset(self) -> Dataset:
         return Dataset.from_list([row.training_row() for row in self._train])
 
-    def total_steps(self, arguments: TrainingArguments) -> int:
+    def total_steps(self) -> int:
         """Optimizer steps of a run."""
         return total_steps(len(self._train), self.spec.training)
 
@@ -144,20 +146,6 @@ class LanguageWorkload:
         if len(kept) < len(held):
             self.notes.append(f"{finding}; left out")
         return kept
-
-    def _batch(self, encoded: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        longest = max(map(len, encoded))
-        ids, labels, mask = [], [], []
-        for row in encoded:
-            padding = longest - len(row)
-            ids.append(row.prompt + row.completion + [self._pad_id] * padding)
-            labels.append([-100] * len(row.prompt) + row.completion + [-100] * padding)
-            mask.append([1] * len(row) + [0] * padding)
-        return {
-            "input_ids": torch.tensor(ids),
-            "labels": torch.tensor(labels),
-            "attention_mask": torch.tensor(mask),
-        }
 
 
 def _general_rows(spec: ForgettingSpec, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:

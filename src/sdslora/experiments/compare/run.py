@@ -107,7 +107,7 @@ def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
     work = workload(job.spec)
     method = job.contender.make()
     base = work.model()
-    before = _general_before(job.spec)
+    before = _general_before(_Same(job.spec))
     set_seed(job.seed)
     with peak_memory() as peak:
         model = method.attach(base, settings(job.spec, work), work.calibration())
@@ -171,15 +171,10 @@ def _workload(same: "_Same") -> Workload:
     return LanguageWorkload(same.spec)
 
 
-def _general_before(spec: CompareSpec) -> float | None:
-    return _general_loss(_Same(spec))
-
-
 @lru_cache(maxsize=1)
-def _general_loss(same: "_Same") -> float | None:
+def _general_before(same: "_Same") -> float | None:
     work = _workload(same)
-    model: nn.Module = work.model()
-    return work.general_loss(model)
+    return work.general_loss(work.model())
 
 
 class _Same:

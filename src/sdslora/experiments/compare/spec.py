@@ -1,7 +1,7 @@
 """The specification of a comparison: what its recipe may hold, with its defaults."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ...methods import METHODS
@@ -138,7 +138,7 @@ class CompareSpec:
                 "the learning rate is too good"
             )
         for name, place in (("learning_rate", "grid.centers"), ("seed", "seeds")):
-            if getattr(self.training, name) != _default(name):
+            if getattr(self.training, name) != TrainingConfig.__dataclass_fields__[name].default:
                 raise UserError(f"training.{name} has no effect in a comparison: set {place}")
 
     @property
@@ -161,12 +161,6 @@ class CompareSpec:
             "target_modules": self.target_modules,
             "test": self.test,
         }
-
-
-def _default(name: str) -> Any:
-    [default] = [f.default for f in fields(TrainingConfig) if f.name == name]
-    assert default is not MISSING
-    return default
 
 
 def metric_of(spec: CompareSpec) -> Metric:

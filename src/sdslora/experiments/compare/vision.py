@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import (
@@ -21,6 +20,7 @@ from transformers import (
 
 from ...methods import Batches
 from ..bench import PREFIX, digits, resolve
+from ..bench.digits_vit import measured
 from ..errors import UserError, first_line
 from ..plan import total_steps
 from ..trainer import FiniteLoss
@@ -72,7 +72,7 @@ class DigitsWorkload:
     def calibration(self) -> Batches:
         """The first training images, in batches of eight."""
         rows = _Images(*self._splits.train)
-        return [_collate([rows[8 * b + i] for i in range(8)]) for b in range(_CALIBRATION_BATCHES)]
+        return (_collate([rows[8 * b + i] for i in range(8)]) for b in range(_CALIBRATION_BATCHES))
 
     def trainer(
         self,
@@ -91,17 +91,18 @@ class DigitsWorkload:
             optimizers=(optimizer, None),
         )
 
-    def total_steps(self, arguments: TrainingArguments) -> int:
+    def total_steps(self) -> int:
         """Optimizer steps of a run."""
         return total_steps(len(self._splits.train[0]), self.spec.training)
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
         """Mean cross-entropy in nats, and the share of right answers."""
-        return _measured(model, *getattr(self._splits, split))
+        images = getattr(self._splits, split)
+        return {"rows": len(images.labels), **measured(model, images)}
 
     def general_loss(self, model: nn.Module) -> float | None:
         """Loss on the test images as they are."""
-        return float(_measured(model, *self._upright.test)["loss"])
+        return measured(model, self._upright.test)["loss"]
 
 
 class _Images(Dataset[dict[str, Tensor]]):
@@ -117,17 +118,3 @@ class _Images(Dataset[dict[str, Tensor]]):
 
 def _collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
-@torch.no_grad()
-def _measured(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    logits = model(pixel_values=images.to(device)).logits.float().cpu()
-    model.train(was_training)
-    return {
-        "rows": len(labels),
-        "loss": cross_entropy(logits, labels).item(),
-        "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
-    }

@@ -45,7 +45,7 @@ class Workload(Protocol):
     ) -> Trainer:
         """What trains ``model`` on the training rows, and stops where a loss is not a number."""
 
-    def total_steps(self, arguments: TrainingArguments) -> int:
+    def total_steps(self) -> int:
         """Optimizer steps of a run."""
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
