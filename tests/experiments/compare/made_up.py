@@ -14,6 +14,7 @@ def run(label: str = "lora", rate: float = 1e-3, seed: int = 0, **entries: Any) 
         "label": label,
         "learning_rate": rate,
         "seed": seed,
+        "fresh": False,
         "validation": {"loss": 1.0},
         "test": {"loss": 1.0},
         "general_loss": None,

@@ -107,7 +107,8 @@ def made_up(loss: Callable[[Job], float]) -> Callable[[Job], dict[str, Any]]:
         return {
             "status": "finished", "method": job.contender.method, "label": job.contender.label,
             "default_rate": job.contender.center, "learning_rate": job.learning_rate,
-            "seed": job.seed, "validation": figures, "test": figures, "general_loss": None,
+            "seed": job.seed, "fresh": job.fresh, "validation": figures, "test": figures,
+            "general_loss": None,
             "seconds": 1.0, "peak_bytes": None, "trainable_parameters": 1, "curve": [[1, 1.0]],
             "error": None,
         }  # fmt: skip
@@ -243,6 +244,38 @@ def test_the_grid_stops_growing_at_its_limit(make: Make):
     assert all(len(c.rates) == 5 and c.end == -1 for c in comparison.contenders)
 
 
+def test_fresh_seeds_run_at_the_best_rate_only(make: Make):
+    """The grid grows first; what was run for another recipe is taken for what it is in this one."""
+    spec = make(seeds=[0, 4], fresh_seeds=3, grid__extend=5, grid__centers={"*": 1e-3})
+    best = 1e-3 * 10**2
+    work = made_up(lambda job: abs(job.learning_rate / best - 1) + 1 + job.seed)
+    place = Here(work)
+    comparison = run_comparison(spec, place)
+    assert comparison is not None
+    for contender in comparison.contenders:
+        assert len(contender.rates) == 3 + 4
+        assert contender.best is not None
+        assert set(contender.best.validation.by_seed) == {0, 4}
+        assert contender.seeds == (5, 6, 7)
+        assert set(contender.test["loss"].by_seed) == {5, 6, 7}
+    assert len(place.done) == 2 * (7 * 2 + 3)
+    fresh = [done for done in place.done if done[-1] in "567"]
+    assert {done.split(", ")[1] for done in fresh} == {f"rate {contender.best.learning_rate:.3g}"}
+    assert comparison.pairs[0].reference_result.by_seed.keys() == {5, 6, 7}
+    report = (Path(spec.output_dir) / "report.md").read_text()
+    assert "over fresh seeds, which had no part in choosing the rate" in report
+
+
+def test_a_seed_may_become_fresh(make: Make):
+    run_comparison(make(seeds=3), Here())
+    spec = make(seeds=2, fresh_seeds=1)
+    place = Here()
+    comparison = run_comparison(spec, place)
+    assert place.done == []  # all of it was run already
+    assert comparison is not None
+    assert [c.seeds for c in comparison.contenders] == [(2,), (2,)]
+
+
 def test_grid():
     grid = GridSpec()
     assert rates(2e-4, grid) == [2e-5, 6.32e-5, 2e-4, 6.32e-4, 2e-3]
@@ -276,6 +309,8 @@ def test_centers_by_label_method_and_star(make: Make):
         ({"grid": {"centers": {"lor": 1e-3}}}, "`lor` is not compared; did you mean `lora`?"),
         ({"grid": {"centers": {"lora": 0.0}}}, "must be above 0"),
         ({"seeds": 0}, "seeds must be 1 or more"),
+        ({"seeds": []}, "seeds must be 1 or more"),
+        ({"fresh_seeds": -1}, "fresh_seeds must be 0 or more"),
         ({"test": 0}, "test must be more than 0 rows"),
         ({"metric": "los"}, "did you mean `loss`?"),
         ({"reference": "sds-lor"}, "`sds-lor` is not compared"),

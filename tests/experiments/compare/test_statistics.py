@@ -172,6 +172,35 @@ def test_results_are_of_the_best_rate() -> None:
     assert (contender.runs, contender.diverged, contender.failed) == (6, 1, 1)
 
 
+def test_results_are_those_of_fresh_seeds_where_there_are_any() -> None:
+    runs = grid({1e-3: [1.0, 2.0], 1e-2: [2.0, 4.0]})
+    # better at the other rate, and without a say in it
+    fresh = [run(rate=1e-3, seed=5, fresh=True, validation={"loss": 9.0}, test={"loss": 5.0})]
+    fresh += [run(rate=1e-2, seed=5, fresh=True, validation={"loss": 0.0}, test={"loss": 0.0})]
+    [contender] = compare([*runs, *fresh]).contenders
+    assert contender.best.learning_rate == 1e-3
+    assert contender.best.validation == Sample({0: 1.0, 1: 2.0})
+    assert contender.seeds == (5,)
+    assert contender.test["loss"] == Sample({5: 5.0})
+    assert contender.runs == 6
+
+
+def test_a_fresh_seed_that_diverged_is_not_left_out() -> None:
+    ours = grid({1e-3: [1.0, 1.0]}, "sds-lora")
+    theirs = grid({1e-3: [2.0, 2.0]})
+    fresh = [run("sds-lora", seed=seed, fresh=True) for seed in (5, 6, 7)]
+    fresh += [run(seed=seed, fresh=True) for seed in (5, 6)]
+    comparison = compare([*ours, *theirs, *fresh, stopped("diverged", seed=7, fresh=True)])
+    rival = comparison.contenders[1]
+    assert rival.test["loss"] == Sample({5: 1.0, 6: 1.0, 7: math.inf})
+    assert rival.diverged == 1
+    assert comparison.pairs[0].verdict == "withheld"
+    # a failed one says nothing about the method
+    comparison = compare([*ours, *theirs, *fresh, stopped("failed", seed=7, fresh=True)])
+    assert comparison.contenders[1].seeds == (5, 6)
+    assert comparison.contenders[1].failed == 1
+
+
 @given(st.lists(st.floats(0.1, 10), min_size=6, max_size=6))
 def test_the_test_split_has_no_part_in_the_choice(tested) -> None:
     runs = grid({1e-4: [3.0, 1.0], 1e-3: [1.0, 2.0], 1e-2: [2.0, 2.0]})

@@ -20,7 +20,7 @@ from ..record import as_json, differing_keys
 from . import plots
 from .contenders import Contender, contenders, next_rate, rates
 from .engines import Engine, engine
-from .rates import end_of_grid
+from .rates import Rate, best, end_of_grid, rates_of
 from .report import markdown, summary, table
 from .run import NAME, Job, carry_out, outline, settings, workload
 from .spec import CompareSpec, metric_of
@@ -91,13 +91,18 @@ def _plan(spec: CompareSpec, field: Sequence[Contender], place: Engine, steps: i
     for contender in field:
         grid = ", ".join(f"{rate:.3g}" for rate in rates(contender.center, spec.grid))
         lines.append(f"  {contender.label}: {grid}")
-    if seeds < 2:
+    if spec.fresh_seeds:
+        lines.append(f"then {spec.fresh_seeds} fresh seeds at each method's best rate, the results")
+    if max(spec.fresh_seeds, seeds) < 2:
         lines.append("with one seed no verdict is given")
     return "\n".join(lines)
 
 
 class _Schedule:
-    """Runs to be carried out, which grow while a best rate is at an end of its grid."""
+    """Runs to be carried out, which grow while a best rate is at an end of its grid.
+
+    Then each contender's best rate is run with the fresh seeds.
+    """
 
     def __init__(self, spec: CompareSpec, field: Sequence[Contender], place: Engine) -> None:
         self.spec, self.place = spec, place
@@ -111,26 +116,29 @@ class _Schedule:
         for contender in self.contenders.values():
             self._add(contender, rates(contender.center, self.spec.grid))
         for contender in self.contenders.values():
-            self._extend(contender)
+            self._go_on(contender)
         while self.open:
             done, _ = wait(self.open, return_when=FIRST_COMPLETED)
             for future in done:
                 job = self.open.pop(future)
                 self._take(job, _outcome(future, job))
-                self._extend(job.contender)
+                self._go_on(job.contender)
         self.progress.close()
         return [record for records in self.records.values() for record in records]
 
     def _add(self, contender: Contender, grid: Sequence[float]) -> None:
         for rate in grid:
             for seed in self.spec.seed_list:
-                job = Job(self.spec, contender, rate, seed, self.place.threads)
-                held = read_json(job.folder / NAME)
-                self.progress.total = (self.progress.total or 0) + 1
-                if held is not None and held["status"] in _KEPT:
-                    self._take(job, held | {"default_rate": contender.center})
-                else:
-                    self.open[self.place.submit(carry_out, job)] = job
+                self._start(Job(self.spec, contender, rate, seed, self.place.threads))
+
+    def _start(self, job: Job) -> None:
+        held = read_json(job.folder / NAME)
+        self.progress.total = (self.progress.total or 0) + 1
+        if held is not None and held["status"] in _KEPT:
+            # what the recipe says now, not when the run was made
+            self._take(job, held | {"default_rate": job.contender.center, "fresh": job.fresh})
+        else:
+            self.open[self.place.submit(carry_out, job)] = job
 
     def _take(self, job: Job, record: dict[str, Any]) -> None:
         self.records[job.contender.label].append(record)
@@ -138,16 +146,26 @@ class _Schedule:
         if record["status"] != "finished":
             self.progress.write(f"{job}: {record['status']}: {record['error']}", file=sys.stderr)
 
-    def _extend(self, contender: Contender) -> None:
-        """One more rate, where all of the contender's runs are over and the best is at an end."""
+    def _go_on(self, contender: Contender) -> None:
+        """What follows when all of the contender's runs are over: one more rate, or fresh seeds."""
         if any(job.contender is contender for job in self.open.values()):
             return
-        records = self.records[contender.label]
+        records = [r for r in self.records[contender.label] if not r["fresh"]]
         tried = sorted({record["learning_rate"] for record in records})
         end = end_of_grid(records)
         if end and len(tried) < self.spec.grid.number + self.spec.grid.extend:
             self._add(contender, [next_rate(tried, end, self.spec.grid)])
-            self._extend(contender)  # the new runs may all be there already
+            self._go_on(contender)  # the new runs may all be there already
+        elif len(records) == len(self.records[contender.label]):
+            self._confirm(contender, best(rates_of(records)))
+
+    def _confirm(self, contender: Contender, chosen: Rate | None) -> None:
+        """The fresh seeds, at the chosen rate."""
+        if chosen is None:
+            return
+        for seed in self.spec.fresh_seed_list:
+            rate, threads = chosen.learning_rate, self.place.threads
+            self._start(Job(self.spec, contender, rate, seed, threads, fresh=True))
 
 
 def _outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:

@@ -59,12 +59,13 @@ def _results(comparison: Comparison) -> _Grid:
     return _Grid(
         "Results",
         "Each contender at its rate of lowest validation loss: mean ± standard deviation over "
-        "seeds. Forgetting is the rise of the loss on general text.",
+        f"{_whose_seeds(comparison)}. Forgetting is the rise of the loss on general text.",
         ["contender", "best rate", "seeds", *names, "forgetting"],
         [
             [
                 contender.label,
-                *_best(contender),
+                _best(contender),
+                str(len(contender.seeds)),
                 *(mean_std(contender.test.get(metric), UNITS[metric]) for metric in metrics),
                 mean_std(contender.forgetting),
             ]
@@ -73,11 +74,20 @@ def _results(comparison: Comparison) -> _Grid:
     )
 
 
-def _best(contender: Contender) -> tuple[str, str]:
-    chosen = contender.best
-    if chosen is None:
-        return NONE, "0"
-    return rate(chosen.learning_rate), str(len(chosen.validation.by_seed))
+def _best(contender: Contender) -> str:
+    return NONE if contender.best is None else rate(contender.best.learning_rate)
+
+
+def _whose_seeds(comparison: Comparison) -> str:
+    """What the results are averaged over."""
+    chose = {
+        seed
+        for c in comparison.contenders
+        for tried in c.rates
+        for seed in tried.validation.by_seed
+    }
+    reported = {seed for c in comparison.contenders for seed in c.seeds}
+    return "seeds" if reported <= chose else "fresh seeds, which had no part in choosing the rate"
 
 
 def _verdicts(comparison: Comparison) -> _Grid:
@@ -120,7 +130,8 @@ def _tuning(comparison: Comparison) -> _Grid:
         [
             [
                 contender.label,
-                *_best(contender),
+                _best(contender),
+                str(len(contender.best.validation.by_seed) if contender.best else 0),
                 _tolerance(contender),
                 rate(contender.default_rate),
                 NONE if contender.regret is None else share(contender.regret),

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from ...methods import Method, Settings
-from .. import record
+from .. import diagnosis, record
+from ..diagnosis import DiagnosticsRecorder
 from ..errors import RunFailed
 from ..files import write_json
 from .contenders import Contender
@@ -37,6 +38,9 @@ class Job:
         learning_rate: at the schedule's top.
         seed: of the initial adapter and the order of the rows.
         threads: of torch; the results depend on it by rounding.
+        fresh: the seed has no part in choosing the rate.
+        every: steps between two measurements of the diagnostics, on the first calibration batch,
+            into a file beside the record; None for none.
     """
 
     spec: CompareSpec
@@ -44,6 +48,8 @@ class Job:
     learning_rate: float
     seed: int
     threads: int
+    fresh: bool = False
+    every: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -84,6 +90,7 @@ def outline(job: Job) -> dict[str, Any]:
         "default_rate": job.contender.center,
         "learning_rate": job.learning_rate,
         "seed": job.seed,
+        "fresh": job.fresh,
         "validation": None,
         "test": None,
         "general_loss": None,
@@ -141,7 +148,8 @@ def _train(
             report_to="none",
             disable_tqdm=True,
         )
-        trainer = work.trainer(model, arguments, optimizer, method.callbacks())
+        callbacks = [*method.callbacks(), *_diagnostics(job, work, method)]
+        trainer = work.trainer(model, arguments, optimizer, callbacks)
         trainer.remove_callback(PrinterCallback)  # in place of the progress bar
         start = time.perf_counter()
         try:
@@ -152,6 +160,13 @@ def _train(
             data["seconds"] = round(time.perf_counter() - start, 3)
             history = trainer.state.log_history
             data["curve"] = [[row["step"], row["loss"]] for row in history if "loss" in row]
+
+
+def _diagnostics(job: Job, work: Workload, method: Method) -> list[TrainerCallback]:
+    if job.every is None:
+        return []
+    batch = next(iter(work.calibration()))
+    return [DiagnosticsRecorder(method, batch, job.every, job.folder / diagnosis.NAME)]
 
 
 def settings(spec: CompareSpec, work: Workload) -> Settings:

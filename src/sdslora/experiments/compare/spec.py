@@ -98,6 +98,8 @@ class CompareSpec:
         rank: r of every method.
         target_modules: Layers to adapt, as in PEFT.
         seeds: Seeds of the initial adapter and of the data's order: a number, or a list.
+        fresh_seeds: Further seeds, which run at each contender's best rate only. Where there are
+            any, the results are theirs, and the others have no part but to choose the rate.
         test: Rows that the results are reported on and nothing is chosen by: a number, a fraction
             below 1, another split of the Hub data set, or a path.
         metric: What is compared on the test rows: "loss", "accuracy" or "exact_match".
@@ -117,6 +119,7 @@ class CompareSpec:
     rank: int = 8
     target_modules: str | list[str] = "all-linear"
     seeds: int | list[int] = 5
+    fresh_seeds: int = 0
     test: int | float | str = 0.1
     metric: str = "loss"
     reference: str | None = None
@@ -130,8 +133,10 @@ class CompareSpec:
             )
         if not self.methods:
             raise UserError("methods must name at least one")
-        if isinstance(self.seeds, int) and self.seeds < 1:
+        if not self.seed_list:
             raise UserError(f"seeds must be 1 or more, not {self.seeds}")
+        if self.fresh_seeds < 0:
+            raise UserError(f"fresh_seeds must be 0 or more, not {self.fresh_seeds}")
         if not isinstance(self.test, str) and self.test <= 0:
             raise UserError(
                 f"test must be more than 0 rows, not {self.test}: a result on the rows that chose "
@@ -145,6 +150,12 @@ class CompareSpec:
     def seed_list(self) -> Sequence[int]:
         """The seeds, one by one."""
         return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def fresh_seed_list(self) -> Sequence[int]:
+        """Those that follow the highest of them."""
+        first = max(self.seed_list) + 1
+        return range(first, first + self.fresh_seeds)
 
     def fixed(self) -> dict[str, Any]:
         """What every run of the comparison has in common: with another, it is another comparison.

@@ -1,11 +1,13 @@
 """From the records of all runs to the conclusions.
 
 Each contender stands at the learning rate that is best on the validation split, averaged over
-seeds; its result is the one on the test split there. See :mod:`.rates` and :mod:`.verdict`.
+seeds; its result is the one on the test split there, of fresh seeds where there are any. See
+:mod:`.rates` and :mod:`.verdict`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import numpy as np
@@ -34,7 +36,9 @@ class Contender:
         tolerance: the rates about as good as the best.
         default_rate: the recommended rate.
         regret: what the default costs, as a share of the best validation loss.
-        test: figures of the test split at the best rate, by metric.
+        seeds: of the results: the fresh ones at the best rate, or else those that chose it.
+        test: figures of the test split at the best rate, by metric; infinitely bad for a fresh seed
+            that diverged.
         forgetting: loss on general text after training minus before, at the best rate, if measured.
         curve: (step, training loss) at the best rate, mean over seeds, of the steps all have.
         seconds: mean of the finished runs.
@@ -53,6 +57,7 @@ class Contender:
     tolerance: Tolerance | None
     default_rate: float
     regret: float | None
+    seeds: tuple[int, ...]
     test: dict[Metric, Sample]
     forgetting: Sample | None
     curve: tuple[tuple[int, float], ...]
@@ -119,43 +124,55 @@ def compare(
 
 
 def _contender(runs: Sequence[Run]) -> Contender:
-    rates = rates_of(runs)
+    choosing = [run for run in runs if not run["fresh"]]
+    fresh = [run for run in runs if run["fresh"]]
+    rates = rates_of(choosing)
     chosen = best(rates)
-    at_best = [
-        run
-        for run in runs
-        if chosen and run["learning_rate"] == chosen.learning_rate and run["status"] == "finished"
-    ]
+    results = _at(chosen, fresh) or _at(chosen, choosing)
     finished = [run for run in runs if run["status"] == "finished"]
     peaks = [run["peak_bytes"] for run in finished if run["peak_bytes"] is not None]
     sizes = (run["trainable_parameters"] for run in runs)
+    every = [*rates, *rates_of(fresh)]
     return Contender(
         label=runs[0]["label"],
         method=runs[0]["method"],
         rates=rates,
         best=chosen,
-        end=end_of_grid(runs),
+        end=end_of_grid(choosing),
         tolerance=tolerance(rates),
         default_rate=runs[0]["default_rate"],
         regret=regret(rates, runs[0]["default_rate"]),
-        test=_test(at_best),
-        forgetting=_forgetting(at_best),
-        curve=_mean_curve([run["curve"] for run in at_best]),
+        seeds=tuple(sorted(run["seed"] for run in results)),
+        test=_test(results),
+        forgetting=_forgetting(results),
+        curve=_mean_curve([run["curve"] for run in results if run["status"] == "finished"]),
         seconds=float(np.mean([run["seconds"] for run in finished])) if finished else None,
         peak_bytes=max(peaks, default=None),
         trainable_parameters=next((size for size in sizes if size is not None), None),
         runs=len(runs),
-        diverged=sum(len(rate.diverged) for rate in rates),
-        failed=sum(len(rate.failed) for rate in rates),
+        diverged=sum(len(rate.diverged) for rate in every),
+        failed=sum(len(rate.failed) for rate in every),
     )
+
+
+def _at(chosen: Rate | None, runs: Sequence[Run]) -> list[Run]:
+    """The runs at the rate that came to a result."""
+    return [
+        run
+        for run in runs
+        if chosen and run["learning_rate"] == chosen.learning_rate and run["status"] != "failed"
+    ]
 
 
 def _test(runs: Sequence[Run]) -> dict[Metric, Sample]:
     """The metrics that all of ``runs`` have."""
+    tested = {run["seed"]: run["test"] for run in runs}  # None: diverged
+    known = [figures for figures in tested.values() if figures is not None]
+    worst = {metric: -inf if higher else inf for metric, higher in HIGHER_IS_BETTER.items()}
     return {
-        metric: Sample({run["seed"]: run["test"][metric] for run in runs})
+        metric: Sample({s: worst[metric] if f is None else f[metric] for s, f in tested.items()})
         for metric in HIGHER_IS_BETTER
-        if runs and all(run["test"].get(metric) is not None for run in runs)
+        if known and all(figures.get(metric) is not None for figures in known)
     }
 
 
