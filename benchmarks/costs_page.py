@@ -1,20 +1,14 @@
-"""Fill the tables of docs/costs.md from the JSON files in results/.
+"""Fill the tables of docs/costs.md from the JSON files in results/."""
 
-A table stands between ``<!-- NAME -->`` and ``<!-- end NAME -->``; the text around it is written by
-hand. ``--check`` changes nothing and fails where the page and the results differ.
-"""
-
-import argparse
 import json
-import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from contenders import base_model
+from page import main, table
 from torch import nn
 
 from sdslora.core.fused import MOVING
@@ -43,13 +37,6 @@ def floor(model: str, layers: int | None, rank: int, tokens: int, dtype: str) ->
             merges = dtype == "float32" and (apart - merged) * tokens > MOVING * m * n
             sds += merged if merges else apart
     return (base + sds) / (base + lora)
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table."""
-    lines = [list(header), *[list(map(str, row)) for row in rows]]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def hardware(results: dict[str, Any]) -> str:
@@ -195,32 +182,16 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def filled(page: str, results: dict[str, Any]) -> str:
-    """The page with every table made anew."""
+def texts(results: dict[str, Any]) -> dict[str, str]:
+    """Every table, by the name of its place."""
+    found = {}
     for name, made in TABLES.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(page):
-            raise SystemExit(f"{PAGE} has no place for {name}: add {begin} and {end}")
         source = name.removesuffix("_share").removesuffix("_cost")
         known = made is hardware or any(key.startswith(source) for key in results)
-        text = f"{begin}\n{made(results) if known else 'Not measured yet.'}\n{end}"
-        page = pattern.sub(lambda _, text=text: text, page)
-    return page
-
-
-def main() -> None:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    old = PAGE.read_text()
-    new = filled(old, results)
-    if check:
-        sys.exit(0 if new == old else f"{PAGE} is not what the results say: run {__file__}")
-    PAGE.write_text(new)
+        found[name] = made(results) if known else "Not measured yet."
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    files = sorted(RESULTS.glob("*.json"))
+    main(PAGE, texts({path.stem: json.loads(path.read_text()) for path in files}), __doc__)

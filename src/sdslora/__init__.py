@@ -4,7 +4,7 @@ from ._version import __version__
 from .core import RefreshSchedule
 from .export import to_plain_lora
 from .training import SdsLoraCallback, SdsLoraScheduler
-from .tuner import SdsLoraConfig, SdsLoraModel
+from .tuner import SdsLoraConfig, SdsLoraModel, from_plain_lora
 
 __all__ = [
     "RefreshSchedule",
@@ -13,5 +13,6 @@ __all__ = [
     "SdsLoraModel",
     "SdsLoraScheduler",
     "__version__",
+    "from_plain_lora",
     "to_plain_lora",
 ]

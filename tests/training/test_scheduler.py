@@ -325,8 +325,8 @@ def test_several_parameter_groups(tiny_llama):
     assert [group["lr"] for group in optimizer.param_groups] == [2e-2, 1e-2]
 
 
-def test_deepspeed_is_refused(tiny_llama):
-    class ZeroOptimizer:
+def test_an_optimizer_of_deepspeeds_other_than_zero_is_refused(tiny_llama):
+    class BF16_Optimizer:
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
             self.optimizer = optimizer
 
@@ -334,11 +334,11 @@ def test_deepspeed_is_refused(tiny_llama):
         def __init__(self, optimizer: object) -> None:
             self.optimizer = optimizer
 
-    ZeroOptimizer.__module__ = "deepspeed.runtime.zero.stage_1_and_2"
+    BF16_Optimizer.__module__ = "deepspeed.runtime.bf16_optimizer"
     model = sds_model(tiny_llama)
-    zero = ZeroOptimizer(adamw(model))
-    for optimizer in (zero, AcceleratesWrapper(zero)):
-        with pytest.raises(ValueError, match=r"^SDS-LoRA does not support DeepSpeed.*Use DDP"):
+    refused = BF16_Optimizer(adamw(model))
+    for optimizer in (refused, AcceleratesWrapper(refused)):
+        with pytest.raises(ValueError, match=r"^SDS-LoRA does not support DeepSpeed's BF16.*ZeRO"):
             SdsLoraScheduler(model, optimizer, 12)
 
 

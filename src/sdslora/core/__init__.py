@@ -7,6 +7,7 @@ from .factors import (
     delta_weight,
     frobenius_norm,
     lora_delta_weight,
+    low_rank_change,
     plain_pair,
     relative_change,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "lora_delta_weight",
     "lora_effective_gradient",
     "lora_gradients",
+    "low_rank_change",
     "orthonormal_basis",
     "plain_pair",
     "refresh",

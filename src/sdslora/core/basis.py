@@ -154,5 +154,5 @@ def subspace_cosine(Q: Tensor, Q_new: Tensor) -> Tensor:
 
     Surplus zero columns do not count.
     """
-    columns = min(Q.shape[-2:])
+    columns = (Q != 0).any(dim=-2).sum(dim=-1).clamp_min(1)
     return (Q * Q_new).sum(dim=(-2, -1)) / columns

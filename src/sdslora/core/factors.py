@@ -50,6 +50,16 @@ def plain_pair(factors: SdsFactors) -> LowRankPair:
     return LowRankPair(up=torch.cat([Q_B, B], dim=-1), down=torch.cat([A, Q_A.mT], dim=-2))
 
 
+def low_rank_change(before: LowRankPair, after: LowRankPair) -> Tensor:
+    """``up' down' − up down``, (..., m, n), of two pairs of the same shapes.
+
+    From the differences of the factors, so that a small change does not drown in the rounding of
+    the products.
+    """
+    # up' (down' − down) + (up' − up) down
+    return after.up @ (after.down - before.down) + (after.up - before.up) @ before.down
+
+
 def relative_change(before: SdsFactors, after: SdsFactors) -> Tensor:
     """``‖ΔW' − ΔW‖_F / ‖ΔW‖_F``, shape (...): how far a refresh moved the function.
 

@@ -1,7 +1,6 @@
 """The adapter of a run: its configuration, the layers it finds, and whether it was trained."""
 
 import copy
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -60,32 +59,11 @@ def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def digests(model: nn.Module) -> dict[str, bytes]:
-    """A digest of each trainable tensor's bytes, to tell afterwards whether it changed."""
-    return {name: _digest(tensor) for name, tensor in tensors(model).items()}
-
-
-def require_changed(model: nn.Module, before: Mapping[str, bytes]) -> None:
-    """Raise ``RunFailed`` where a trainable tensor is what it was ``before`` (see ``digests``)."""
-    same = [name for name, digest in digests(model).items() if before.get(name) == digest]
-    if same:
-        raise RunFailed(
-            f"{len(same)} of {len(before)} trainable tensors did not change, {same[0]} for one; "
-            "the run trained less than it was meant to. Is the learning rate 0, or does no row "
-            "reach that layer?"
-        )
-
-
 def require_finite(model: nn.Module, step: int) -> None:
     """Raise ``RunFailed`` where a trainable tensor holds NaN or infinity."""
     for name, tensor in tensors(model).items():
         if not torch.isfinite(tensor).all():
             raise RunFailed(f"{name} is not finite after step {step}")
-
-
-def _digest(tensor: torch.Tensor) -> bytes:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).digest()
 
 
 def _refuse_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:

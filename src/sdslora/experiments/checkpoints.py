@@ -5,10 +5,21 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-_PREFIX = "checkpoint-"
+_PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 _ADAPTER = "adapter_model.safetensors"
-_STATE = "trainer_state.json"
+_STATE = "trainer_state.json"  # the Trainer writes it last
+# torch.save's files: without the random state the Trainer would go on, with other numbers
+_PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+
+
+def mark_unfinished(output_dir: Path, step: int) -> None:
+    """Let a checkpoint that is about to be written, over a broken one maybe, begin unfinished.
+
+    It is whole again with its last file; until then the former one's files would count as its own.
+    """
+    (output_dir / f"{_PREFIX}{step}" / _STATE).unlink(missing_ok=True)
 
 
 def last_whole(output_dir: Path) -> Path | None:
@@ -16,22 +27,53 @@ def last_whole(output_dir: Path) -> Path | None:
 
     A process killed while it saves leaves a checkpoint with files missing or cut short.
     """
-    found = [path for path in output_dir.glob(f"{_PREFIX}*") if _step(path) is not None]
-    found.sort(key=lambda path: _step(path) or 0, reverse=True)
-    return next(filter(is_whole, found), None)
+    return next((path for path in _newest_first(output_dir) if flaw(path) is None), None)
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether adapter, optimizer, learning-rate schedule and trainer state are all readable."""
-    try:
-        # The Trainer writes its state last.
-        json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-        with safe_open(checkpoint / _ADAPTER, framework="pt"):  # compares header and file size
-            pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    # torch.save writes zip archives, whose directory stands at the end of the file.
-    return all(zipfile.is_zipfile(checkpoint / name) for name in ("optimizer.pt", "scheduler.pt"))
+def broken(output_dir: Path) -> dict[Path, str]:
+    """The checkpoints newer than the last whole one, each with its flaw."""
+    found = {}
+    for path in _newest_first(output_dir):
+        reason = flaw(path)
+        if reason is None:
+            break
+        found[path] = reason
+    return found
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """What keeps a training from going on from it: a file missing or cut short; None if whole."""
+    for pattern in _PICKLED:
+        files = list(checkpoint.glob(pattern))
+        if not files:
+            return f"{pattern.replace('*', '')} is missing"
+        for file in files:
+            # a zip archive, whose directory stands at the end of the file
+            if not zipfile.is_zipfile(file):
+                return f"{file.name} is cut short"
+    for name, read in ((_ADAPTER, _open_safetensors), (_STATE, _read_json)):
+        try:
+            read(checkpoint / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except (OSError, ValueError, SafetensorError):
+            return f"{name} is cut short"
+    return None
+
+
+def _open_safetensors(path: Path) -> None:
+    with safe_open(path, framework="pt"):  # compares header and file size
+        pass
+
+
+def _read_json(path: Path) -> None:
+    json.loads(path.read_text(encoding="utf-8"))
+
+
+def _newest_first(output_dir: Path) -> list[Path]:
+    steps = {path: _step(path) for path in output_dir.glob(f"{_PREFIX}*")}
+    found = {path: step for path, step in steps.items() if step is not None}
+    return sorted(found, key=lambda path: found[path], reverse=True)
 
 
 def _step(path: Path) -> int | None:

@@ -5,6 +5,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
+from .processes import is_first
+
 _INTERRUPTED = 130
 # What the libraries below say in every run and a user can do nothing about.
 _NOISE = ("Unable to fetch remote file", "Could not find a config file")
@@ -57,6 +59,9 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {error or type(error).__name__}", file=sys.stderr)
-        return getattr(error, "exit_status", 1)
+        status = getattr(error, "exit_status", 1)
+        # what cannot begin is wrong in all processes alike; later each may fail in its own way
+        if status == 1 or is_first():
+            print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        return status
     return 0

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import torch
 
 from . import data, models, record, saved
 from .encode import encode, within
 from .errors import UserError
 from .files import new_directory, refuse_used, write_json, write_jsonl
+from .inference import to_accelerator
 from .measure import Measurement, measure, summary
 from .parsing import RECIPE, parse
 from .saved import BaseModelSpec
@@ -21,7 +21,7 @@ _SECTIONS = ("model", "data", "evaluation")
 
 @dataclass
 class EvaluateSpec:
-    """Evaluate an adapter, or a base model where none is given: loss and exact match.
+    """Evaluate an adapter or a base model: loss and exact match (the paper's tasks: --tasks).
 
     Args:
         data: Its validation rows are evaluated on.
@@ -44,8 +44,12 @@ def command(argv: Sequence[str]) -> None:
     """Run ``sdslora evaluate`` with these arguments.
 
     The first argument may be a recipe, or an adapter's directory in the place of
-    ``--adapter_dir``; a run's directory brings its own data and model with it.
+    ``--adapter_dir``; a run's directory brings its own data and model with it. With ``--tasks``
+    it is another command, :mod:`.evaluate_tasks`.
     """
+    if any(argument.partition("=")[0] == "--tasks" for argument in argv):
+        _load_tasks().command(argv)
+        return
     place = "adapter_dir" if argv and Path(argv[0]).is_dir() else RECIPE
     run = record.of_adapter(Path(argv[0])) if place == "adapter_dir" else None
     evaluate(
@@ -72,14 +76,21 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     encoded = encode(examples.validation, tokenizer, spec.data)
     rows = within(encoded, spec.max_length, spec.data.overlong, "validation")
     model = found.load()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is not None and "device_map" not in spec.model.options:
-        model.to(accelerator)
+    to_accelerator(model, spec.model.options)
     result = measure(model, tokenizer, rows, spec.evaluation, examples.rule)
     print(summary(result.metrics))
     if spec.output_dir is not None:
         _write(result, spec, Path(spec.output_dir))
     return result
+
+
+def _load_tasks() -> ModuleType:
+    """The command for ``--tasks``, whose imports take seconds."""
+    try:
+        from . import evaluate_tasks
+    except ModuleNotFoundError as error:
+        raise UserError(f"--tasks needs {error.name}: pip install 'sds-lora[eval]'") from error
+    return evaluate_tasks
 
 
 def _write(result: Measurement, spec: EvaluateSpec, output_dir: Path) -> None:

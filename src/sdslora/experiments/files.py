@@ -10,11 +10,14 @@ from typing import Any
 from ..export.files import written_whole
 from .errors import UserError
 
+_PARTIAL = ".partial"
+"""Ends the name of what a process that was killed had not written to its end."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write ``path`` under a temporary name beside it, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
@@ -45,8 +48,10 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def is_used(path: Path) -> bool:
-    """Whether ``path`` is a file, or a directory that holds anything."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    """Whether ``path`` is a file, or a directory that holds anything written to its end."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not found.name.endswith(_PARTIAL) for found in path.iterdir())
 
 
 def refuse_used(path: Path) -> None:

@@ -15,6 +15,7 @@ from . import scoring
 from .encode import Encoded
 from .errors import UserError
 from .inference import inference
+from .processes import is_first
 from .spec import EvalSpec
 
 _IGNORED = -100  # the label of a token that bears no loss
@@ -126,7 +127,7 @@ def generate(
         repetition_penalty=1.0,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_stop_tokens(model, tokenizer),
+        eos_token_id=stop_tokens(model, tokenizer),
     )
     answers: dict[int, str] = {}
     with inference(model):
@@ -144,7 +145,8 @@ def generate(
     return [answers[i] for i in range(len(rows))]
 
 
-def _stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a generation: the model's own and the tokenizer's."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
     return sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None})
@@ -152,7 +154,7 @@ def _stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 def _batches(items: Sequence[Any], size: int, title: str) -> Iterator[Sequence[Any]]:
     starts = range(0, len(items), size)
-    for start in tqdm(starts, desc=title, leave=False, disable=None):
+    for start in tqdm(starts, desc=title, leave=False, disable=None if is_first() else True):
         yield items[start : start + size]
 
 

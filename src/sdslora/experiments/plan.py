@@ -1,6 +1,7 @@
 """Everything about a run that can be known, and refused, before any weight is loaded."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def make(spec: TrainSpec) -> Plan:
         raise UserError(
             "training.eval_strategy needs rows to evaluate on; set data.validation or data.holdout"
         )
+    if not validation and spec.diagnostics.every:
+        raise UserError(
+            "diagnostics.every needs rows to measure on; set data.validation or data.holdout"
+        )
+    if spec.diagnostics.every and spec.training.world_size > 1:
+        raise UserError(
+            f"diagnostics.every needs a single process, not {spec.training.world_size}: leave it "
+            "out, or train in one"
+        )
     try:
         schedule = spec.adapter.schedule(total_steps(len(train), spec.training))
     except ValueError as error:
@@ -109,9 +119,15 @@ def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
 def _refuse_unsupported(training: TrainingConfig) -> None:
     if training.packing:
         raise UserError("training.packing is not supported: set it to false")
-    if training.world_size > 1 or training.n_gpu > 1:
+    if training.n_gpu > 1:
         raise UserError(
-            f"`sdslora train` uses one process and one GPU, not {training.world_size} and "
-            f"{training.n_gpu}: set CUDA_VISIBLE_DEVICES to one, or use SdsLoraCallback in a "
-            "training script of your own"
+            f"`sdslora train` uses one GPU a process, not {training.n_gpu}: set "
+            "CUDA_VISIBLE_DEVICES to one, or start a process for each with "
+            "`torchrun --nproc-per-node`"
         )
+    for engine, asked in (("FSDP", training.fsdp), ("DeepSpeed", training.deepspeed)):
+        if asked or os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "false") == "true":
+            raise UserError(
+                f"`sdslora train` does not shard the model with {engine}: its processes hold a "
+                "copy each. Use SdsLoraCallback in a training script of your own"
+            )

@@ -7,7 +7,7 @@ came: running, finished, interrupted or failed.
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ import torch
 from .. import __version__
 from .errors import UserError
 from .files import is_used, read_json, write_json
+from .processes import is_first
 
 NAME = "run.json"
 _PACKAGES = ("torch", "peft", "transformers", "trl", "accelerate", "datasets", "reasoning-gym")
 # What may differ between a run and its continuation: it changes no weight.
 _FREE = (
     "output_dir",
+    "checks",
+    "diagnostics",
     "training.logging_",
     "training.log_",
     "training.save_",
@@ -67,7 +70,8 @@ class Record:
     def update(self, **values: Any) -> None:
         """Set entries and write the file, whole."""
         self.data.update(values)
-        write_json(self.path, self.data)
+        if is_first():
+            write_json(self.path, self.data)
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -106,10 +110,10 @@ def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str
     return held
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on, where installed."""
+def versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of what the figures depend on, where installed; of the packages ``more`` too."""
     found = {"sdslora": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

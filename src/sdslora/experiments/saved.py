@@ -58,14 +58,23 @@ def find(directory: str, model: ModelSpec) -> SavedAdapter:
     Raises:
         UserError: where either is not there.
     """
+    config = read_config(directory)
     path = Path(directory)
-    if not (path / "adapter_config.json").is_file():
+    return SavedAdapter(path, config, models.find(_base(path, config, model)))
+
+
+def read_config(directory: str) -> PeftConfig:
+    """The configuration of the adapter in ``directory``.
+
+    Raises:
+        UserError: where there is none, or it cannot be read.
+    """
+    if not (Path(directory) / "adapter_config.json").is_file():
         raise UserError(f"{directory} holds no adapter: there is no adapter_config.json in it")
     try:
-        config = PeftConfig.from_pretrained(directory)
+        return PeftConfig.from_pretrained(directory)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory}/adapter_config.json: {first_line(error)}") from error
-    return SavedAdapter(path, config, models.find(_base(path, config, model)))
 
 
 def _base(path: Path, config: PeftConfig, model: ModelSpec) -> ModelSpec:

@@ -12,6 +12,7 @@ import torch
 from trl import SFTConfig
 
 from .. import SdsLoraConfig
+from ..training import CHECKS, Check
 from .errors import UserError
 
 # Arguments of SFTConfig that would be ignored here, each with the place of its own.
@@ -130,6 +131,26 @@ class EvalSpec:
 
 
 @dataclass
+class DiagnosticsSpec:
+    """What is measured while training, beside the loss.
+
+    Args:
+        every: Steps between two measurements of each layer's ranks, alignment and drift, into
+            diagnostics.jsonl and the trackers; null for none.
+        rows: Held-out rows that the full gradients are taken on, in one batch.
+    """
+
+    every: int | None = None
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("every", "rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"diagnostics.{name} must be 1 or more, not {value}")
+
+
+@dataclass
 class TrainingConfig(SFTConfig):
     """Arguments of TRL's SFTTrainer, every one of them, with this project's defaults."""
 
@@ -144,6 +165,8 @@ class TrainingConfig(SFTConfig):
     gradient_checkpointing: bool | None = None  # type: ignore[assignment]
     # None: on where the GPU has it.
     bf16: bool | None = None  # type: ignore[assignment]
+    # Every A and B gets a gradient in every step; to look for others costs a pass over the graph.
+    ddp_find_unused_parameters: bool | None = False
     logging_steps: float = 10
     save_total_limit: int | None = 2
     report_to: str | list[str] | None = "none"
@@ -172,6 +195,7 @@ class TrainSpec:
     Args:
         output_dir: Directory of the run: checkpoints, the adapter, run.json.
         resume: Continue the run that output_dir holds from its last whole checkpoint.
+        checks: What is verified while training; each is a part in a thousand of its time, or less.
         dry_run: Print what would be done, and stop before any weight is loaded.
     """
 
@@ -181,7 +205,9 @@ class TrainSpec:
     adapter: SdsLoraConfig
     training: TrainingConfig
     evaluation: EvalSpec
+    diagnostics: DiagnosticsSpec = field(default_factory=DiagnosticsSpec)
     resume: bool = False
+    checks: list[Check] = field(default_factory=lambda: list(CHECKS))
     dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,6 +220,8 @@ class TrainSpec:
             # to_dict masks whatever ends in "_token"; this one is no secret.
             "training": self.training.to_dict() | {"eos_token": self.training.eos_token},
             "evaluation": asdict(self.evaluation),
+            "checks": self.checks,
+            "diagnostics": asdict(self.diagnostics),
         }
 
 

@@ -13,14 +13,17 @@ from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 
 from .. import SdsLoraCallback
-from . import adapter, dry_run, plan
-from .checkpoints import last_whole
+from ..methods.sds_lora import SdsLora
+from ..training import CheckFailed
+from . import adapter, checkpoints, diagnosis, dry_run, plan
+from .diagnosis import DiagnosticsRecorder
 from .encode import Encoded
 from .errors import RunFailed
 from .files import write_jsonl
-from .measure import measure, summary
+from .measure import measure, padded_batch, summary
 from .parsing import parse
 from .plan import Plan
+from .processes import is_first, only_first_prints, prepared_together
 from .record import Record
 from .spec import TrainSpec
 from .trainer import GuardedTrainer, StopOnInterrupt
@@ -28,22 +31,25 @@ from .trainer import GuardedTrainer, StopOnInterrupt
 
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora train`` with these arguments."""
-    train(parse(TrainSpec, argv, prog="sdslora train"))
+    with only_first_prints():
+        train(parse(TrainSpec, argv, prog="sdslora train"))
 
 
 def train(spec: TrainSpec) -> dict[str, Any]:
     """Train as specified; returns the content of the run's ``run.json``.
 
-    Everything that can be checked without the weights is checked first. With ``spec.dry_run`` the
+    In several processes, each calls this; the first one writes. Everything that can be checked
+    without the weights is checked first. With ``spec.dry_run`` the
     plan is printed and nothing else is done.
 
     Raises:
         UserError: for a specification or data that cannot work.
-        RunFailed: where the loss is not a number, or something was not trained; the last whole
-            checkpoint stays.
+        RunFailed: where the loss is not a number; the last whole checkpoint stays.
+        CheckFailed: where one of ``spec.checks`` finds something wrong; likewise.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
-    prepared = plan.make(spec)
+    with prepared_together():
+        prepared = plan.make(spec)
     if spec.dry_run:
         print(dry_run.describe(prepared))
         return {}
@@ -64,13 +70,14 @@ class Trained:
 def run(prepared: Plan) -> Trained:
     """Carry out a plan. Raises as :func:`train` does."""
     spec, output_dir = prepared.spec, Path(prepared.spec.output_dir)
-    interrupt = StopOnInterrupt()
+    schedule, interrupt = SdsLoraCallback(checks=spec.checks), StopOnInterrupt()
+    if prepared.held:
+        _say_where_from(prepared)
     model = _model(prepared)
-    trainer = _trainer(prepared, model, [SdsLoraCallback(), interrupt])
+    trainer = _trainer(prepared, model, [schedule, interrupt, *_diagnostics(prepared)])
     record = _record(prepared)
     metrics = record.data["metrics"]
     with _outcome(record, output_dir):
-        initial = adapter.digests(model)
         if prepared.validation and spec.evaluation.before and "before" not in metrics:
             # B = 0 in a new adapter, so this is the base model.
             metrics["before"] = _evaluate(model, prepared, "before training")
@@ -89,7 +96,8 @@ def run(prepared: Plan) -> Trained:
         adapter.require_finite(model, step)
         trainer.save_model(spec.output_dir)
         print(f"adapter saved in {spec.output_dir}")
-        adapter.require_changed(model, initial)
+        if is_first():
+            schedule.require_saved(output_dir)
         if prepared.validation and spec.evaluation.after:
             metrics["after"] = _evaluate(model, prepared, "after training")
         record.update(status="finished", metrics=metrics)
@@ -119,7 +127,7 @@ def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
         raise
     except Exception as error:
         record.update(status="failed", error=str(error))
-        if isinstance(error, RunFailed):
+        if isinstance(error, RunFailed | CheckFailed):
             raise RunFailed(f"{error}; {_way_on(output_dir)}") from error
         raise
 
@@ -146,12 +154,29 @@ def _trainer(prepared: Plan, model: PeftModel, callbacks: list[TrainerCallback])
     )
 
 
+def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
+    """What records the diagnostics, where they are asked for."""
+    spec = prepared.spec
+    if spec.diagnostics.every is None:
+        return []
+    rows = prepared.validation[: spec.diagnostics.rows]
+    batch = padded_batch(rows, prepared.tokenizer.pad_token_id)
+    return [
+        DiagnosticsRecorder(
+            SdsLora(refresh_mode=spec.adapter.refresh_mode),
+            {**batch, "use_cache": False},
+            spec.diagnostics.every,
+            Path(spec.output_dir) / diagnosis.NAME,
+        )
+    ]
+
+
 def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
     spec = prepared.spec
     result = measure(
         model, prepared.tokenizer, prepared.validation, spec.evaluation, prepared.rule, title
     )
-    if result.records:
+    if result.records and is_first():
         name = f"generations-{title.split()[0]}.jsonl"
         write_jsonl(Path(spec.output_dir) / name, result.records)
     print(f"{title}: {summary(result.metrics)}")
@@ -162,8 +187,17 @@ def _dataset(rows: Sequence[Encoded]) -> Dataset:
     return Dataset.from_list([row.training_row() for row in rows])
 
 
+def _say_where_from(prepared: Plan) -> None:
+    for path, flaw in checkpoints.broken(Path(prepared.spec.output_dir)).items():
+        print(f"{path} is not whole ({flaw}) and is passed over")
+    if prepared.checkpoint:
+        print(f"going on from {prepared.checkpoint}")
+    else:
+        print("there is no whole checkpoint: beginning anew")
+
+
 def _way_on(output_dir: Path) -> str:
-    kept = last_whole(output_dir)
+    kept = checkpoints.last_whole(output_dir)
     if kept is None:
         return "no checkpoint had been saved yet (training.save_steps)"
     return f"the last good checkpoint is {kept}"

@@ -1,6 +1,8 @@
 """TRL's SFTTrainer, stopped by a loss that is not a number and, cleanly, by Ctrl-C."""
 
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,7 +17,9 @@ from transformers import (
 from trl import SFTTrainer
 
 from .adapter import require_finite
+from .checkpoints import mark_unfinished
 from .errors import RunFailed
+from .processes import agreed
 
 
 class FiniteLoss(Trainer):
@@ -35,12 +39,29 @@ class FiniteLoss(Trainer):
 
 
 class GuardedTrainer(FiniteLoss, SFTTrainer):
-    """An ``SFTTrainer`` that saves no checkpoint with a broken adapter."""
+    """An ``SFTTrainer`` that saves no checkpoint with a broken adapter, and each of one piece.
+
+    The callbacks that it is given come before the trackers', so that these are told of the figures
+    that those add to the log.
+    """
+
+    def __init__(self, *, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any) -> None:
+        super().__init__(callbacks=list(callbacks), **kwargs)
+        self.callback_handler.callbacks.sort(key=lambda callback: callback not in callbacks)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer sees after a step that a training is over: resumed from its end, it takes one
+        # step too many.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # A gradient that is not finite breaks the weights one step before the loss shows it.
         assert self.model is not None
         require_finite(self.model, self.state.global_step)
+        assert self.args.output_dir is not None
+        if self.args.should_save:
+            mark_unfinished(Path(self.args.output_dir), self.state.global_step)
         super()._save_checkpoint(*args, **kwargs)
 
 
@@ -64,7 +85,8 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for a checkpoint and the end where the signal came."""
+        """Ask for a checkpoint and the end where the signal came, to any process."""
+        self.interrupted = agreed(self.interrupted)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 

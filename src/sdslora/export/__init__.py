@@ -1,5 +1,16 @@
 """Adapters in formats that software without SDS-LoRA loads."""
 
+from .adapter import LoraExport
+from .gguf_lora import to_gguf
+from .image_models import to_diffusers, to_kohya
 from .plain_lora import PlainLoraExport, to_plain_lora, write_plain_lora
 
-__all__ = ["PlainLoraExport", "to_plain_lora", "write_plain_lora"]
+__all__ = [
+    "LoraExport",
+    "PlainLoraExport",
+    "to_diffusers",
+    "to_gguf",
+    "to_kohya",
+    "to_plain_lora",
+    "write_plain_lora",
+]

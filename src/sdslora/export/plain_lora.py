@@ -1,37 +1,37 @@
-"""SDS-LoRA adapters as plain LoRA adapters, exactly or at a smaller rank."""
+"""SDS-LoRA adapters as plain LoRA adapters of PEFT, exactly or at a smaller rank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
 
-import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ..core import LowRankPair, factored_svd, widened
+from ..core import LowRankPair
+from .adapter import (
+    PEFT_PREFIX,
+    LoraExport,
+    PlainAdapter,
+    PlainLayer,
+    Rank,
+    check_rank,
+    find_carrier,
+    other_tensors,
+    padded_pairs,
+    plain_adapter,
+)
 from .files import written_whole
-from .layers import LowRankLayer, low_rank_layers
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM accepts for ``max_lora_rank``."""
-
-PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the name of every module in an adapter file."""
+"""The values that every version of vLLM accepts for ``max_lora_rank``; newer ones also 1."""
 
 
 @dataclass(frozen=True)
-class PlainLoraExport:
+class PlainLoraExport(LoraExport):
     """What :func:`to_plain_lora` wrote."""
-
-    path: Path
-    rank: int
-    """The largest rank of a layer."""
-    relative_error: float
-    """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer: 0 for an exact export."""
 
     @property
     def max_lora_rank(self) -> int | None:
@@ -41,16 +41,13 @@ class PlainLoraExport:
     def __str__(self) -> str:
         legal = self.max_lora_rank
         serving = f"max_lora_rank={legal}" if legal else f"no legal rank above {VLLM_RANKS[-1]}"
-        return (
-            f"plain LoRA adapter of rank {self.rank} in {self.path}: relative error "
-            f"{self.relative_error:.2e}; for vLLM, {serving}"
-        )
+        return f"{super().__str__()}; for vLLM, {serving}"
 
 
 def to_plain_lora(
     model: nn.Module,
     output_dir: str | PathLike[str],
-    rank: Literal["exact", "compact"] | int = "exact",
+    rank: Rank = "exact",
     *,
     adapter: str | None = None,
 ) -> PlainLoraExport:
@@ -77,26 +74,11 @@ def to_plain_lora(
         ValueError: for another rank, or where there is no such adapter.
         FileExistsError: where ``output_dir`` holds something.
     """
-    if rank not in ("exact", "compact") and not (type(rank) is int and rank >= 1):
-        raise ValueError(f"rank must be 'exact', 'compact' or a positive integer, not {rank!r}")
-    carrier = _carrier(model)
-    adapter = _choose(carrier, adapter)
-    layers = low_rank_layers(carrier, adapter)
+    check_rank(rank)
     with written_whole(Path(output_dir)) as folder:
-        pairs, errors = {}, [0.0]
-        for name, layer in layers:
-            pairs[name] = layer.plain_pair(adapter)
-            if rank != "exact":
-                limit = layer.r[adapter] if rank == "compact" else rank
-                pairs[name], error = _approximate(pairs[name], limit)
-                errors.append(error)
-        largest = _largest_rank(pairs)
-        tensors = {
-            name: _layer_tensors(layer, adapter, _padded(pairs[name], largest))
-            for name, layer in layers
-        }
-        _save(folder, carrier, adapter, tensors, largest)
-    return PlainLoraExport(Path(output_dir), largest, max(errors))
+        plain = plain_adapter(model, rank, adapter=adapter)
+        _save(folder, plain)
+    return PlainLoraExport(Path(output_dir), plain.rank, plain.relative_error)
 
 
 def write_plain_lora(
@@ -120,101 +102,25 @@ def write_plain_lora(
     Raises:
         FileExistsError: where ``output_dir`` holds something.
     """
-    carrier, largest = _carrier(model), _largest_rank(pairs)
-    padded = {name: _padded(pair, largest) for name, pair in pairs.items()}
-    tensors = {
-        name: {"lora_A.weight": pair.down, "lora_B.weight": pair.up}
-        for name, pair in padded.items()
+    carrier = find_carrier(model)
+    layers = {
+        name.removeprefix(PEFT_PREFIX): PlainLayer(pair.down.contiguous(), pair.up.contiguous())
+        for name, pair in padded_pairs(pairs).items()
     }
+    others = other_tensors(carrier, adapter, list(layers))
+    plain = PlainAdapter(carrier.peft_config[adapter], layers, others, relative_error=0.0)
     with written_whole(Path(output_dir)) as folder:
-        _save(folder, carrier, adapter, tensors, largest)
-    return PlainLoraExport(Path(output_dir), largest, 0.0)
+        _save(folder, plain)
+    return PlainLoraExport(Path(output_dir), plain.rank, 0.0)
 
 
-def _save(
-    folder: Path, carrier: Any, adapter: str, layers: dict[str, dict[str, Tensor]], rank: int
-) -> None:
+def _save(folder: Path, plain: PlainAdapter) -> None:
     """Write the tensors of each layer, and what else the adapter has, with a configuration."""
-    tensors = _other_tensors(carrier, adapter, list(layers))
-    for name, own in layers.items():
-        prefix = PEFT_PREFIX + name.removeprefix(PEFT_PREFIX)
-        tensors |= {f"{prefix}.{key}": tensor.contiguous() for key, tensor in own.items()}
+    tensors = {PEFT_PREFIX + key: tensor for key, tensor in plain.others.items()}
+    for name, (down, up, keys) in plain.layers.items():
+        tensors |= {f"{PEFT_PREFIX}{name}.{keys[0]}": down, f"{PEFT_PREFIX}{name}.{keys[1]}": up}
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    _plain_config(carrier.peft_config[adapter], rank).save_pretrained(str(folder))
-
-
-def _largest_rank(pairs: Mapping[str, LowRankPair]) -> int:
-    return max(pair.down.shape[0] for pair in pairs.values())
-
-
-def _carrier(model: nn.Module) -> Any:
-    """The module that has adapters itself, inside what may wrap it (DDP, ``torch.compile``).
-
-    Raises:
-        ValueError: where there is none.
-    """
-    for module in model.modules():
-        # not hasattr: wrappers hand on the attributes of what they wrap
-        if "peft_config" in vars(module) or hasattr(type(module), "peft_config"):
-            return module
-    raise ValueError("the model has no adapter to export")
-
-
-def _choose(model: Any, adapter: str | None) -> str:
-    """The adapter to export."""
-    if adapter is None:
-        layers = (module for module in model.modules() if isinstance(module, LowRankLayer))
-        active = [name for layer in layers for name in layer.active_adapters]
-        several = len(model.peft_config) > 1 and active
-        adapter = active[0] if several else next(iter(model.peft_config))
-    if adapter not in model.peft_config:
-        raise ValueError(
-            f"there is no adapter {adapter!r} to export; there are {list(model.peft_config)}"
-        )
-    return adapter
-
-
-def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
-    """The best approximation of that rank, balanced between the factors; its relative error."""
-    svd = factored_svd(pair)
-    kept = svd.truncate(rank)
-    norm = torch.linalg.vector_norm(svd.S)
-    # ‖ΔW − ΔW_k‖² = Σ_{i > k} σ_i²
-    lost = torch.linalg.vector_norm(svd.S[rank:])
-    root = kept.S.sqrt()
-    error = (lost / norm).item() if norm else 0.0
-    return LowRankPair(up=kept.U * root, down=root.unsqueeze(-1) * kept.V.mT), error
-
-
-def _padded(pair: LowRankPair, rank: int) -> LowRankPair:
-    """The pair with zero columns and rows up to ``rank``.
-
-    One rank for all layers needs no patterns, which some servers do not read.
-    """
-    return LowRankPair(up=widened(pair.up, rank), down=widened(pair.down.mT, rank).mT)
-
-
-def _layer_tensors(layer: LowRankLayer, adapter: str, pair: LowRankPair) -> dict[str, Tensor]:
-    """The pair under PEFT's keys and in the shapes of the layer, the scaling in ``up``."""
-    A, B = layer.adapter_parameters(adapter)
-    rank = pair.down.shape[0]
-    down = pair.down.reshape(rank, *A.shape[1:])
-    up = (pair.up * layer.scaling[adapter]).reshape(B.shape[0], rank, *B.shape[2:])
-    return dict(zip(layer.factor_keys, (down, up), strict=True))
-
-
-def _other_tensors(model: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
-    """What PEFT saves with the adapter beside the method's own tensors in ``layers``."""
-    own = tuple(f"{name.removeprefix(PEFT_PREFIX)}.lora_" for name in layers)
-    saved = {
-        key.removeprefix(PEFT_PREFIX): tensor
-        for key, tensor in get_peft_model_state_dict(model, adapter_name=adapter).items()
-    }
-    return {
-        PEFT_PREFIX + key: tensor.contiguous()
-        for key, tensor in saved.items()
-        if not key.startswith(own)
-    }
+    _plain_config(plain.config, plain.rank).save_pretrained(str(folder))
 
 
 def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ..core import LowRankPair, lora_delta_weight, lora_gradients, upcast
+from ..core import FactorGradients, LowRankPair, lora_delta_weight, lora_gradients, upcast
 from .layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
 from .method import Method
 from .settings import Settings
@@ -39,19 +39,27 @@ class Dora(Method):
         """The factors, the base weight and the magnitude of each layer."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
+    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+        """Those of A and B."""
+        _, c, mag = _parts(state)
+        # V = W + s B A sees the gradient diag(mag / c) G
+        return lora_gradients(state.A, state.B, mag / c * G, state.scaling)
+
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """Of W', under descent on A, B and the magnitude; ``G = dL/dW'``."""
-        V = state.weight + lora_delta_weight(state.A, state.B, state.scaling)
-        c = torch.linalg.vector_norm(V, dim=1, keepdim=True)
-        mag = state.magnitude.unsqueeze(-1)
-        # V = W + s B A sees the gradient diag(mag / c) G
-        g_A, g_B = lora_gradients(state.A, state.B, mag / c * G, state.scaling)
+        V, c, mag = _parts(state)
+        g_A, g_B = self.factor_gradients(state, G)
         dV = state.scaling * (g_B @ state.A + state.B @ g_A)
         # ∇mag_i = ⟨G_i, V_i⟩ / c_i,  dc_i = ⟨V_i, dV_i⟩ / c_i
         dmag = (G * V).sum(dim=1, keepdim=True) / c
         dc = (V * dV).sum(dim=1, keepdim=True) / c
         # d(mag V / c) = dmag V / c + mag dV / c − mag V dc / c²
         return dmag * V / c + mag * dV / c - mag * V * dc / c**2
+
+    def weight_change(self, before: Any, after: Any) -> Tensor:
+        """Of W', of full rank."""
+        (V, c, mag), (new_V, new_c, new_mag) = _parts(before), _parts(after)
+        return new_mag * new_V / new_c - mag * V / c
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
         """Raises: ValueError: always."""
@@ -60,6 +68,12 @@ class Dora(Method):
             "save the adapter with save_pretrained, which stock PEFT loads, or merge it with "
             "merge_and_unload"
         )
+
+
+def _parts(state: DoraState) -> tuple[Tensor, Tensor, Tensor]:
+    """``V = W + s B A`` (m, n), its rows' norms ``c`` (m, 1) and ``mag`` (m, 1)."""
+    V = state.weight + lora_delta_weight(state.A, state.B, state.scaling)
+    return V, torch.linalg.vector_norm(V, dim=1, keepdim=True), state.magnitude.unsqueeze(-1)
 
 
 def _state(layer: Any) -> DoraState:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import LowRankPair
+from ..core import LowRankPair, upcast
 from .method import Method
 from .settings import Batches, Settings
 from .targets import named, require_dense
@@ -49,16 +49,24 @@ class Full(Method):
         return model
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The names of the linear layers that are trained; there is no state to know."""
+        """The weights (m, n) of the linear layers that are trained."""
         return {
-            name: None
+            name: _matrix(module)
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad
         }
 
+    def frame(self, state: Any) -> None:
+        """There are no factors."""
+
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """G itself."""
         return G
+
+    def weight_change(self, before: Any, after: Any) -> Tensor:
+        """``W' − W``."""
+        change: Tensor = after - before
+        return change
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
         """Raises: ValueError: always."""
@@ -66,3 +74,8 @@ class Full(Method):
             "full fine-tuning changes the weights by matrices of full rank, for which there is no "
             "plain LoRA: save the model itself with save_pretrained"
         )
+
+
+def _matrix(layer: Any) -> Tensor:
+    weight = upcast(layer.weight.detach())
+    return weight.mT if isinstance(layer, Conv1D) else weight

@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..core import upcast
-from ..export.plain_lora import PEFT_PREFIX
+from ..export.adapter import PEFT_PREFIX
 
 ADAPTER = "default"
 """The name of the one adapter that a method trains."""

@@ -10,9 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
-from ..core import LowRankPair, lora_effective_gradient
+from ..core import (
+    FactorGradients,
+    LowRankPair,
+    lora_effective_gradient,
+    lora_gradients,
+    low_rank_change,
+)
 from ..export import PlainLoraExport, write_plain_lora
-from .layers import layer_state, lora_layers
+from .layers import LayerState, layer_state, lora_layers
 from .settings import Batches, Settings
 from .targets import require_linear, target_layers
 
@@ -84,11 +90,27 @@ class Method:
         return None
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """What :meth:`effective_gradient` needs of each adapted layer, by name in the base model.
+        """What the methods below need of each adapted layer, by name in the base model.
 
         Detached; a later step of the optimizer may change it.
         """
         return {name: layer_state(layer) for name, layer in lora_layers(model).items()}
+
+    def frame(self, state: Any) -> LayerState | None:
+        """The A, B and s with which autograd computes ``∇A = s Bᵀ G``, ``∇B = s G Aᵀ``.
+
+        None where the method trains no factors.
+        """
+        factors: LayerState = state
+        return factors
+
+    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients | None:
+        """What the optimizer of A and B puts its moments on, given the full gradient G (m, n).
+
+        None where the method trains no factors.
+        """
+        frame = self.frame(state)
+        return None if frame is None else lora_gradients(frame.A, frame.B, G, frame.scaling)
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """The first-order change of W under one step of gradient descent, per −η: (m, n).
@@ -101,6 +123,14 @@ class Method:
         """
         return lora_effective_gradient(state.A, state.B, G, state.scaling)
 
+    def weight_change(self, before: Any, after: Any) -> Tensor:
+        """``W' − W`` of two states of a layer, (m, n), float32 or better, without cancellation."""
+        return low_rank_change(self.pair(before), self.pair(after))
+
+    def pair(self, state: Any) -> LowRankPair:
+        """What the trained factors of a layer add to its base weight, the scaling folded in."""
+        return LowRankPair(up=state.scaling * state.B, down=state.A)
+
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
         """The change of each layer against the original base weights, the scaling folded in.
 
@@ -109,10 +139,7 @@ class Method:
         Raises:
             ValueError: where the method's change is not of low rank.
         """
-        return {
-            name: LowRankPair(up=state.scaling * state.B, down=state.A)
-            for name, state in self.layer_states(model).items()
-        }
+        return {name: self.pair(state) for name, state in self.layer_states(model).items()}
 
     def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> PlainLoraExport:
         """Write a plain LoRA adapter, exact, that stock PEFT loads on the original base model.

@@ -47,11 +47,14 @@ class LoraPro(Method):
             model, learning_rate, mode=self.mode, weight_decay=weight_decay, betas=betas
         )
 
+    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+        """The closed form."""
+        g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
+        return lora_pro_gradient(state.A, state.B, g_A, g_B, state.scaling, self.mode)
+
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """``P_B G + G P_A − P_B G P_A``, G projected onto the tangent space at (A, B)."""
-        g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
-        changed = lora_pro_gradient(state.A, state.B, g_A, g_B, state.scaling, self.mode)
-        return _applied(state, changed)
+        return _applied(state, self.factor_gradients(state, G))
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,14 @@ class _Scaled(Method):
 
     reg: float = 1e-6
 
+    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+        """Preconditioned."""
+        g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
+        return scaled_gradient(state.A, state.B, g_A, g_B, self.reg)
+
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """``s² (P_B G + G P_A)`` where λ vanishes beside the squared singular values."""
-        g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
-        return _applied(state, scaled_gradient(state.A, state.B, g_A, g_B, self.reg))
+        return _applied(state, self.factor_gradients(state, G))
 
 
 @dataclass(frozen=True)

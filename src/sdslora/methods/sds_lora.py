@@ -13,13 +13,14 @@ from ..core import (
     RefreshMode,
     SdsFactors,
     lora_effective_gradient,
+    plain_pair,
     sds_effective_gradient,
     upcast,
 )
 from ..export import PlainLoraExport, to_plain_lora
 from ..training import SdsLoraCallback, SdsLoraScheduler
 from ..tuner import SdsLoraConfig
-from .layers import ADAPTER, lora_layers
+from .layers import ADAPTER, LayerState, lora_layers
 from .method import Method
 from .settings import Settings
 
@@ -31,6 +32,16 @@ class SdsState:
     factors: SdsFactors
     scaling: float
     in_warmup: bool
+
+    @property
+    def A(self) -> Tensor:
+        """(r, n), trained."""
+        return self.factors.A
+
+    @property
+    def B(self) -> Tensor:
+        """(m, r), trained."""
+        return self.factors.B
 
 
 @dataclass(frozen=True)
@@ -76,22 +87,24 @@ class SdsLora(Method):
         """The factors and bases of each layer, and their phase."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
+    def frame(self, state: Any) -> LayerState:
+        """A and B in the warm-up, then the bases: Eq. (2), then (6)."""
+        if state.in_warmup:
+            return LayerState(state.A, state.B, state.scaling)
+        return LayerState(state.factors.Q_A.mT, state.factors.Q_B, state.scaling)
+
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """Eq. (3) in the warm-up, then Eq. (7) between refreshes."""
         if state.in_warmup:
-            return lora_effective_gradient(state.factors.A, state.factors.B, G, state.scaling)
+            return lora_effective_gradient(state.A, state.B, G, state.scaling)
         return sds_effective_gradient(state.factors, G, state.scaling)
 
-    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
+    def pair(self, state: Any) -> LowRankPair:
         """Of rank 2r, or r in the warm-up."""
-        pairs = {
-            name: (layer.plain_pair(ADAPTER), layer.scaling[ADAPTER])
-            for name, layer in lora_layers(model).items()
-        }
-        return {
-            name: LowRankPair(up=scaling * pair.up, down=pair.down)
-            for name, (pair, scaling) in pairs.items()
-        }
+        if state.in_warmup:
+            return super().pair(state)
+        up, down = plain_pair(state.factors)
+        return LowRankPair(up=state.scaling * up, down=down)
 
     def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> PlainLoraExport:
         """As :func:`sdslora.to_plain_lora`, exact."""

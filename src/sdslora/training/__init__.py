@@ -2,8 +2,9 @@
 
 from . import watchdog
 from .callback import SdsLoraCallback
+from .checks import CHECKS, Check, CheckFailed
 from .scheduler import SdsLoraScheduler
 
 watchdog.install()
 
-__all__ = ["SdsLoraCallback", "SdsLoraScheduler"]
+__all__ = ["CHECKS", "Check", "CheckFailed", "SdsLoraCallback", "SdsLoraScheduler"]

@@ -1,10 +1,16 @@
 """``SdsLoraCallback``: the schedule inside a ``transformers.Trainer`` (and TRL's trainers)."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.training_args import ParallelMode
 
 from ..tuner import RefreshReport
+from .checks import CHECKS, Check, require_saved
 from .scheduler import SdsLoraScheduler
 
 
@@ -27,12 +33,17 @@ class SdsLoraCallback(TrainerCallback):
     (TensorBoard, ...) are told of a log entry in the order of the trainer's callbacks. To give them
     these figures too, put this callback first, with ``trainer.callback_handler.callbacks.insert``.
 
+    Args:
+        checks: names of the checks that are made (see :mod:`sdslora.training.checks`).
+
     Raises:
-        ValueError: at the start of the training, where no adapter is trainable, or the training
-            would end within the warm-up.
+        ValueError: at the start of the training, where no adapter is trainable, the training would
+            end within the warm-up, or there is no such check.
+        CheckFailed: while training, where a check found something wrong.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, checks: Collection[Check] = CHECKS) -> None:
+        self.checks = checks
         self.scheduler: SdsLoraScheduler | None = None
         self._report: RefreshReport | None = None
         self._measured = False
@@ -47,6 +58,8 @@ class SdsLoraCallback(TrainerCallback):
             kwargs["optimizer"],
             state.max_steps,
             completed_steps=state.global_step,
+            checks=self.checks,
+            process_group=_replicas(args),
         )
 
     def on_step_end(
@@ -57,6 +70,33 @@ class SdsLoraCallback(TrainerCallback):
         report = self.scheduler.step(measure=not self._measured)
         if report is not None:
             self._report, self._measured = report, True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See that the checkpoint has the whole adapter."""
+        assert args.output_dir is not None
+        if state.is_world_process_zero:
+            self.require_saved(
+                Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            )
+
+    def require_saved(self, directory: Path) -> None:
+        """See that ``directory`` has the whole adapter, where ``saved`` is among the checks.
+
+        Raises:
+            CheckFailed: where it does not.
+        """
+        assert self.scheduler is not None
+        if "saved" in self.checks:
+            require_saved(directory, self.scheduler.adapters)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the checks where the training was stopped early."""
+        assert self.scheduler is not None
+        self.scheduler.end()
 
     def on_log(
         self,
@@ -85,3 +125,8 @@ class SdsLoraCallback(TrainerCallback):
             figures["sds/basis_drift"] = self._report.basis_drift
             figures["sds/relative_jump"] = self._report.relative_jump
         return figures
+
+
+def _replicas(args: TrainingArguments) -> dist.ProcessGroup | None:
+    """The processes of data-parallel training: the trainer gives its callbacks the bare model."""
+    return dist.group.WORLD if args.parallel_mode == ParallelMode.DISTRIBUTED else None

@@ -1,15 +1,23 @@
 """``SdsLoraScheduler``: drives warm-up, re-parameterization and refreshes beside an optimizer."""
 
+from collections.abc import Collection
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
 from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
 from . import steps, watchdog
+from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
+from .sharing import sharing_of
+from .zero import is_partitioned
 
 _REFRESHES = "sds_lora_refreshes"
 """Beside the count of steps, in the optimizer's first parameter group."""
+
+_FIRST_STEPS = 10
+"""After so many steps, or with the main stage's first one, the checks are verified first."""
 
 
 class SdsLoraScheduler:
@@ -30,10 +38,14 @@ class SdsLoraScheduler:
         completed_steps: those of this training that are over. By default the optimizer's own state
             says; a state that has ``total_steps`` or more is of an earlier training, and counts
             as 0.
+        checks: names of the checks that are made (see :mod:`sdslora.training.checks`).
+        process_group: the processes that hold copies of the adapter, where ``model`` does not
+            contain the ``DistributedDataParallel`` that knows them. All of them, like those of a
+            sharded model, must call :meth:`step`: they share the refreshes.
 
     Raises:
-        ValueError: where no adapter is trainable, the training would end within the warm-up, or
-            the optimizer is of a kind whose state cannot be reset.
+        ValueError: where no adapter is trainable, the training would end within the warm-up, the
+            optimizer is of a kind whose state cannot be reset, or there is no such check.
         RuntimeError: where the optimizer does not hold the adapters' parameters.
     """
 
@@ -44,10 +56,22 @@ class SdsLoraScheduler:
         total_steps: int,
         *,
         completed_steps: int | None = None,
+        checks: Collection[Check] = CHECKS,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
+        require_known(checks)
+        self.checks = checks
         self.model = model
         self.optimizer = steps.innermost(optimizer)
         self.total_steps = total_steps
+        self._process_group = process_group
+        if completed_steps is None and steps.count_is_lost(self.optimizer):
+            raise ValueError(
+                "the optimizer has taken steps, or loaded the state of one that has, and does not "
+                "say how many of them this training took: give completed_steps. (torch's "
+                "distributed checkpoints load what is there already: make the scheduler first, "
+                "then load model and optimizer, then the scheduler's state.)"
+            )
         counted = steps.completed_steps(self.optimizer) or 0
         if completed_steps is None:
             begin = counted if counted < total_steps else 0
@@ -59,20 +83,37 @@ class SdsLoraScheduler:
     def _begin(self, step: int, refreshes: int) -> None:
         """Take position after ``step`` completed steps."""
         configs = adapter_configs(self.model)
-        self._adapters = [
-            _Scheduled(adapter, configs[adapter.name], self.optimizer, self.total_steps)
+        self._scheduled = [
+            _Scheduled(
+                adapter,
+                configs[adapter.name],
+                self.optimizer,
+                self.total_steps,
+                check_reset="reset" in self.checks,
+            )
             for adapter in (PhasedAdapter(self.model, name) for name in configs)
             if any(parameter.requires_grad for parameter in adapter.parameters)
         ]
-        if not self._adapters:
+        if not self._scheduled:
             raise ValueError(
                 "the model has no trainable SDS-LoRA adapter: wrap it with "
                 "get_peft_model(model, SdsLoraConfig(...)) first, and load adapters that are to be "
                 "trained with is_trainable=True"
             )
+        for adapter in self.adapters:
+            adapter.sharing = sharing_of(adapter, self.model, self._process_group)
         self._follow(step)
         steps.count_steps(self.optimizer, start=step)
         self._group[_REFRESHES] = refreshes
+        watched = Watched(self.model, self.optimizer, self.adapters, step)
+        self._verified = make_checks(self.checks, watched)
+        warmups = [a.schedule.warmup_steps for a in self._scheduled if a.warming]
+        self._first_verified = max([step + _FIRST_STEPS, *(last + 1 for last in warmups)])
+
+    @property
+    def adapters(self) -> list[PhasedAdapter]:
+        """The adapters that the schedule drives."""
+        return [scheduled.adapter for scheduled in self._scheduled]
 
     @property
     def completed_steps(self) -> int:
@@ -82,7 +123,7 @@ class SdsLoraScheduler:
     @property
     def phase(self) -> int:
         """0 in the warm-up, then the interval between refreshes; of the first adapter."""
-        return self._adapters[0].phase(self._acted)
+        return self._scheduled[0].phase(self._acted)
 
     @property
     def refresh_count(self) -> int:
@@ -98,6 +139,7 @@ class SdsLoraScheduler:
         Raises:
             RuntimeError: where more than one optimizer step was taken since the last call, or the
                 reset of the optimizer did not hold.
+            CheckFailed: a ``RuntimeError`` too, where a check found something wrong.
         """
         step = self.completed_steps
         if step == self._acted:
@@ -109,9 +151,29 @@ class SdsLoraScheduler:
                 "optimizer's state, load the scheduler's too."
             )
         self._follow(step)
-        reports = [adapter.advance(step, measure=measure) for adapter in self._adapters]
-        self._group[_REFRESHES] = self.refresh_count + any(a.refreshed for a in self._adapters)
+        reports = [adapter.advance(step, measure=measure) for adapter in self._scheduled]
+        self._group[_REFRESHES] = self.refresh_count + any(a.refreshed for a in self._scheduled)
+        if step in (self._first_verified, self.total_steps):
+            self.verify()
         return next((report for report in reports if report is not None), None)
+
+    def verify(self) -> None:
+        """Make the checks now, as is done after the first steps and after the last.
+
+        Raises:
+            CheckFailed: where one finds something wrong.
+        """
+        for check in self._verified:
+            check.verify()
+
+    def end(self) -> None:
+        """Make the checks where the training stops early; only then is there a need to call it.
+
+        Raises:
+            CheckFailed: where one finds something wrong.
+        """
+        if self._first_verified < self._acted < self.total_steps:
+            self.verify()
 
     def state_dict(self) -> dict[str, int]:
         """The position in the schedule; the model has the bases, the optimizer its moments."""
@@ -153,13 +215,16 @@ class _Scheduled:
         config: SdsLoraConfig,
         optimizer: Optimizer,
         total_steps: int,
+        *,
+        check_reset: bool,
     ) -> None:
         self.adapter = adapter
         self.optimizer = optimizer
         self.mode = config.refresh_mode
         self.warming = adapter.in_warmup
         self.schedule = config.schedule(total_steps, in_warmup=self.warming)
-        self.was_reset = False
+        self.check_reset = check_reset
+        self.reset: ResetHeld | None = None
         self.refreshed = False
         steps.require_held(optimizer, adapter.parameters, adapter.name)
 
@@ -168,15 +233,20 @@ class _Scheduled:
 
     def advance(self, step: int, *, measure: bool) -> RefreshReport | None:
         """Act after ``step`` completed steps."""
-        if self.was_reset:
-            steps.check_reset(self.optimizer, self.adapter.parameters)
-            self.was_reset = False
+        if self.reset is not None:
+            self.reset.verify()
+            self.reset = None
         self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
         if self.refreshed:
             return self.adapter.refresh_bases(self.mode, measure=measure)
         # later than its last step, for an adapter that met an optimizer already past the warm-up
         if self.warming and step >= self.schedule.warmup_steps:
+            parameters = self.adapter.parameters
+            before = [parameter.detach().clone() for parameter in parameters]
             self.adapter.start_main_stage()
-            steps.reset_state(self.optimizer, self.adapter.parameters)
-            self.warming, self.was_reset = False, True
+            steps.reset_state(self.optimizer, parameters)
+            self.warming = False
+            # masters apart from the parameters are written and reset as one
+            if self.check_reset and not any(map(is_partitioned, parameters)):
+                self.reset = ResetHeld(self.optimizer, parameters, before)
         return None

@@ -1,12 +1,15 @@
 """Counting the optimizer steps that really happened, and forgetting what an optimizer remembers."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from .zero import ZERO_AT_FIRST, ZeroOptimizer
 
 STEP_KEY = "sds_lora_steps"
 """Entry of the first parameter group that holds the count, so that ``state_dict`` carries it."""
@@ -25,10 +28,7 @@ def innermost(optimizer: Any) -> Optimizer:
     """
     while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
         if type(optimizer).__module__.startswith("deepspeed"):
-            raise ValueError(
-                "SDS-LoRA does not support DeepSpeed's optimizers yet: their float32 copies would "
-                "overwrite its re-parameterization. Use DDP or a single process."
-            )
+            return cast(Optimizer, ZeroOptimizer.of(optimizer))
         if not hasattr(optimizer, "optimizer"):
             raise TypeError(f"need a torch.optim.Optimizer, not {type(optimizer).__name__}")
         optimizer = optimizer.optimizer
@@ -57,6 +57,13 @@ def completed_steps(optimizer: Optimizer) -> int | None:
     return optimizer.param_groups[0].get(STEP_KEY)
 
 
+def count_is_lost(optimizer: Optimizer) -> bool:
+    """Whether the optimizer has taken steps, and does not know how many."""
+    # ZeRO makes its states before the first step
+    stepped = bool(optimizer.state) and not isinstance(optimizer, ZeroOptimizer)
+    return stepped and completed_steps(optimizer) is None
+
+
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     # Noted before, because a step that calls its parent class's runs the hooks round both
     _next_step[optimizer] = (completed_steps(optimizer) or 0) + 1
@@ -74,35 +81,43 @@ def require_held(optimizer: Optimizer, parameters: list[nn.Parameter], adapter: 
 
     Raises:
         RuntimeError: where it does not, so that its memory of them could not be reset.
+        ValueError: where DeepSpeed's ZeRO holds others beside them.
     """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = {id(parameter) for parameter in parameters_of(optimizer)}
     missing = sum(id(parameter) not in held for parameter in parameters)
     if missing:
         raise RuntimeError(
             f"the optimizer ({type(optimizer).__name__}) does not hold {missing} of the "
             f"{len(parameters)} parameters of adapter {adapter!r}. Create the optimizer after "
             "wrapping and moving the model, from the model's own parameters. SDS-LoRA does not "
-            "support parameters that a wrapper has flattened or sharded yet."
+            "support parameters that a wrapper has flattened, as FSDP1 does: use FSDP2 "
+            "(fully_shard, fsdp_version=2)."
         )
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.require_only(parameters)
 
 
-def reset_state(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Forget moments and step counters of ``parameters``; the learning rate is left alone."""
-    for parameter in parameters:
-        optimizer.state.pop(parameter, None)
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """The model's parameters that the optimizer trains."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.parameters
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def check_reset(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Verify, one step after :func:`reset_state`, that the optimizer did start anew.
+def reset_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Forget moments and step counters of ``parameters``; the learning rate is left alone.
 
     Raises:
-        RuntimeError: where a step counter of ``parameters`` went on from before.
+        ValueError: where DeepSpeed's ZeRO holds them for an optimizer not of Adam's family.
     """
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.reset()
+        return
     for parameter in parameters:
-        count = optimizer.state.get(parameter, {}).get("step")
-        if count is not None and torch.as_tensor(count).item() > 1:
-            raise RuntimeError(
-                f"the reset of the optimizer's state did not hold: {type(optimizer).__name__} has "
-                f"counted {int(count)} steps of an adapter parameter one step after it, so that "
-                "its moments belong to another parameterization."
-            )
+        state = optimizer.state.pop(parameter, {})
+        # torch saves sharded states only where there are any: it takes a step of its own to make
+        # them, which would count
+        if isinstance(parameter, DTensor) and state.keys() <= ZERO_AT_FIRST:
+            optimizer.state[parameter] = {
+                key: torch.zeros_like(torch.as_tensor(value)) for key, value in state.items()
+            }

@@ -1,6 +1,7 @@
 """SDS-LoRA as a PEFT method: configuration, model and layers. The only place inside PEFT."""
 
 from .config import SdsLoraConfig
+from .from_plain import from_plain_lora, sds_config
 from .layer import LIVE_LAYERS, SdsLayerMixin
 from .model import SdsLoraModel
 from .phases import (
@@ -13,12 +14,14 @@ from .phases import (
     start_main_stage,
 )
 from .registry import SdsPeftType, register
+from .sharing import Alone, Sharing
 from .state import SdsState
 
 register(SdsLoraConfig, SdsLoraModel)
 
 __all__ = [
     "LIVE_LAYERS",
+    "Alone",
     "PhasedAdapter",
     "RefreshReport",
     "SdsLayerMixin",
@@ -26,9 +29,12 @@ __all__ = [
     "SdsLoraModel",
     "SdsPeftType",
     "SdsState",
+    "Sharing",
     "adapter_configs",
     "adapter_layers",
+    "from_plain_lora",
     "in_warmup",
     "refresh_bases",
+    "sds_config",
     "start_main_stage",
 ]

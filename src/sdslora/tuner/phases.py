@@ -23,6 +23,7 @@ from ..core import (
 )
 from .config import SdsLoraConfig
 from .layer import SdsLayerMixin
+from .sharing import Alone, Sharing
 
 
 class RefreshReport(NamedTuple):
@@ -66,12 +67,17 @@ class PhasedAdapter:
         model: what contains the adapted layers.
         name: the adapter's name.
 
+    Attributes:
+        sharing: how the work is shared with other processes, which then make each call together;
+            by default this process does it alone.
+
     Raises:
         ValueError: where there is no such adapter.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
+        self.sharing: Sharing = Alone()
         self.layers = dict(adapter_layers(model, name))
         if not self.layers:
             raise ValueError(
@@ -109,8 +115,10 @@ class PhasedAdapter:
         """
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
-        for group in self._groups():
-            _write(group, reparameterize(torch.stack(group.A), torch.stack(group.B), 1.0))
+        with self.sharing.opened(self.parameters):
+            for group in self._groups():
+                A, B = map(self.sharing.take, (group.A, group.B))
+                self._write(group, reparameterize(A, B, 1.0))
         for layer in self.layers.values():
             layer.adapter_state(self.name).gate.zero_()
 
@@ -129,18 +137,32 @@ class PhasedAdapter:
             )
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
-        for group in self._groups():
-            if mode == "qr" and not measure:
-                _replace_bases(group)
-                continue
-            before = SdsFactors(*map(torch.stack, group))
-            after = refresh(before, mode)
-            if measure:
-                drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A))
-                drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B))
-                jumps.append(relative_change(before, after))
-            _write(group, after)
-        return RefreshReport(_mean(drifts), _mean(jumps)) if measure else None
+        with self.sharing.opened(self.parameters):
+            for group in self._groups():
+                if mode == "qr" and not measure:
+                    self._replace_bases(group)
+                    continue
+                before = SdsFactors(*map(self.sharing.take, group))
+                after = refresh(before, mode)
+                if measure:
+                    drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A))
+                    drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B))
+                    jumps.append(relative_change(before, after))
+                self._write(group, after)
+        mean = self.sharing.mean
+        return RefreshReport(mean(drifts), mean(jumps)) if measure else None
+
+    def _replace_bases(self, group: "_Group") -> None:
+        """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
+        A, B, Q_A, Q_B = group
+        take, give = self.sharing.take, self.sharing.give
+        rank = basis_rank(A[0], B[0])
+        give(Q_A, refreshed_basis(take(A).mT, rank, lambda: take(Q_A)))
+        give(Q_B, refreshed_basis(take(B), rank, lambda: take(Q_B)))
+
+    def _write(self, group: "_Group", factors: SdsFactors) -> None:
+        for targets, values in zip(group, factors, strict=True):
+            self.sharing.give(targets, values)
 
     def _groups(self) -> list["_Group"]:
         """The factors of the layers, those of one shape together.
@@ -157,7 +179,8 @@ class PhasedAdapter:
                 )
             factors = layer.sds_factors(self.name)
             A, B, _, _ = factors
-            groups[A.shape, B.shape, A.dtype, A.device].append(factors)
+            kinds = map(self.sharing.kind, (A, B))
+            groups[A.shape, B.shape, A.dtype, A.device, *kinds].append(factors)
         return [_Group(*zip(*alike, strict=True)) for alike in groups.values()]
 
 
@@ -185,23 +208,3 @@ class _Group(NamedTuple):
     B: tuple[Tensor, ...]
     Q_A: tuple[Tensor, ...]
     Q_B: tuple[Tensor, ...]
-
-
-def _replace_bases(group: _Group) -> None:
-    """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
-    A, B, Q_A, Q_B = group
-    rank = basis_rank(A[0], B[0])
-    new_Q_A = refreshed_basis(torch.stack(A).mT, rank, lambda: torch.stack(Q_A))
-    torch._foreach_copy_(Q_A, new_Q_A.unbind())
-    del new_Q_A  # its memory is the next one's
-    new_Q_B = refreshed_basis(torch.stack(B), rank, lambda: torch.stack(Q_B))
-    torch._foreach_copy_(Q_B, new_Q_B.unbind())
-
-
-def _write(group: _Group, factors: SdsFactors) -> None:
-    for targets, values in zip(group, factors, strict=True):
-        torch._foreach_copy_(targets, values.unbind())
-
-
-def _mean(values: list[Tensor]) -> float:
-    return torch.cat([value.double().cpu() for value in values]).mean().item()

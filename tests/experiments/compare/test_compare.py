@@ -18,15 +18,24 @@ import yaml
 from tiny import Run
 from transformers import ViTConfig, ViTForImageClassification
 
+from sdslora.experiments.compare import engines, plots
 from sdslora.experiments.compare.command import run_comparison
 from sdslora.experiments.compare.contenders import contenders, next_rate, rates
-from sdslora.experiments.compare.engines import LocalEngine, RayEngine
-from sdslora.experiments.compare.run import Job, carry_out
+from sdslora.experiments.compare.engines import Engine, LocalEngine, RayEngine
+from sdslora.experiments.compare.run import NAME, Job, carry_out
 from sdslora.experiments.compare.spec import CompareSpec, EngineSpec, GridSpec
 from sdslora.experiments.errors import RunFailed, UserError
+from sdslora.experiments.files import write_json
 from sdslora.experiments.parsing import parse
 
 Make = Callable[..., CompareSpec]
+draw = plots.save
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four plots take as long as two runs; the first test draws them, and ``test_plots.py``."""
+    monkeypatch.setattr(plots, "save", lambda comparison, directory: None)
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +109,11 @@ class Here:
 
 
 def made_up(loss: Callable[[Job], float]) -> Callable[[Job], dict[str, Any]]:
-    """Work that trains nothing: the run's losses are ``loss(job)``."""
+    """Work that trains nothing: the run's losses are ``loss(job)``; it writes the record."""
 
     def work(job: Job) -> dict[str, Any]:
         figures = {"loss": loss(job), "rows": 1}
-        return {
+        record = {
             "status": "finished", "method": job.contender.method, "label": job.contender.label,
             "default_rate": job.contender.center, "learning_rate": job.learning_rate,
             "seed": job.seed, "fresh": job.fresh, "validation": figures, "test": figures,
@@ -112,15 +121,23 @@ def made_up(loss: Callable[[Job], float]) -> Callable[[Job], dict[str, Any]]:
             "seconds": 1.0, "peak_bytes": None, "trainable_parameters": 1, "curve": [[1, 1.0]],
             "error": None,
         }  # fmt: skip
+        write_json(job.folder / NAME, record)
+        return record
 
     return work
+
+
+by_seed = made_up(lambda job: 1.0 + job.seed)
 
 
 def run_files(spec: CompareSpec) -> list[Path]:
     return sorted(Path(spec.output_dir).rglob("seed-*/run.json"))
 
 
-def test_from_recipe_to_report(make: Make, capsys: pytest.CaptureFixture[str]):
+def test_from_recipe_to_report(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plots, "save", draw)
     spec = make()
     comparison = run_comparison(spec, Here())
     assert comparison is not None
@@ -142,16 +159,13 @@ def test_from_recipe_to_report(make: Make, capsys: pytest.CaptureFixture[str]):
 
 def test_same_seed_same_start_and_same_rows_for_every_method(make: Make):
     """At a vanishing rate every method has the base model's losses, step by step."""
-    spec = make(methods=["sds-lora", "rslora", "dora"], grid__centers={"*": 1e-12}, seeds=1)
-    run_comparison(spec, Here())
-    curves = {}
-    for path in run_files(spec):
-        record = json.loads(path.read_text())
-        curves.setdefault(record["label"], record["curve"])
-    reference = [loss for _, loss in curves["rslora"]]
-    assert len(set(reference)) > 5
+    spec = make(methods=["sds-lora", "rslora", "dora"])
+    records = [carry_out(Job(spec, c, 1e-12, 0, threads=1)) for c in contenders(spec)]
+    curves = {record["label"]: [loss for _, loss in record["curve"]] for record in records}
+    assert list(curves) == ["sds-lora", "rslora", "dora"]
+    assert len(set(curves["rslora"])) > 5
     for curve in curves.values():
-        assert [loss for _, loss in curve] == pytest.approx(reference, abs=2e-4)
+        assert curve == pytest.approx(curves["rslora"], abs=2e-4)
 
 
 def test_a_run_is_the_same_twice(make: Make):
@@ -173,9 +187,10 @@ def strip(figures: Any) -> Any:
 
 def test_finished_runs_are_not_run_again(make: Make):
     spec = make()
-    run_comparison(spec, Here())
+    run_comparison(spec, Here(by_seed))
     before = {path: path.stat().st_mtime_ns for path in run_files(spec)}
-    again = Here()
+    assert len(before) == 2 * 3 * 2
+    again = Here(by_seed)
     run_comparison(make(methods=["sds-lora", "rslora", "lora"], seeds=3), again)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # one more seed for two methods at three rates, and a new method
@@ -188,7 +203,7 @@ def test_failed_runs_are_named_and_tried_again(make: Make, capsys: pytest.Captur
     def breaks(job: Job) -> dict[str, Any]:
         if job.contender.label == "rslora" and job.seed == 1:
             raise MemoryError("no room")
-        return carry_out(job)
+        return by_seed(job)
 
     comparison = run_comparison(spec, Here(breaks))
     assert comparison is not None
@@ -196,7 +211,7 @@ def test_failed_runs_are_named_and_tried_again(make: Make, capsys: pytest.Captur
     assert (
         "rslora, rate 0.01, seed 1: failed: its process ended: no room" in capsys.readouterr().err
     )
-    again = Here()
+    again = Here(by_seed)
     comparison = run_comparison(spec, again)
     assert len(again.done) == 3
     assert comparison is not None
@@ -267,9 +282,9 @@ def test_fresh_seeds_run_at_the_best_rate_only(make: Make):
 
 
 def test_a_seed_may_become_fresh(make: Make):
-    run_comparison(make(seeds=3), Here())
+    run_comparison(make(seeds=3), Here(by_seed))
     spec = make(seeds=2, fresh_seeds=1)
-    place = Here()
+    place = Here(by_seed)
     comparison = run_comparison(spec, place)
     assert place.done == []  # all of it was run already
     assert comparison is not None
@@ -357,11 +372,11 @@ def test_rows_in_two_splits_are_left_out_and_named(
     validation = tiny.save_rows(tmp_path / "validation.json", rows[30:50])
     test = tiny.save_rows(tmp_path / "test.json", rows[45:60])
     spec = make(data={"source": str(train), "validation": str(validation)}, test=str(test))
-    run_comparison(spec, Here())
+    run_comparison(spec, Here(by_seed))
     out = capsys.readouterr().out
     assert "note: 10 of 20 validation rows have a prompt that is trained on" in out
     assert "note: 5 of 15 test rows have a prompt" in out
-    record = json.loads(run_files(spec)[0].read_text())
+    record = carry_out(Job(spec, contenders(spec)[0], 1e-2, 0, threads=1))
     assert (record["validation"]["rows"], record["test"]["rows"]) == (10, 10)
     spec = make(data={"source": str(train), "validation": str(train)}, test=str(test))
     with pytest.raises(UserError, match="40 of 40 validation rows"):
@@ -425,23 +440,25 @@ def test_digits(make: Make, tmp_path: Path):
         run_comparison(make(data={"source": "digits", "options": {"rotat": 1}}), Here())
 
 
-@pytest.fixture
-def local(make: Make) -> Iterator[tuple[CompareSpec, list[dict[str, Any]]]]:
-    spec = make(methods=["sds-lora"], seeds=1)
-    job = Job(spec, contenders(spec)[0], 1e-2, 0, threads=1)
-    with LocalEngine(spec.engine) as place:
-        first = place.submit(carry_out, job)
-        second = place.submit(carry_out, replace(job, seed=1))
-        yield spec, [first.result(), second.result()]
+@pytest.fixture(scope="module")
+def local() -> Iterator[LocalEngine]:
+    """Its one process takes seven seconds to start."""
+    with LocalEngine(EngineSpec(slots=1, threads=1)) as place:
+        yield place
 
 
-def test_local_and_ray_give_the_same_bits(local: tuple[CompareSpec, list[dict[str, Any]]]):
+def test_local_and_ray_give_the_same_bits(make: Make, local: LocalEngine):
     pytest.importorskip("ray")
-    spec, expected = local
+    spec = make(methods=["sds-lora"])
     job = Job(spec, contenders(spec)[0], 1e-2, 0, threads=1)
-    with RayEngine(EngineSpec(name="ray", slots=1, threads=1)) as place:
+
+    def both_seeds(place: Engine) -> list[dict[str, Any]]:
         futures = [place.submit(carry_out, replace(job, seed=seed)) for seed in (0, 1)]
-        got = [future.result() for future in futures]
+        return [future.result() for future in futures]
+
+    expected = both_seeds(local)
+    with RayEngine(EngineSpec(name="ray", slots=1, threads=1)) as place:
+        got = both_seeds(place)
     import ray
 
     assert not ray.is_initialized()
@@ -451,15 +468,16 @@ def test_local_and_ray_give_the_same_bits(local: tuple[CompareSpec, list[dict[st
             assert strip(mine[key]) == strip(theirs[key])
 
 
-def test_a_process_that_dies_fails_its_own_run_only(make: Make):
-    with LocalEngine(EngineSpec(slots=1, threads=1)) as place:
-        dead = place.submit(os._exit, 3)
-        alive = place.submit(len, "four")
-        assert alive.result() == 4
-        assert dead.exception() is not None
+def test_a_process_that_dies_fails_its_own_run_only(local: LocalEngine):
+    dead = local.submit(os._exit, 3)
+    alive = local.submit(len, "four")
+    assert alive.result() == 4
+    assert dead.exception() is not None
 
 
-def test_killed_and_started_again(make: Make, tmp_path: Path, sdslora: Run):
+def test_killed_and_started_again(
+    make: Make, tmp_path: Path, sdslora: Run, monkeypatch: pytest.MonkeyPatch
+):
     """Finished runs survive a kill at any time, and the rest is made up for."""
     spec = make(methods=["rslora"], seeds=2)
     command = [sys.executable, "-m", "sdslora.cli", "compare", str(tmp_path / "recipe.yaml")]
@@ -471,6 +489,8 @@ def test_killed_and_started_again(make: Make, tmp_path: Path, sdslora: Run):
     process.wait()
     survived = {path: path.read_bytes() for path in run_files(spec)}
     assert 1 <= len(survived) < 6
+    # the killed command had its process for the runs: no need of another
+    monkeypatch.setattr(engines, "LocalEngine", lambda spec: Here())
     result = sdslora("compare", tmp_path / "recipe.yaml")
     assert result.status == 0, result.err
     assert len(run_files(spec)) == 6

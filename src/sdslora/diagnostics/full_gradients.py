@@ -1,0 +1,106 @@
+"""The full gradient of each adapted layer, one layer at a time."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import upcast
+
+
+def visit_full_gradients(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batch: Mapping[str, Any],
+    visit: Callable[[str, Tensor], None],
+) -> None:
+    """Call ``visit(name, G)`` for each layer with its ``G = dL/dW`` (m, n), float32 or better.
+
+    One forward and one backward pass in evaluation mode. ``G = δᵀ x`` is made where the backward
+    pass comes by the layer and is gone when ``visit`` returns, so that memory holds one at a time
+    (of a layer that is called several times, their sum until the last call). W is the weight that
+    the layer as a whole applies, adapter included, frozen or quantized as its base may be. Layers
+    that no gradient reaches are not visited.
+
+    A training under way does not notice: gradients, random state, modes and hooks are as before.
+
+    Args:
+        model: ``model(**batch).loss`` is L.
+        layers: modules that map ``x`` (..., n) to ``y`` (..., m) linearly, by name.
+        batch: keyword arguments of the model, on its device.
+        visit: must not keep G.
+
+    Raises:
+        ValueError: for a batch without a loss, or where none of the layers takes part.
+    """
+    with _undisturbed(model), torch.enable_grad():
+        gradients = _Gradients(visit, next(model.parameters()).device)
+        hooks = [
+            layer.register_forward_hook(partial(gradients.enter, name))
+            for name, layer in layers.items()
+        ]
+        try:
+            loss = model(**batch).loss
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if loss is None:
+            raise ValueError("the diagnostic batch gives no loss: it needs labels")
+        if not gradients.calls:
+            raise ValueError(f"none of the {len(layers)} layers takes part in the loss")
+        gradients.run(loss)
+
+
+class _Gradients:
+    """What is known of the layers' gradients between the forward pass and the backward pass."""
+
+    def __init__(self, visit: Callable[[str, Tensor], None], device: torch.device) -> None:
+        self.visit = visit
+        self.calls: Counter[str] = Counter()
+        """Of each layer, those whose gradient has not come yet."""
+        self._sums: dict[str, Tensor] = {}
+        # A zero added to every output. The gradient of this alone is asked for: it needs every
+        # layer's δ, whatever is trained, and leaves the parameters' own gradients alone.
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
+
+    def enter(self, name: str, layer: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        """Forward hook: have ``δ = dL/dy`` reported."""
+        self.calls[name] += 1
+        y = y + self._anchor
+        y.register_hook(partial(self._arrive, name, args[0].detach()))
+        return y
+
+    def run(self, loss: Tensor) -> None:
+        """The backward pass."""
+        torch.autograd.grad(loss, self._anchor, allow_unused=True)
+        while self._sums:  # of layers with calls that have no part in the loss
+            self.visit(*self._sums.popitem())
+
+    def _arrive(self, name: str, x: Tensor, delta: Tensor) -> None:
+        # G = δᵀ x
+        G = upcast(delta).flatten(end_dim=-2).mT @ upcast(x).flatten(end_dim=-2)
+        if name in self._sums:
+            G += self._sums.pop(name)
+        self.calls[name] -= 1
+        if self.calls[name]:
+            self._sums[name] = G
+        else:
+            self.visit(name, G)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode and the random state restored afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

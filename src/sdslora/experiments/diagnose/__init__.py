@@ -1,0 +1,5 @@
+"""A LoRA adapter that exists: are its singular values skewed, and would SDS-LoRA see more?"""
+
+from .command import DiagnoseSpec, command, diagnose
+
+__all__ = ["DiagnoseSpec", "command", "diagnose"]

@@ -1,0 +1,17 @@
+"""Diagnostics of a model under any method: measured layer by layer, recorded while it trains."""
+
+from .figures import KEYS, Figures
+from .measurement import layer_means, measure_layers
+from .recorder import NAME, DiagnosticsRecorder
+from .recording import Recording, read
+
+__all__ = [
+    "KEYS",
+    "NAME",
+    "DiagnosticsRecorder",
+    "Figures",
+    "Recording",
+    "layer_means",
+    "measure_layers",
+    "read",
+]

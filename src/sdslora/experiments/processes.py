@@ -1,0 +1,71 @@
+"""A command in several processes, as ``torchrun`` and ``accelerate launch`` start it.
+
+All do the same, on their shares of the training rows; one, the first, writes and prints.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def count() -> int:
+    """How many there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def prepared_together() -> Iterator[None]:
+    """Raises in every process, at the block's end, what the block raised in one.
+
+    No process goes on before all are ready, so that none finds what another has begun to write.
+    """
+    found: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        found = error
+    for failure in _from_all(found):
+        if failure is not None:
+            raise failure
+
+
+def agreed(flag: bool) -> bool:
+    """Whether ``flag`` is set in any process."""
+    return any(_from_all(flag))
+
+
+@contextmanager
+def only_first_prints() -> Iterator[None]:
+    """Drops what the other processes print within the block, and parts from them at its end."""
+    if not is_first():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
+        yield
+    if count() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _from_all(value: Value) -> list[Value]:
+    """The value of every process, in their order."""
+    if count() == 1:
+        return [value]
+    # Late, so that the command line answers without it
+    import torch.distributed as dist
+
+    values: list[Value] = [value] * count()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,153 @@
+"""Charts of lines: loss, learning rate, and the diagnostics' means over layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from . import charts, measures, thin
+from .charts import Chart
+from .runs import Run
+
+
+def loss(runs: Sequence[Run]) -> Chart | None:
+    """Training and evaluation loss by step; None where none was logged."""
+    training, evaluation = _logged(runs, "loss"), _logged(runs, "eval_loss")
+    if training.empty and evaluation.empty:
+        return None
+    line, dots = _thinned(training), _thinned(evaluation)
+    parts = [_line(runs, line), _line(runs, dots).encode(opacity=alt.value(0.6)), _dots(runs, dots)]
+    wrong = pd.concat([_not_finite(training), _not_finite(evaluation)])
+    if len(wrong):
+        parts.append(_crosses(runs, wrong))
+    caption = (
+        "Line: training loss. Dots: evaluation loss. "
+        + ("Crosses: the loss is not a finite number. " if len(wrong) else "")
+        + charts.shown(
+            len(line) + len(dots) + len(wrong), len(training) + len(evaluation), "points"
+        )
+        + charts.marks_caption(runs)
+    )
+    return _chart("loss", "Loss", caption, parts, runs)
+
+
+def learning_rate(runs: Sequence[Run]) -> Chart | None:
+    """The learning rate by step; None where it was not logged."""
+    rates = _logged(runs, "learning_rate")
+    if rates.empty:
+        return None
+    drawn = _thinned(rates)
+    caption = (
+        "Of the first parameter group. "
+        + charts.shown(len(drawn), len(rates), "points")
+        + charts.marks_caption(runs)
+    )
+    parts = [_line(runs, drawn, ".1e")]
+    return _chart("learning_rate", "Learning rate", caption, parts, runs, height=150)
+
+
+def means(runs: Sequence[Run]) -> Chart | None:
+    """Each diagnostic's mean over layers by step; None where none was recorded."""
+    tables = {run.name: run.diagnostics.mean for run in runs if run.diagnostics is not None}
+    if not any(len(table.columns) > 1 for table in tables.values()):
+        return None
+    recorded = pd.concat([table.assign(run=name) for name, table in tables.items()])
+    titles = measures.titles(recorded.columns.drop(["step", "run"]))
+    drawn = pd.concat([_binned(table).assign(run=name) for name, table in tables.items()])
+    # plain names: a key from a file is no Vega expression
+    keys = {key: f"m{place}" for place, key in enumerate(titles)}
+    data = drawn[["run", "step", *keys]].rename(columns=keys)
+    base = (
+        alt.Chart(charts.table(data, ["step", *keys.values()]))
+        .transform_calculate(value="datum[measure]")
+        .transform_filter("isValid(datum.value)")
+        .encode(**_encoding(runs, ".4g"))
+    )
+    caption = (
+        "Unweighted mean over the adapted layers. "
+        + charts.shown(len(drawn), len(recorded), "points")
+        + charts.marks_caption(runs)
+    )
+    parts = [base.mark_line(), base.mark_point(filled=True, size=30)]
+    chosen = charts.choice("measure", "Measure", list(keys.values()), list(titles.values()))
+    families = measures.present(titles)
+    return _chart(
+        "means", "Diagnostics, mean over layers", caption, parts, runs, chosen=chosen,
+        pictures=[f"mean_{family.name}" for family in families],
+    )  # fmt: skip
+
+
+def _logged(runs: Sequence[Run], name: str) -> pd.DataFrame:
+    return pd.concat([run.series(name).assign(run=run.name) for run in runs])
+
+
+def _thinned(series: pd.DataFrame) -> pd.DataFrame:
+    finite = series[np.isfinite(series["value"])]
+    return pd.concat([finite[:0], *(thin.curve(one) for _, one in finite.groupby("run"))])
+
+
+def _not_finite(series: pd.DataFrame) -> pd.DataFrame:
+    wrong = series[~np.isfinite(series["value"])]
+    wrong = wrong.assign(action=wrong["value"].map("{:g}".format))
+    last = max(series["step"], default=0)
+    return pd.concat([wrong[:0], *(thin.marks(one, last) for _, one in wrong.groupby("run"))])
+
+
+def _binned(means: pd.DataFrame) -> pd.DataFrame:
+    return thin.cells(means.assign(layer="mean"), thin.POINTS)
+
+
+def _encoding(runs: Sequence[Run], number: str) -> dict[str, Any]:
+    tooltip = ["run:N", "step:Q", alt.Tooltip("value:Q", format=number)]
+    return {
+        "x": charts.time(charts.last_step(runs)),
+        "y": alt.Y(
+            "value:Q",
+            title=None,
+            axis=alt.Axis(format="~g", tickCount=5),
+            scale=alt.Scale(zero=False),
+        ),
+        "color": charts.colour(runs),
+        "tooltip": tooltip,
+    }
+
+
+def _line(runs: Sequence[Run], series: pd.DataFrame, number: str = ".4f") -> alt.Chart:
+    chart = alt.Chart(charts.table(series, ["step", "value"])).mark_line(strokeWidth=1.5)
+    return chart.encode(strokeDash=charts.strokes(runs), **_encoding(runs, number))
+
+
+def _dots(runs: Sequence[Run], series: pd.DataFrame) -> alt.Chart:
+    chart = alt.Chart(charts.table(series, ["step", "value"])).mark_point(filled=True, size=45)
+    return chart.encode(**_encoding(runs, ".4f"))
+
+
+def _crosses(runs: Sequence[Run], wrong: pd.DataFrame) -> alt.Chart:
+    chart = alt.Chart(charts.table(wrong[["run", "step", "action"]], ["step"]))
+    return chart.mark_point(shape="cross", angle=45, filled=True, size=70).encode(
+        x=charts.time(charts.last_step(runs)),
+        y=alt.value(8),
+        color=charts.colour(runs),
+        tooltip=["run:N", "step:Q", alt.Tooltip("action:N", title="loss")],
+    )
+
+
+def _chart(
+    name: str,
+    title: str,
+    caption: str,
+    parts: Sequence[alt.Chart],
+    runs: Sequence[Run],
+    height: int = 260,
+    chosen: alt.Parameter | None = None,
+    pictures: Sequence[str] = (),
+) -> Chart:
+    layered = alt.layer(*parts, *charts.marks(runs, charts.last_step(runs))).properties(
+        height=height
+    )
+    if chosen is not None:
+        layered = layered.add_params(chosen)
+    description = f"{title} by optimizer step of {', '.join(run.name for run in runs)}. {caption}"
+    return Chart(name, title, caption, charts.spec(layered, description), pictures or [name])

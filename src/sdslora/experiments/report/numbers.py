@@ -1,0 +1,34 @@
+"""The numbers behind the charts, as CSV: everything that was recorded, nothing thinned."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from . import configuration
+from .runs import Run
+
+
+def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """The tables that have rows, by name; a column ``run`` tells the runs apart."""
+    diagnostics = [(run, run.diagnostics) for run in runs if run.diagnostics is not None]
+
+    def of_layers(part: str) -> pd.DataFrame:
+        return _joined([(run, getattr(found, part)) for run, found in diagnostics])
+
+    found = {
+        "log": _joined([(run, run.log) for run in runs]),
+        "schedule": _joined([(run, run.events) for run in runs]),
+        "diagnostics": of_layers("layers"),
+        "diagnostics_mean": _joined([(run, found.mean) for run, found in diagnostics]),
+        "singular_values": of_layers("spectra"),
+        "configuration": configuration.table(runs).reset_index(),
+    }
+    return {name: table for name, table in found.items() if len(table)}
+
+
+def _joined(parts: Sequence[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
+    frames = [table.assign(run=run.name) for run, table in parts]
+    if not frames:
+        return pd.DataFrame()
+    table = pd.concat(frames)
+    return table[["run", *table.columns.drop("run")]]

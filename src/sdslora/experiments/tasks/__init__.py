@@ -1,0 +1,23 @@
+"""The paper's tasks, as task files of lm-evaluation-harness: this folder is an ``--include_path``.
+
+Each task's protocol is in its YAML; prompts, filters and scores are functions of the module that
+the YAML names.
+"""
+
+from pathlib import Path
+
+DIRECTORY = Path(__file__).parent
+PREFIX = "sdslora_"
+COMMONSENSE = (
+    "boolq",
+    "piqa",
+    "siqa",
+    "hellaswag",
+    "winogrande",
+    "arc_challenge",
+    "arc_easy",
+    "openbookqa",
+)
+TASKS = (*COMMONSENSE, "gsm8k", "gsm8k_lora_ga", "math", "humaneval")
+CODE = ("humaneval",)  # those that run what the model has written
+GROUPS = {"commonsense": COMMONSENSE}

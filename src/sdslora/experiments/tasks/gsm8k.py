@@ -1,0 +1,91 @@
+"""GSM8K: MetaMath's rule (``eval_gsm8k.py``), answer equivalence, and LoRA-GA's rule."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import datasets
+from math_verify import parse, verify
+
+from . import source
+
+_NUMBER = re.compile(r"[-+]?\d*[.,/]?\d+")
+_AFTER_MARKS = re.compile(r"####\s*(\d+)")
+
+
+def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The test rows: ``question``, and ``answer`` that ends in ``#### N``.
+
+    Args:
+        data_dir: holds ``math/gsm8k/test.jsonl``; the Hub where not given.
+
+    Raises:
+        UserError: where the data or one of its fields is not there.
+    """
+    if data_dir is not None:
+        found = source.local(data_dir, "math/gsm8k/test.jsonl")
+    else:
+        found = source.hub("openai/gsm8k", "test", "main")
+    return source.splits("gsm8k", found, ("question", "answer"))
+
+
+def gold(doc: Mapping[str, str]) -> str:
+    """The right answer: what follows ``####``, without commas."""
+    return doc["answer"].rpartition("####")[2].strip().replace(",", "")
+
+
+def number(text: str | None) -> int | None:
+    """MetaMath's reading of an answer: its first number, a fraction evaluated, rounded.
+
+    At most one comma, point or slash is within the number, so that 12,345,678 is read as 12345; a
+    fraction with the denominator 0 as its numerator.
+    """
+    match = _NUMBER.search(text or "")
+    if match is None:
+        return None
+    found = match.group().replace(",", "")
+    numerator, slash, denominator = found.partition("/")
+    if not slash:
+        value = float(found)
+        return round(value) if math.isfinite(value) else None
+    if not numerator.lstrip("+-"):
+        return None
+    return round(Fraction(int(numerator), int(denominator) or 1))
+
+
+def process_metamath(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
+    """MetaMath's rule, and math-verify's equivalence of the first line after the marker."""
+    (answer,) = results
+    right, read = gold(doc), number(answer)
+    return {
+        "exact_match": float(read is not None and read == float(right)),
+        "math_verify": _equivalent(right, (answer or "").strip().partition("\n")[0]),
+        "no_answer": read is None,
+    }
+
+
+def after_marks(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
+    """A filter: LoRA-GA reads the digits after the first ``####``, without a sign or commas."""
+    return [[_digits(response) for response in given] for given in responses]
+
+
+def process_lora_ga(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
+    """LoRA-GA's rule reads the right answer as it reads the model's; there, none counts as 0."""
+    (answer,) = results
+    right = _digits(doc["answer"])
+    return {
+        "exact_match": float(int(answer or 0) == int(right or 0)),
+        "math_verify": _equivalent(gold(doc), answer or ""),
+        "no_answer": answer is None,
+    }
+
+
+def _equivalent(right: str, answer: str) -> float:
+    return float(verify(parse(right), parse(answer)))
+
+
+def _digits(text: str) -> str | None:
+    match = _AFTER_MARKS.search(text)
+    return match.group(1) if match else None

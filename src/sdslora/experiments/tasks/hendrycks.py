@@ -1,0 +1,73 @@
+"""MATH: MetaMath's rule (``eval_math.py``, with Hendrycks' ``is_equiv``) and answer equivalence."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
+from math_verify import parse, verify
+
+from . import source
+
+_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+
+def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The 5,000 test rows: ``problem``, and ``solution`` with its answer in a box.
+
+    Args:
+        data_dir: holds ``math/math/test.jsonl``; the Hub where not given.
+
+    Raises:
+        UserError: where the data or one of its fields is not there.
+    """
+    if data_dir is not None:
+        found = source.local(data_dir, "math/math/test.jsonl")
+    else:
+        sets = [source.hub("EleutherAI/hendrycks_math", "test", subject) for subject in _SUBJECTS]
+        found = [row for rows in sets for row in rows]
+    return source.splits("math", found, ("problem", "solution"))
+
+
+def gold(doc: Mapping[str, str]) -> str:
+    r"""The right answer: the content of the last ``\boxed`` or ``\fbox``."""
+    boxed = last_boxed_only_string(doc["solution"]).replace("\\fbox{", "\\boxed{", 1)
+    return remove_boxed(boxed)
+
+
+def first_sentence(
+    answers: Sequence[Sequence[str | None]], docs: Sequence[Any]
+) -> list[list[str | None]]:
+    """A filter: the answer up to the first full stop at a line's end, without that stop."""
+    return [[_sentence(answer) for answer in given] for given in answers]
+
+
+def process_results(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
+    """Hendrycks' equality of strings after normalization, and math-verify's equivalence."""
+    (answer,) = results
+    if answer is None:
+        return {"exact_match": 0.0, "math_verify": 0.0, "no_answer": True}
+    right = gold(doc)
+    return {
+        "exact_match": float(is_equiv(answer, right)),
+        "math_verify": float(verify(_parsed(right), _parsed(answer))),
+        "no_answer": False,
+    }
+
+
+def _sentence(answer: str | None) -> str | None:
+    if answer is None:
+        return None
+    return answer.split(".\n")[0].strip().removesuffix(".").strip()
+
+
+def _parsed(answer: str) -> list[Any]:
+    return parse(rf"\boxed{{{answer}}}")

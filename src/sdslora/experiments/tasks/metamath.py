@@ -1,0 +1,25 @@
+"""What MetaMath's evaluations of GSM8K and MATH share: the prompt, and where the answer stands."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{problem}\n\n### Response: Let's think step by step."
+)
+_MARKER = "The answer is: "
+
+
+def prompt(doc: Mapping[str, str]) -> str:
+    """The question of GSM8K, or the problem of MATH, in MetaMath's template."""
+    return _PROMPT.format(problem=doc["question"] if "question" in doc else doc["problem"])
+
+
+def after_marker(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
+    """A filter: what follows the last ``The answer is: ``, or None."""
+    return [[_after_marker(response) for response in given] for given in responses]
+
+
+def _after_marker(response: str) -> str | None:
+    _, marker, answer = response.rpartition(_MARKER)
+    return answer if marker else None

@@ -1,0 +1,191 @@
+"""An adapter as plain LoRA in memory: what every format is written from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+
+from ..core import LowRankPair, factored_svd, widened
+from .layers import LowRankLayer, low_rank_layers
+
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the name of every module in an adapter file."""
+
+LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
+
+Rank = Literal["exact", "compact"] | int
+
+
+class PlainLayer(NamedTuple):
+    """One layer's ``ΔW = up @ down`` in the shapes of PEFT's tensors, the scaling in ``up``.
+
+    ``down`` (rank, n) and ``up`` (m, rank); a convolution's have its kernel behind.
+    """
+
+    down: Tensor
+    up: Tensor
+    keys: tuple[str, str] = LINEAR_KEYS
+    """What PEFT calls the two; an embedding's have other names."""
+
+
+@dataclass(frozen=True)
+class PlainAdapter:
+    """A plain LoRA adapter of one rank. Built by :func:`plain_adapter`."""
+
+    config: LoraConfig
+    """The adapter's own configuration."""
+    layers: dict[str, PlainLayer]
+    """By the layer's name in the base model."""
+    others: dict[str, Tensor]
+    """What is saved with the adapter beside it: ``modules_to_save``, trained biases."""
+    relative_error: float
+    """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer."""
+
+    @property
+    def rank(self) -> int:
+        """Of every layer: smaller ones are padded with zeros."""
+        return next(iter(self.layers.values())).down.shape[0]
+
+    def matrices(self, software: str) -> dict[str, PlainLayer]:
+        """The layers, for a format that has nothing beside linear layers and convolutions.
+
+        Raises:
+            ValueError: where the adapter has more, naming ``software`` and the tensors.
+        """
+        more = [name for name, layer in self.layers.items() if layer.keys != LINEAR_KEYS]
+        if more or self.others:
+            names = ", ".join([*more, *self.others][:5])
+            raise ValueError(
+                f"an adapter file of {software} holds changes of linear layers and convolutions "
+                f"only, and this adapter also has {names}: merge the adapter into the model "
+                "instead, or train without modules_to_save, biases, tokens and embeddings"
+            )
+        return self.layers
+
+
+@dataclass(frozen=True)
+class LoraExport:
+    """What was written."""
+
+    path: Path
+    rank: int
+    """Of the plain LoRA; the largest of a layer."""
+    relative_error: float
+    """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer: 0 for an exact export."""
+
+    def __str__(self) -> str:
+        return (
+            f"plain LoRA adapter of rank {self.rank} in {self.path}: relative error "
+            f"{self.relative_error:.2e}"
+        )
+
+
+def plain_adapter(
+    model: nn.Module, rank: Rank = "exact", *, adapter: str | None = None
+) -> PlainAdapter:
+    """An SDS-LoRA adapter as plain LoRA, float32 or better; arguments as ``to_plain_lora``.
+
+    Raises:
+        ValueError: for another rank, or where there is no such adapter.
+    """
+    check_rank(rank)
+    carrier = find_carrier(model)
+    adapter = _choose(carrier, adapter)
+    layers = low_rank_layers(carrier, adapter)
+    pairs, errors = {}, [0.0]
+    for name, layer in layers:
+        pairs[name] = layer.plain_pair(adapter)
+        if rank != "exact":
+            limit = layer.r[adapter] if rank == "compact" else rank
+            pairs[name], error = _approximate(pairs[name], limit)
+            errors.append(error)
+    padded = padded_pairs(pairs)
+    return PlainAdapter(
+        config=carrier.peft_config[adapter],
+        layers={
+            name.removeprefix(PEFT_PREFIX): _plain_layer(layer, adapter, padded[name])
+            for name, layer in layers
+        },
+        others=other_tensors(carrier, adapter, list(pairs)),
+        relative_error=max(errors),
+    )
+
+
+def check_rank(rank: Any) -> None:
+    """Raise ``ValueError`` where ``rank`` is none that an export can have."""
+    if rank not in ("exact", "compact") and not (type(rank) is int and rank >= 1):
+        raise ValueError(f"rank must be 'exact', 'compact' or a positive integer, not {rank!r}")
+
+
+def find_carrier(model: nn.Module) -> Any:
+    """The module that has adapters itself, inside what may wrap it (DDP, ``torch.compile``).
+
+    Raises:
+        ValueError: where there is none.
+    """
+    for module in model.modules():
+        # not hasattr: wrappers hand on the attributes of what they wrap
+        if "peft_config" in vars(module) or hasattr(type(module), "peft_config"):
+            return module
+    raise ValueError("the model has no adapter to export")
+
+
+def padded_pairs(pairs: Mapping[str, LowRankPair]) -> dict[str, LowRankPair]:
+    """The pairs with zero columns and rows up to the largest rank.
+
+    One rank for all layers needs no patterns, which some servers do not read.
+    """
+    rank = max(pair.down.shape[0] for pair in pairs.values())
+    return {
+        name: LowRankPair(up=widened(pair.up, rank), down=widened(pair.down.mT, rank).mT)
+        for name, pair in pairs.items()
+    }
+
+
+def other_tensors(carrier: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
+    """What PEFT saves with the adapter beside the method's own tensors in ``layers``."""
+    own = tuple(f"{name.removeprefix(PEFT_PREFIX)}.lora_" for name in layers)
+    saved = {
+        key.removeprefix(PEFT_PREFIX): tensor
+        for key, tensor in get_peft_model_state_dict(carrier, adapter_name=adapter).items()
+    }
+    return {key: tensor.contiguous() for key, tensor in saved.items() if not key.startswith(own)}
+
+
+def _choose(model: Any, adapter: str | None) -> str:
+    """The adapter to export."""
+    if adapter is None:
+        layers = (module for module in model.modules() if isinstance(module, LowRankLayer))
+        active = [name for layer in layers for name in layer.active_adapters]
+        several = len(model.peft_config) > 1 and active
+        adapter = active[0] if several else next(iter(model.peft_config))
+    if adapter not in model.peft_config:
+        raise ValueError(
+            f"there is no adapter {adapter!r} to export; there are {list(model.peft_config)}"
+        )
+    return adapter
+
+
+def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
+    """The best approximation of that rank, balanced between the factors; its relative error."""
+    svd = factored_svd(pair)
+    kept = svd.truncate(rank)
+    norm = torch.linalg.vector_norm(svd.S)
+    # ‖ΔW − ΔW_k‖² = Σ_{i > k} σ_i²
+    lost = torch.linalg.vector_norm(svd.S[rank:])
+    root = kept.S.sqrt()
+    error = (lost / norm).item() if norm else 0.0
+    return LowRankPair(up=kept.U * root, down=root.unsqueeze(-1) * kept.V.mT), error
+
+
+def _plain_layer(layer: LowRankLayer, adapter: str, pair: LowRankPair) -> PlainLayer:
+    """The pair in the shapes of the layer, the scaling in ``up``."""
+    A, B = layer.adapter_parameters(adapter)
+    rank = pair.down.shape[0]
+    down = pair.down.reshape(rank, *A.shape[1:])
+    up = (pair.up * layer.scaling[adapter]).reshape(B.shape[0], rank, *B.shape[2:])
+    return PlainLayer(down.contiguous(), up.contiguous(), layer.factor_keys)

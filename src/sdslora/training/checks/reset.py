@@ -1,0 +1,56 @@
+"""The reset at the re-parameterization: nothing of before it comes back."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..distributed import local
+from .watched import CheckFailed
+
+
+class ResetHeld:
+    """The optimizer goes on from the re-parameterized A and B, remembering nothing.
+
+    Made after the re-parameterization, verified after the next step.
+
+    Args:
+        optimizer: holds ``parameters``.
+        parameters: A and B of every layer.
+        before: what they were before the re-parameterization.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, parameters: list[nn.Parameter], before: list[Tensor]
+    ) -> None:
+        self.optimizer, self.parameters, self.before = optimizer, parameters, before
+        self.moved = self._distance()
+
+    def verify(self) -> None:
+        """Raise where the step counted on from before, or went on from the former A and B."""
+        optimizer = type(self.optimizer).__name__
+        for parameter in self.parameters:
+            count = self.optimizer.state.get(parameter, {}).get("step")
+            if count is not None and torch.as_tensor(count).item() > 1:
+                raise CheckFailed(
+                    "reset",
+                    f"the reset of the optimizer's state did not hold: {optimizer} has counted "
+                    f"{int(count)} steps of an adapter parameter one step after it, so that its "
+                    "moments belong to another parameterization",
+                )
+        # nearer to the former values than a step, small beside Eq. (8), can have led
+        if self._distance() < self.moved / 2:
+            raise CheckFailed(
+                "reset",
+                f"{optimizer} has put A and B back to where they were before "
+                "the re-parameterization: it keeps copies of the weights (float32 master weights, "
+                "for one) and writes them over the model's. Use an optimizer that updates the "
+                "adapter's own tensors, in float32",
+            )
+
+    def _distance(self) -> float:
+        """‖(A, B) − (A, B) before‖ over all layers; of sharded ones, the part in this process."""
+        squares = [
+            (local(p.detach()) - local(before)).float().square().sum().cpu()
+            for p, before in zip(self.parameters, self.before, strict=True)
+        ]
+        return float(torch.stack(squares).sum().sqrt())

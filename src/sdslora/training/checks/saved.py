@@ -1,0 +1,51 @@
+"""A saved adapter is whole."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ...tuner import PhasedAdapter
+from .watched import CheckFailed
+
+
+def require_saved(directory: Path, adapters: Collection[PhasedAdapter]) -> None:
+    """The adapter file in ``directory`` has every tensor of the adapters, each of its full shape.
+
+    Reads the file's header only.
+
+    Raises:
+        CheckFailed: where one is missing, cut short, or a part of itself.
+    """
+    for adapter in adapters:
+        # PEFT's layout
+        folder = directory if adapter.name == "default" else directory / adapter.name
+        path = folder / "adapter_model.safetensors"
+        try:
+            with safe_open(path, framework="pt") as file:
+                keys = file.keys()
+                shapes = {_in_base(key): tuple(file.get_slice(key).get_shape()) for key in keys}
+        except (OSError, SafetensorError) as error:
+            raise CheckFailed("saved", f"{path} cannot be read: {error}") from error
+        lost = [key for key, shape in _saved_shapes(adapter) if shapes.get(key) != shape]
+        if lost:
+            raise CheckFailed(
+                "saved",
+                f"{path} lacks {len(lost)} tensors of adapter {adapter.name!r}, or has only parts "
+                f"of them, {lost[0]} for one. Gather a sharded model before it is saved",
+            )
+
+
+def _saved_shapes(adapter: PhasedAdapter) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of the adapter, as PEFT names them in a file."""
+    for layer_name, layer in adapter.layers.items():
+        for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
+            kind, _, rest = name.partition(".")
+            owner, _, last = rest.partition(".")
+            if kind.startswith("lora_") and owner == adapter.name:
+                parts = filter(None, (_in_base(layer_name), kind, last))
+                yield ".".join(parts), tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def _in_base(name: str) -> str:
+    return name.rpartition("base_model.model.")[2]

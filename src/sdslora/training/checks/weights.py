@@ -1,0 +1,54 @@
+"""Which weights change: those of the base never, those that are trained always."""
+
+from ..steps import parameters_of
+from .digests import digests
+from .watched import CheckFailed, Watched
+
+
+class BaseUnchanged:
+    """The frozen weights are, bit for bit, what they were."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.model = watched.model
+        self.before = self._now()
+
+    def verify(self) -> None:
+        """Raise where one changed."""
+        now = self._now()
+        changed = [name for name in self.before if now.get(name) != self.before[name]]
+        if changed:
+            raise CheckFailed(
+                "base",
+                f"{len(changed)} of {len(self.before)} frozen weights of the base model changed "
+                f"while the adapter was trained, {changed[0]} for one: the adapter does not fit "
+                "the model that it will be loaded on. Does something merge adapters, cast the "
+                "model, or write to its weights?",
+            )
+
+    def _now(self) -> dict[str, int]:
+        return digests(
+            (name, parameter)
+            for name, parameter in self.model.named_parameters()
+            if not parameter.requires_grad and ".lora_" not in name
+        )
+
+
+class TrainableChanged:
+    """Every tensor that the optimizer holds has been trained."""
+
+    def __init__(self, watched: Watched) -> None:
+        held = {id(parameter) for parameter in parameters_of(watched.optimizer)}
+        self.tensors = {n: p for n, p in watched.model.named_parameters() if id(p) in held}
+        self.before = digests(self.tensors.items())
+
+    def verify(self) -> None:
+        """Raise where one is what it was."""
+        now = digests(self.tensors.items())
+        same = [name for name in self.before if now[name] == self.before[name]]
+        if same:
+            raise CheckFailed(
+                "changed",
+                f"{len(same)} of {len(now)} trainable tensors did not change, {same[0]} for one; "
+                "the run trained less than it was meant to. Is the learning rate 0, or too small "
+                f"for {self.tensors[same[0]].dtype}, or does no row reach that layer?",
+            )

@@ -1,0 +1,43 @@
+"""How the processes of a training share the refreshes, chosen by what the parameters are."""
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..tuner import Alone, PhasedAdapter, Sharing
+from .distributed import Shared, mesh_of
+from .zero import SharedMasters, is_partitioned
+
+
+def sharing_of(
+    adapter: PhasedAdapter, model: nn.Module, group: dist.ProcessGroup | None = None
+) -> Sharing:
+    """How the processes that train ``adapter`` share its refreshes, by what its parameters are.
+
+    Args:
+        adapter: of ``model``.
+        model: as it is trained, wrapped.
+        group: the processes that hold copies of the adapter, where ``model`` does not contain the
+            DistributedDataParallel that says so.
+
+    Raises:
+        ValueError: for parameters laid out in a way that is not supported.
+    """
+    parameters = adapter.parameters
+    if is_partitioned(parameters[0]):
+        return SharedMasters(parameters[0])
+    meshes = {p.device_mesh for p in parameters if isinstance(p, DTensor)}
+    if len(meshes) > 1:
+        raise ValueError(
+            f"SDS-LoRA does not support layers of one adapter on {len(meshes)} device meshes: "
+            "shard them all on the same one"
+        )
+    if meshes:
+        return Shared(*meshes)
+    if group is None:
+        wrappers = (m for m in model.modules() if isinstance(m, DistributedDataParallel))
+        group = next((wrapper.process_group for wrapper in wrappers), None)
+    if group is None or group.size() == 1:
+        return Alone()
+    return Shared(mesh_of(group, parameters[0].device))

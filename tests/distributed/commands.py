@@ -1,0 +1,71 @@
+"""The command line as one of several processes runs it, and what befalls it there."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from contextlib import redirect_stderr, redirect_stdout
+
+import torch
+from tiny import Result
+
+from sdslora import SdsLoraCallback
+from sdslora.cli import main
+from sdslora.experiments import data
+from sdslora.experiments.errors import UserError
+from sdslora.experiments.trainer import GuardedTrainer
+
+
+def command(argv: list[str], happening: str = "") -> Result:
+    """``sdslora *argv``; ``happening`` to the last process alone."""
+    if happening and os.environ["RANK"] != "0":
+        HAPPENINGS[happening]()
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(argv)
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+def sharing(argv: list[str]) -> list[str]:
+    """How the run shared its refreshes with the other processes."""
+    seen = []
+    original = SdsLoraCallback.on_train_end
+
+    def on_train_end(self, *args, **kwargs):
+        seen.extend(type(adapter.sharing).__name__ for adapter in self.scheduler.adapters)
+        original(self, *args, **kwargs)
+
+    SdsLoraCallback.on_train_end = on_train_end
+    assert command(argv).status == 0
+    return seen
+
+
+def interrupted() -> None:
+    """Ctrl-C in the ninth step."""
+    _at_step(9, lambda loss: (signal.raise_signal(signal.SIGINT), loss)[1])
+
+
+def not_a_number() -> None:
+    _at_step(5, lambda loss: loss * torch.nan)
+
+
+def without_data() -> None:
+    def load(spec: object) -> None:
+        raise UserError("the rows are not on this machine")
+
+    data.load = load
+
+
+HAPPENINGS = {f.__name__: f for f in (interrupted, not_a_number, without_data)}
+
+
+def _at_step(step: int, event) -> None:
+    original = GuardedTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        planted = self.model.training and self.state.global_step + 1 == step
+        return event(loss) if planted else loss
+
+    GuardedTrainer.compute_loss = compute_loss

