@@ -79,7 +79,7 @@ class Shared:
     def _stacked_placements(self, tensor: Tensor) -> list[Placement]:
         """Those of a stack of tensors like this one: every dimension has moved by one."""
         placements = self._placements(tensor)
-        return [Shard(p.dim) if isinstance(p, Shard) else p for p in placements]
+        return [Shard(p.dim + 1) if isinstance(p, Shard) else p for p in placements]
 
     def _placements(self, tensor: Tensor) -> Sequence[Placement]:
         if not isinstance(tensor, DTensor):
