@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-oldest nightly lint bench reliability clean
+.PHONY: install demo test test-oldest nightly lint bench reliability distribution clean
 
 install: $(INSTALLED)
 
@@ -52,7 +52,11 @@ reliability: install ## thirty kills, then docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/experiments $(BIN)/python tests/reliability/kills.py --kills 30
 	$(BIN)/python benchmarks/reliability_page.py
 
-nightly: test reliability ## all tests, and the longer trials
+distribution: install ## every engine in two processes, then docs/distribute.md
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/distributed/table.py
+	$(BIN)/python benchmarks/distribution_page.py
+
+nightly: test reliability distribution ## all tests, and the longer trials
 
 clean:
 	rm -rf $(VENV) runs build dist
