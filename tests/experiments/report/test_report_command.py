@@ -209,3 +209,17 @@ def test_layers_of_a_kind_stand_together() -> None:
     assert shortened(names) == ["0.q", "0.v", "1.q", "1.v", "10.q", "10.v"]
     assert shortened(["a.b"]) == ["b"]
     assert shortened(["a", "a.b"]) == ["a", "a.b"]
+
+
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_one_record_is_a_dot_on_the_whole_time_axis(tmp_path: Path) -> None:
+    runs = read([diagnosed(run(tmp_path / "run", steps=100), steps=range(50, 51))])
+    for name, draw in pictures.all_of(runs).items():
+        figure = draw()
+        figure.savefig(tmp_path / "picture.png")
+        shown = [axes for axes in figure.axes if axes.get_xlabel()]
+        assert all(axes.get_xlim() == (0, 100) for axes in shown), name
+        if name.startswith("mean"):
+            dots = [line for axes in shown for line in axes.lines if line.get_label() == "run"]
+            assert dots
+            assert all(dot.get_marker() == "." for dot in dots)

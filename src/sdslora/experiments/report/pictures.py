@@ -62,7 +62,8 @@ def means(runs: Sequence[Run], family: Family) -> Figure:
         for axes, key in zip(panels, family.measures, strict=True):
             if run.diagnostics is not None and key in run.measures:
                 mean = run.diagnostics.mean.rename(columns={key: "value"})
-                _line(axes, place, mean[["step", "value"]].dropna(), label=run.name)
+                series = mean[["step", "value"]].dropna()
+                _line(axes, place, series, label=run.name, marker=".", clip_on=False)
     return _with_legend(figure)
 
 
@@ -79,6 +80,7 @@ def layers(run: Run, family: Family) -> Figure:
         axes.set_facecolor("#cccccc")  # not measured
         values = cells.pivot(index="layer", columns="step", values=key).loc[names]
         mesh = axes.pcolormesh(steps, np.arange(len(names) + 1), values, rasterized=True)
+        axes.set_xlim(0, max(steps[-1], run.last_step))
         figure.colorbar(mesh, ax=axes)
         axes.tick_params(axis="y", labelsize=7)
     every = -(-len(names) // _LABELS)
@@ -101,6 +103,7 @@ def _blank(
     for axes, title in zip(grid, titles, strict=False):
         axes.set_title(title, fontsize=10, loc="left", pad=_PITCH * (len(runs) + 1))
         axes.set_xlabel("optimizer step")
+        axes.set_xlim(0, max(1, *(run.last_step for run in runs)))
         axes.grid(alpha=0.3)
         for place, run in enumerate(runs):
             _marks(axes, place, run)
