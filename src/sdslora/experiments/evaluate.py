@@ -9,7 +9,7 @@ from typing import Any
 from . import data, models, record, saved
 from .encode import encode, within
 from .errors import UserError
-from .files import new_directory, refuse_used, write_json, write_jsonl
+from .files import refuse_used
 from .inference import to_accelerator
 from .measure import Measurement, measure, summary
 from .parsing import RECIPE, parse
@@ -80,7 +80,9 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     result = measure(model, tokenizer, rows, spec.evaluation, examples.rule)
     print(summary(result.metrics))
     if spec.output_dir is not None:
-        _write(result, spec, Path(spec.output_dir))
+        record.write_figures(
+            Path(spec.output_dir), result.metrics, result.records, config=asdict(spec)
+        )
     return result
 
 
@@ -91,22 +93,6 @@ def _load_tasks() -> ModuleType:
     except ModuleNotFoundError as error:
         raise UserError(f"--tasks needs {error.name}: pip install 'sds-lora[eval]'") from error
     return evaluate_tasks
-
-
-def _write(result: Measurement, spec: EvaluateSpec, output_dir: Path) -> None:
-    with new_directory(output_dir) as folder:
-        write_json(
-            folder / "metrics.json",
-            {
-                "metrics": result.metrics,
-                "config": asdict(spec),
-                "versions": record.versions(),
-                "hardware": record.hardware(),
-            },
-        )
-        if result.records:
-            write_jsonl(folder / "generations.jsonl", result.records)
-    print(f"figures written to {output_dir}")
 
 
 def _defaults(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from . import models, record, saved
 from .errors import UserError
-from .files import new_directory, refuse_used, write_json, write_jsonl
+from .files import refuse_used
 from .inference import to_accelerator
 from .models import Source
 from .parsing import RECIPE, parse
@@ -96,23 +96,10 @@ def evaluate(spec: TasksSpec) -> TaskResults:
     results = harness.run(model, tokenizer, loaded, spec.batch_size, spec.limit, spec.generation)
     print(harness.summary(results.metrics))
     if spec.output_dir is not None:
-        _write(results, spec, Path(spec.output_dir))
-    return results
-
-
-def _write(results: TaskResults, spec: TasksSpec, output_dir: Path) -> None:
-    with new_directory(output_dir) as folder:
-        write_json(
-            folder / "metrics.json",
-            {
-                "metrics": results.metrics,
-                "config": asdict(spec),
-                "versions": record.versions(_PACKAGES),
-                "hardware": record.hardware(),
-            },
+        record.write_figures(
+            Path(spec.output_dir), results.metrics, results.records, asdict(spec), _PACKAGES
         )
-        write_jsonl(folder / "generations.jsonl", results.records)
-    print(f"figures written to {output_dir}")
+    return results
 
 
 def _require_memory(found: SavedAdapter | Source) -> None:

@@ -7,7 +7,7 @@ came: running, finished, interrupted or failed.
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from .errors import UserError
-from .files import is_used, read_json, write_json
+from .files import is_used, new_directory, read_json, write_json, write_jsonl
 from .processes import is_first
 
 NAME = "run.json"
@@ -108,6 +108,29 @@ def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str
             f"{', '.join(differing)}"
         )
     return held
+
+
+def write_figures(
+    output_dir: Path,
+    metrics: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    packages: Iterable[str] = (),
+) -> None:
+    """Write an evaluation's ``metrics.json``, and ``generations.jsonl`` where there are any."""
+    with new_directory(output_dir) as folder:
+        write_json(
+            folder / "metrics.json",
+            {
+                "metrics": metrics,
+                "config": config,
+                "versions": versions(packages),
+                "hardware": hardware(),
+            },
+        )
+        if records:
+            write_jsonl(folder / "generations.jsonl", records)
+    print(f"figures written to {output_dir}")
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
