@@ -183,7 +183,11 @@ def test_unknown_names_and_options():
         make_method("zzz")
     with pytest.raises(ValueError, match=r"sds-lora has no option 'refresh_node'.*'refresh_mode'"):
         make_method("sds-lora", refresh_node="qr")
-    with pytest.raises(ValueError, match="lora has no option 'ratio'; it has none"):
+    with pytest.raises(ValueError, match="dora has no option 'ratio'; it has none"):
+        make_method("dora", ratio=4)
+    with pytest.raises(ValueError, match="update must be one of adamw, muon, not 'mun'"):
+        make_method("rslora", update="mun")
+    with pytest.raises(ValueError, match="lora has no option 'ratio'; there is update"):
         make_method("lora", ratio=4)
 
 

@@ -9,11 +9,11 @@ from slow_optimizers import Layer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdslora.optim import AltLora, LoraPro, ScaledAdamW
+from sdslora.optim import AltLora, LoraPro, Muon, ScaledAdamW
 
 S = 0.7
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+PAIR_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "LoRA-Pro": lambda params, **o: LoraPro(params, scaling=S, **o),
     "LoRA-Pro zero": lambda params, **o: LoraPro(params, scaling=S, mode="zero", **o),
     "LoRA-Pro symmetry": lambda params, **o: LoraPro(params, scaling=S, mode="symmetry", **o),
@@ -23,7 +23,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "AltLoRA+ alternate": lambda params, **o: AltLora(params, plus=True, alternate=True, **o),
     "ScaledAdamW": ScaledAdamW,
 }
-"""Called with the parameters and any options that all of them have."""
+"""Those that move A and B together; called with the parameters and options that all have."""
+
+OPTIMIZERS = PAIR_OPTIMIZERS | {"Muon": Muon}
 
 SHAPES = [(9, 13, 3), (9, 13, 3), (11, 5, 3), (9, 13, 3)]
 """(m, n, r) of the layers: three of one shape, which are stacked, and one of another."""

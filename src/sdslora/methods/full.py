@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core import LowRankPair, upcast
-from .method import Method
 from .settings import Batches, Settings
 from .targets import named, require_dense
+from .update import AnyUpdate
 
 
 @dataclass(frozen=True)
-class Full(Method):
+class Full(AnyUpdate):
     """The weights of the layers that the other methods adapt, trained themselves.
 
     In the dtype they are in. Which weights the SDS-LoRA paper trained is not known; the same layers
@@ -48,13 +48,13 @@ class Full(Method):
                 module.requires_grad_(True)
         return model
 
+    def matrices(self, model: nn.Module) -> list[Tensor]:
+        """The weights of the linear layers that are trained."""
+        return [layer.weight for _, layer in _trained_layers(model)]
+
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The weights (m, n) of the linear layers that are trained."""
-        return {
-            name: _matrix(module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad
-        }
+        """The same as matrices (m, n), by name."""
+        return {name: _matrix(layer) for name, layer in _trained_layers(model)}
 
     def frame(self, state: Any) -> None:
         """There are no factors."""
@@ -74,6 +74,14 @@ class Full(Method):
             "full fine-tuning changes the weights by matrices of full rank, for which there is no "
             "plain LoRA: save the model itself with save_pretrained"
         )
+
+
+def _trained_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.requires_grad
+    ]
 
 
 def _matrix(layer: Any) -> Tensor:

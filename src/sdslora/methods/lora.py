@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from peft import LoraConfig
 
-from .method import Method
 from .settings import Settings
+from .update import AnyUpdate
 
 
 @dataclass(frozen=True)
-class RsLora(Method):
+class RsLora(AnyUpdate):
     """LoRA with s = 4/√r, which keeps the size of a step independent of the rank."""
 
     name = "rslora"
@@ -17,7 +17,7 @@ class RsLora(Method):
 
 
 @dataclass(frozen=True)
-class Lora(Method):
+class Lora(AnyUpdate):
     """LoRA with s = 2 (``lora_alpha = 2 r``), as the SDS-LoRA paper runs it."""
 
     name = "lora"

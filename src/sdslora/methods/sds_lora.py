@@ -21,8 +21,8 @@ from ..export import PlainLoraExport, to_plain_lora
 from ..training import SdsLoraCallback, SdsLoraScheduler
 from ..tuner import SdsLoraConfig
 from .layers import ADAPTER, LayerState, lora_layers
-from .method import Method
 from .settings import Settings
+from .update import AnyUpdate
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SdsState:
 
 
 @dataclass(frozen=True)
-class SdsLora(Method):
+class SdsLora(AnyUpdate):
     """Gradients through orthonormal bases only; see :class:`sdslora.SdsLoraConfig`.
 
     Args:

@@ -12,7 +12,8 @@ from torch.optim.optimizer import ParamsT
 from ..core import upcast
 from .groups import parameter_groups
 from .inverse import damped_inverse, gram_spectrum
-from .pairs import Group, Pair, PairOptimizer, advance, gradients, matrices, stack, write
+from .pairs import Pair, PairOptimizer
+from .stacks import Group, advance, gradients, matrices, stack, write
 
 ALTERNATION = 10
 """Steps of the joint beginning, and then of each block of A or B alone.

@@ -54,13 +54,23 @@ def lora_pairs(model: nn.Module) -> Iterator[ScaledPair]:
     Raises:
         ValueError: see :func:`parameter_groups`.
     """
+    for name, layer, adapter, A, B in _trained(model):
+        _check(layer, name, adapter, A, B)
+        yield ScaledPair(A, B, layer.scaling[adapter])
+
+
+def trainable_factors(model: nn.Module) -> list[Tensor]:
+    """Every trainable A and B of ``model``, LoRA's or SDS-LoRA's, in the order of its modules."""
+    return [p for _, _, _, A, B in _trained(model) for p in (A, B) if p.requires_grad]
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, Any, str, Tensor, Tensor]]:
+    """Name and layer, adapter, A and B, where either is trainable."""
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        for adapter, A, B in _factors(layer):
-            if A.requires_grad or B.requires_grad:
-                _check(layer, name, adapter, A, B)
-                yield ScaledPair(A, B, layer.scaling[adapter])
+        if isinstance(layer, BaseTunerLayer):
+            for adapter, A, B in _factors(layer):
+                if A.requires_grad or B.requires_grad:
+                    yield name, layer, adapter, A, B
 
 
 def _factors(layer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

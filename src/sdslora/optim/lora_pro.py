@@ -14,7 +14,7 @@ from ..core import FactorGradients, upcast
 from .groups import parameter_groups
 from .inverse import damped_inverse, gram_spectrum, solve_sylvester
 from .pair_adamw import PairAdamW
-from .pairs import Group
+from .stacks import Group
 
 Mode = Literal["sylvester", "zero", "symmetry"]
 

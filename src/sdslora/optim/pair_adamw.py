@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from ..core import FactorGradients
-from .pairs import Group, Pair, PairOptimizer, gradients, matrices
+from .pairs import Pair, PairOptimizer
+from .stacks import Group, gradients, matrices
 
 
 class PairAdamW(PairOptimizer):

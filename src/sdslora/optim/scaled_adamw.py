@@ -13,7 +13,7 @@ from ..core import FactorGradients, upcast
 from .groups import parameter_groups
 from .inverse import damped_inverse, gram_spectrum
 from .pair_adamw import PairAdamW
-from .pairs import Group
+from .stacks import Group
 
 
 def scaled_gradient(

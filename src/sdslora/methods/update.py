@@ -1,0 +1,49 @@
+"""By which rule the trained matrices of a method move, for methods that any rule suits."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..optim import Muon
+from ..optim.groups import trainable_factors
+from ..optim.muon import muon_groups
+from .method import Method
+
+Update = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True)
+class AnyUpdate(Method):
+    """Base class of methods whose gradients any optimizer may take.
+
+    Args:
+        update: ``"adamw"``, the paper's, or ``"muon"``: orthogonalized momentum for the trained
+            matrices (:class:`sdslora.optim.Muon`), AdamW for everything else.
+    """
+
+    update: Update = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.update not in get_args(Update):
+            raise ValueError(
+                f"update must be one of {', '.join(get_args(Update))}, not {self.update!r}"
+            )
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> Optimizer:
+        """Of everything trainable in an attached model, by the method's update."""
+        if self.update == "adamw":
+            return super().optimizer(model, learning_rate, weight_decay, betas)
+        groups = muon_groups(model, self.matrices(model))
+        return Muon(groups, learning_rate, weight_decay=weight_decay, betas=betas)
+
+    def matrices(self, model: nn.Module) -> list[Tensor]:
+        """The trained matrices that the method is about: A and B."""
+        return trainable_factors(model)
