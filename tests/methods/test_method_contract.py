@@ -98,7 +98,9 @@ def test_a_rate_of_zero_changes_nothing(name):
 @each_method
 def test_weight_decay_and_betas_reach_the_optimizer(name):
     method = make_method(name)
-    optimizer = method.optimizer(contract.attached(method), 1e-3, 0.1, (0.8, 0.9))
+    optimizer = method.optimizer(
+        contract.attached(method), 1e-3, weight_decay=0.1, betas=(0.8, 0.9)
+    )
     held = [group for group in optimizer.param_groups if group["params"]]
     assert {group["weight_decay"] for group in held} == {0.1}
     assert {group["betas"] for group in held} == {(0.8, 0.9)}

@@ -1,14 +1,14 @@
 """LoRA+: a larger learning rate for B than for A."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .method import Method
+from .method import AdamOptions, Method
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,7 @@ class LoraPlus(Method):
     ratio: float = 4.0
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """AdamW with the two rates as parameter groups."""
         optimizer: Optimizer = create_loraplus_optimizer(
@@ -37,8 +33,8 @@ class LoraPlus(Method):
             torch.optim.AdamW,
             lr=learning_rate,
             loraplus_lr_ratio=self.ratio,
-            loraplus_weight_decay=weight_decay,
-            betas=betas,
+            loraplus_weight_decay=options.pop("weight_decay", 0.0),
+            **options,
         )
         return optimizer
 

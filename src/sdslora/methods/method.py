@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -21,6 +21,17 @@ from ..export import PlainLoraExport, write_plain_lora
 from .layers import LayerState, layer_state, lora_layers
 from .settings import Batches, Settings
 from .targets import require_linear, target_layers
+
+
+class AdamOptions(TypedDict, total=False):
+    """What every method's optimizer takes beside the learning rate."""
+
+    weight_decay: float
+    betas: tuple[float, float]
+
+
+NO_DECAY: AdamOptions = {"weight_decay": 0.0}
+"""The paper's weight decay, where torch's own default is another."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +80,17 @@ class Method:
         return LoraConfig(lora_alpha=4, use_rslora=True, **settings.peft_options())
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """The optimizer of everything trainable in an attached model."""
+        """The optimizer of everything trainable in an attached model.
+
+        Args:
+            model: attached.
+            learning_rate: η.
+            options: ``weight_decay``, 0 by default, and ``betas``.
+        """
         trainable = [p for p in model.parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            trainable, lr=learning_rate, weight_decay=weight_decay, betas=betas
-        )
+        return torch.optim.AdamW(trainable, lr=learning_rate, **NO_DECAY | options)
 
     def callbacks(self) -> list[TrainerCallback]:
         """What a ``transformers.Trainer`` needs beside the optimizer."""

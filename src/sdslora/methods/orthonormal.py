@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..training.steps import completed_steps, count_steps, reset_state
 from . import initial_pair
 from .changed_base import ChangedBaseMethod
 from .layers import LayerState, factors, layer_state, lora_layers
+from .method import AdamOptions
 from .settings import Batches, Settings
 
 
@@ -49,14 +50,10 @@ class Orthonormal(ChangedBaseMethod):
         return adapted
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """AdamW, followed after each of its steps."""
-        optimizer = super().optimizer(model, learning_rate, weight_decay, betas)
+        optimizer = super().optimizer(model, learning_rate, **options)
         follow(optimizer, model, self.warmup_steps)
         return optimizer
 

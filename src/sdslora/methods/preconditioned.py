@@ -1,7 +1,7 @@
 """Methods that train rsLoRA's factors with gradients preconditioned by each other's Gram matrix."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +16,7 @@ from ..optim import (
 )
 from ..optim.lora_pro import Mode
 from .layers import LayerState
-from .method import Method
+from .method import AdamOptions, Method
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,10 @@ class LoraPro(Method):
     mode: Mode = "sylvester"
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """LoRA-Pro's Adam, as in :class:`sdslora.optim.LoraPro`."""
-        return create_lora_pro_optimizer(
-            model, learning_rate, mode=self.mode, weight_decay=weight_decay, betas=betas
-        )
+        return create_lora_pro_optimizer(model, learning_rate, mode=self.mode, **options)
 
     def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
         """The closed form."""
@@ -86,16 +80,10 @@ class ScaledAdamW(_Scaled):
     source = "Riemannian preconditioned LoRA, arXiv 2402.02347; sdslora.optim.ScaledAdamW"
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """AdamW on preconditioned gradients, as in :func:`sdslora.optim.create_scaled_adamw`."""
-        return create_scaled_adamw(
-            model, learning_rate, reg=self.reg, weight_decay=weight_decay, betas=betas
-        )
+        return create_scaled_adamw(model, learning_rate, reg=self.reg, **options)
 
 
 @dataclass(frozen=True)
@@ -116,20 +104,11 @@ class AltLora(_Scaled):
     reg: float = 1e-5
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """AltLoRA's own, as in :class:`sdslora.optim.AltLora`."""
         return create_altlora_optimizer(
-            model,
-            learning_rate,
-            plus=self.plus,
-            reg=self.reg,
-            weight_decay=weight_decay,
-            betas=betas,
+            model, learning_rate, plus=self.plus, reg=self.reg, **options
         )
 
 

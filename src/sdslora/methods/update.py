@@ -1,7 +1,7 @@
 """By which rule the trained matrices of a method move, for methods that any rule suits."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from ..optim import Muon
 from ..optim.groups import trainable_factors
 from ..optim.muon import muon_groups
-from .method import Method
+from .method import AdamOptions, Method
 
 Update = Literal["adamw", "muon"]
 
@@ -32,17 +32,13 @@ class AnyUpdate(Method):
             )
 
     def optimizer(
-        self,
-        model: nn.Module,
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """Of everything trainable in an attached model, by the method's update."""
         if self.update == "adamw":
-            return super().optimizer(model, learning_rate, weight_decay, betas)
+            return super().optimizer(model, learning_rate, **options)
         groups = muon_groups(model, self.matrices(model))
-        return Muon(groups, learning_rate, weight_decay=weight_decay, betas=betas)
+        return Muon(groups, learning_rate, **options)
 
     def matrices(self, model: nn.Module) -> list[Tensor]:
         """The trained matrices that the method is about: A and B."""
