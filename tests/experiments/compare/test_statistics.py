@@ -13,6 +13,7 @@ from scipy import integrate, stats
 from sdslora.experiments.compare.rates import best, rates_of, regret, tolerance
 from sdslora.experiments.compare.sample import Sample
 from sdslora.experiments.compare.statistics import compare, end_of_grid
+from sdslora.experiments.compare.trade_off import Learned, forgetting_at
 from sdslora.experiments.compare.verdict import (
     against_rivals,
     difference,
@@ -471,3 +472,52 @@ def test_a_shown_difference_meets_both_conditions(values) -> None:
 def test_the_order_of_the_runs_changes_nothing() -> None:
     runs = at_one_rate("a", [1.0, 1.3, 1.2]) + at_one_rate("b", [1.5, 1.4, 1.9])
     assert compare(runs[::-1], "a").pairs == compare(runs, "a").pairs
+
+
+# --- what is learned against what is forgotten
+
+
+def learned(*points: tuple[float, float, float]) -> list[Learned]:
+    """(rate, test figure, forgetting), of two seeds that are as far apart."""
+    return [
+        Learned(rate, Sample({0: test - 0.1, 1: test + 0.1}), Sample({0: lost, 1: lost}))
+        for rate, test, lost in points
+    ]
+
+
+def test_forgetting_at_a_level_is_read_between_two_rates() -> None:
+    curve = learned((1e-4, 2.0, 0.1), (1e-3, 1.0, 0.5), (1e-2, 0.5, 2.5), (1e-1, 3.0, 9.0))
+    assert forgetting_at(curve, 1.5, False) == pytest.approx(0.3)
+    assert forgetting_at(curve, 0.75, False) == pytest.approx(1.5)
+    assert forgetting_at(curve, 0.5, False) == pytest.approx(2.5)
+    assert forgetting_at(curve, 2.5, False) == pytest.approx(0.1)  # at most
+    assert forgetting_at(curve, 0.4, False) is None
+    assert forgetting_at([], 0.4, False) is None
+
+
+def test_forgetting_at_an_accuracy() -> None:
+    curve = learned((1e-4, 0.5, 0.1), (1e-3, 0.7, 0.5))
+    assert forgetting_at(curve, 0.6, True) == pytest.approx(0.3)
+    assert forgetting_at(curve, 0.8, True) is None
+
+
+def test_rates_at_which_a_seed_diverged_are_passed_over() -> None:
+    curve = learned((1e-4, 2.0, 0.1), (1e-3, math.inf, 0.2), (1e-2, 1.0, 0.5))
+    assert forgetting_at(curve, 1.5, False) == pytest.approx(0.3)
+
+
+def test_the_trade_off_has_every_rate_that_counts() -> None:
+    def measured(rate: float, seed: int, loss: float) -> dict:
+        general = {"before": 1.0, "after": 1.0 + rate * loss}
+        figures = {"loss": loss}
+        return run(rate=rate, seed=seed, validation=figures, test=figures, general_loss=general)
+
+    runs = [measured(rate, seed, seed + rate) for rate in (1.0, 2.0) for seed in (0, 1)]
+    runs += [measured(4.0, 0, 1.0), stopped("failed", rate=4.0, seed=1)]
+    [contender] = compare(runs).contenders
+    assert contender.trade_off == {
+        "loss": (
+            Learned(1.0, Sample({0: 1.0, 1: 2.0}), Sample({0: 1.0, 1: 2.0})),
+            Learned(2.0, Sample({0: 2.0, 1: 3.0}), Sample({0: 4.0, 1: 6.0})),
+        )
+    }

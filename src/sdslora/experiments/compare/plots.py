@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 import matplotlib
@@ -116,7 +117,11 @@ def training_loss(comparison: Comparison) -> Figure:
 
 
 def forgetting(comparison: Comparison) -> Figure:
-    """Test accuracy, or exact match, or loss, against forgetting: mean ± standard deviation."""
+    """Test accuracy, or exact match, or loss, against forgetting, over all learning rates.
+
+    The best rate large, mean ± standard deviation; rates at which nothing is learned, with losses
+    beyond twice the median of the contenders' best, are left out.
+    """
     there = [c for c in comparison.contenders if c.forgetting is not None]
     metric = _metric(there)
     unit = UNITS[metric]
@@ -125,7 +130,18 @@ def forgetting(comparison: Comparison) -> Figure:
         f"test {unit.name}" + (f" ({unit.suffix})" if unit.suffix else ""),
         "What is learned against what is forgotten",
     )
+    limit = _ZOOM * median(c.test["loss"].mean for c in there) if metric == "loss" else inf
     for contender, style in _styled(comparison):
+        curve = [p for p in contender.trade_off.get(metric, ()) if p.is_finite]
+        kept = [p for p in curve if p.test.mean < limit]
+        axes.plot(
+            [p.forgetting.mean for p in kept],
+            [unit.scale * p.test.mean for p in kept],
+            ".",
+            color=style.colour,
+            linestyle=style.dash,
+            linewidth=1,
+        )
         lost, won = contender.forgetting, contender.test.get(metric)
         if lost is not None and won is not None:
             scaled = Sample({seed: unit.scale * value for seed, value in won.by_seed.items()})

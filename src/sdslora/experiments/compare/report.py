@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from . import sentences
-from .numbers import NONE, UNITS, count, listed, mean_std, rate, share
+from .numbers import NONE, UNITS, count, general, listed, mean_std, rate, share
 from .rates import Rate, at_rate
 from .sample import Sample
-from .statistics import HIGHER_IS_BETTER, Comparison, Contender
+from .statistics import HIGHER_IS_BETTER, Comparison, Contender, Metric
+from .trade_off import forgetting_at
 from .verdict import ALPHA
 
 _MIB = 2**20
@@ -56,11 +57,22 @@ def _grids(comparison: Comparison) -> list[_Grid]:
 def _results(comparison: Comparison) -> _Grid:
     metrics = [m for m in UNITS if any(m in c.test for c in comparison.contenders)]
     names = [f"test {UNITS[metric].name}" for metric in metrics]
+    reference = next(c for c in comparison.contenders if c.label == comparison.reference)
+    level = reference.test.get(comparison.metric, Sample({})).mean
     return _Grid(
         "Results",
         "Each contender at its rate of lowest validation loss: mean ± standard deviation over "
-        f"{_whose_seeds(comparison)}. Forgetting is the rise of the loss on general text.",
-        ["contender", "best rate", "seeds", *names, "forgetting"],
+        f"{_whose_seeds(comparison)}. Forgetting is the rise of the loss on general text; at the "
+        f"same {UNITS[comparison.metric].name}: where the contender, its rate raised from the "
+        f"lowest, first reaches the result of {comparison.reference}, interpolated between rates.",
+        [
+            "contender",
+            "best rate",
+            "seeds",
+            *names,
+            "forgetting",
+            "at the same " + UNITS[comparison.metric].name,
+        ],
         [
             [
                 contender.label,
@@ -68,10 +80,17 @@ def _results(comparison: Comparison) -> _Grid:
                 str(len(contender.seeds)),
                 *(mean_std(contender.test.get(metric), UNITS[metric]) for metric in metrics),
                 mean_std(contender.forgetting),
+                _forgetting_at(contender, comparison.metric, level),
             ]
             for contender in comparison.contenders
         ],
     )
+
+
+def _forgetting_at(contender: Contender, metric: Metric, level: float) -> str:
+    curve = contender.trade_off.get(metric, ())
+    found = forgetting_at(curve, level, HIGHER_IS_BETTER[metric])
+    return NONE if found is None else general(found)
 
 
 def _best(contender: Contender) -> str:

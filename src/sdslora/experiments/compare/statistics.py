@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from .rates import Rate, Run, Tolerance, best, end_of_grid, rates_of, regret, tolerance
 from .sample import Sample
+from .trade_off import Learned
 from .verdict import Pair, against_rivals
 
 __all__ = ["HIGHER_IS_BETTER", "Comparison", "Contender", "Metric", "compare", "end_of_grid"]
@@ -40,6 +41,7 @@ class Contender:
         test: figures of the test split at the best rate, by metric; infinitely bad for a fresh seed
             that diverged.
         forgetting: loss on general text after training minus before, at the best rate, if measured.
+        trade_off: what is learned against what is forgotten at each rate that counts, by metric.
         curve: (step, training loss) at the best rate, mean over seeds, of the steps all have.
         seconds: mean of the finished runs.
         peak_bytes: highest of the finished runs, if measured.
@@ -60,6 +62,7 @@ class Contender:
     seeds: tuple[int, ...]
     test: dict[Metric, Sample]
     forgetting: Sample | None
+    trade_off: dict[Metric, tuple[Learned, ...]]
     curve: tuple[tuple[int, float], ...]
     seconds: float | None
     peak_bytes: int | None
@@ -145,6 +148,7 @@ def _contender(runs: Sequence[Run]) -> Contender:
         seeds=tuple(sorted(run["seed"] for run in results)),
         test=_test(results),
         forgetting=_forgetting(results),
+        trade_off=_trade_off(rates, choosing),
         curve=_mean_curve([run["curve"] for run in results if run["status"] == "finished"]),
         seconds=float(np.mean([run["seconds"] for run in finished])) if finished else None,
         peak_bytes=max(peaks, default=None),
@@ -182,6 +186,17 @@ def _forgetting(runs: Sequence[Run]) -> Sample | None:
     }
     changes = {seed: loss["after"] - loss["before"] for seed, loss in general.items()}
     return Sample(changes) if changes else None
+
+
+def _trade_off(rates: Sequence[Rate], runs: Sequence[Run]) -> dict[Metric, tuple[Learned, ...]]:
+    found: dict[Metric, list[Learned]] = {}
+    for rate in rates:
+        at = _at(rate, runs) if rate.counts else []
+        lost = _forgetting(at)
+        if lost is not None:
+            for metric, figures in _test(at).items():
+                found.setdefault(metric, []).append(Learned(rate.learning_rate, figures, lost))
+    return {metric: tuple(curve) for metric, curve in found.items()}
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[int, float], ...]:

@@ -1,0 +1,47 @@
+"""What is learned against what is forgotten: a contender's curve over its learning rates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
+
+from .sample import Sample
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One learning rate, by its means over seeds.
+
+    Attributes:
+        learning_rate: the rate.
+        test: the metric on the test rows.
+        forgetting: the rise of the loss on general text.
+    """
+
+    learning_rate: float
+    test: Sample
+    forgetting: Sample
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no seed diverged."""
+        return isfinite(self.test.mean) and isfinite(self.forgetting.mean)
+
+
+def forgetting_at(curve: Sequence[Learned], level: float, higher_is_better: bool) -> float | None:
+    """The forgetting with which a contender first reaches ``level``, its rate raised step by step.
+
+    Between two rates both figures are taken as linear; where the lowest rate is past the level
+    already, its forgetting is an upper bound, and returned. None where no rate reaches it.
+    """
+    sign = -1 if higher_is_better else 1
+    path = [(sign * p.test.mean, p.forgetting.mean) for p in curve if p.is_finite]
+    level = sign * level
+    if path and path[0][0] <= level:
+        return path[0][1]
+    for (before, lost), (after, lost_after) in pairwise(path):
+        if after <= level:
+            # before + share (after − before) = level
+            share = (level - before) / (after - before)
+            return lost + share * (lost_after - lost)
+    return None
