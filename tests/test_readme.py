@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,17 +31,31 @@ def test_every_file_of_the_tree_exists():
     assert listed <= modules
 
 
-def test_the_comparison_is_the_reports_own():
-    report = (ROOT / "docs/results/small-vision/report.md").read_text()
-    results = report.split("## Results")[1].split("## ")[0].splitlines()
-    losses = {
-        cells[1].strip(): cells[4].strip()
-        for cells in (row.split("|") for row in results)
-        if len(cells) > 4
-    }
+def results(task: str) -> dict[str, list[str]]:
+    """Each contender's cells of the report's first table."""
+    report = (ROOT / f"docs/results/{task}/report.md").read_text()
+    rows = report.split("## Results")[1].split("## ")[0].splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.count("|") > 4]
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.mark.parametrize("task", ["small-vision", "small-language"])
+def test_the_comparison_is_the_reports_own(task):
+    losses = {label: cells[2] for label, cells in results(task).items()}
     readme = (ROOT / "README.md").read_text().splitlines()
-    [row] = [line for line in readme if line.startswith("| at the best rate |")]
+    name = task.replace("-", " ")
+    [row] = [line for line in readme if line.startswith(f"| {name} |")]
     preserve = r"sds-lora refresh\_mode=preserve"
     order = ["full", "sds-lora", preserve, "lora+", "dora", "pissa", "lora"]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == [losses[label] for label in order]
     assert losses["lora"] == losses["rslora"]
+
+
+def test_the_forgetting_is_the_reports_own():
+    rows = {k: v for k, v in results("small-language").items() if "±" in v[2]}
+    text = " ".join((ROOT / "README.md").read_text().split())
+    at = {label: f"{float(cells[4]):.2f}" for label, cells in rows.items() if cells[4] != "–"}
+    assert (
+        f"it has forgotten {at['sds-lora']} (the rise of the loss on general text); full "
+        f"fine-tuning {at['full']}, DoRA {at['dora']}, LoRA+ {at['lora+']}, LoRA {at['lora']}."
+    ) in text
