@@ -1,6 +1,8 @@
 """The faults that the tests inject: what, what happens, and the test that shows it."""
 
 _CHECKS = "tests/training/test_checks.py::"
+_HOSTILE = "tests/tuner/test_hostile_files.py::"
+_STRANGERS = "tests/experiments/test_strangers.py::"
 _KILLS = "tests/reliability/test_kills.py::"
 
 FAULTS: list[tuple[str, str, str]] = [
@@ -75,6 +77,17 @@ FAULTS: list[tuple[str, str, str]] = [
         "tests/training/test_optimizer_reset.py::test_a_reset_that_did_not_hold_is_an_error",
     ),
     (
+        "the same of an optimizer that counts no steps",
+        "error one step later: `reset`",
+        "tests/training/test_optimizer_reset.py::"
+        "test_moments_that_come_back_without_a_counter_are_an_error",
+    ),
+    (
+        "steps that a gradient scaler skips, and the Trainer counts",
+        "the schedule goes by those that were taken",
+        "tests/training/test_precision.py::test_steps_that_the_trainers_gradient_scaler_skips",
+    ),
+    (
         "master weights that overwrite the re-parameterization",
         "error one step later: `reset`",
         f"{_CHECKS}test_master_weights_that_overwrite_the_reparameterization",
@@ -121,6 +134,26 @@ FAULTS: list[tuple[str, str, str]] = [
         f"{_CHECKS}test_shards_lost_on_save",
     ),
     (
+        "a check that fails at the last step",
+        "the adapter is saved first, in `adapter-unchecked`, which the error names",
+        f"{_CHECKS}test_the_adapter_of_a_check_that_fails_at_the_last_step",
+    ),
+    (
+        "a reference adapter that TRL copies by its parameters, without bases and phase",
+        "the copy is whole: its outputs stay, bit for bit, those of the start",
+        "tests/training/test_trl.py::test_a_trained_adapter_and_its_copy_as_reference",
+    ),
+    (
+        "a sampler that has the adapter merged into the base and out again (TRL's `use_vllm`)",
+        "error before the first step: `base`",
+        "tests/training/test_trl.py::test_a_sampler_that_has_the_adapter_merged_is_refused",
+    ),
+    (
+        "merging into quantized weights, which rounds them again",
+        "warning with the error that it makes, and the way out",
+        "tests/tuner/test_quantized.py::test_the_error_of_a_merge_is_said_once_and_only_there",
+    ),
+    (
         "a loss that is not a number",
         "error before that step; the last whole checkpoint is named",
         "tests/experiments/test_train.py::test_nan_loss_stops_and_keeps_the_checkpoint",
@@ -134,5 +167,50 @@ FAULTS: list[tuple[str, str, str]] = [
         "Ctrl-C",
         "the step is finished, a checkpoint saved; `--resume` goes on bit for bit",
         "tests/experiments/test_train.py::test_interrupted_run_saves_and_continues",
+    ),
+    (
+        "an adapter in a pickle that runs code",
+        "refused in each way of loading; nothing is run",
+        f"{_HOSTILE}test_a_pickle_is_refused",
+    ),
+    (
+        "the same, given to each command",
+        "error before it begins",
+        f"{_STRANGERS}test_a_pickle_is_refused",
+    ),
+    (
+        "a recipe that runs code (YAML tags)",
+        "error before it begins; nothing is run",
+        f"{_STRANGERS}test_yaml_that_runs_code",
+    ),
+    (
+        "regular expressions of exponential cost in a configuration",
+        "error after a second of processor time",
+        f"{_HOSTILE}test_patterns_of_exponential_cost",
+    ),
+    (
+        "a rank of a million in a configuration whose file has no such tensors",
+        "error before anything is allocated",
+        f"{_HOSTILE}test_a_rank_that_the_tensors_do_not_have",
+    ),
+    (
+        "an adapter file with a tensor missing, unknown, of another shape, type or phase",
+        "error; the model is as before",
+        f"{_HOSTILE}test_a_refused_load_leaves_no_trace",
+    ),
+    (
+        "links in a run's folder that lead out of it",
+        "error before it is resumed; nothing is written or deleted there",
+        f"{_STRANGERS}test_a_link_out_of_a_run_is_not_followed",
+    ),
+    (
+        "an adapter's name that is a path out of the output directory",
+        "error when it is made",
+        f"{_HOSTILE}test_a_name_for_an_adapter_that_leaves_the_folder",
+    ),
+    (
+        "tokens in the recipe and in the environment",
+        "in no file and no message",
+        f"{_STRANGERS}test_secrets_are_not_recorded",
     ),
 ]

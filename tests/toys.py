@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler
@@ -29,6 +29,21 @@ def make_llama(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
         "max_position_embeddings": 64,
     }
     return LlamaForCausalLM(LlamaConfig(**options | overrides)).eval()
+
+
+def make_mixtral(seed: int = 0) -> MixtralForCausalLM:
+    """A random two-layer Mixtral with four experts in evaluation mode, float32."""
+    torch.manual_seed(seed)
+    config = MixtralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    return MixtralForCausalLM(config).eval()
 
 
 def sds_model(model: nn.Module, **options: object) -> PeftModel:

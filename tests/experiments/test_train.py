@@ -226,13 +226,14 @@ def test_diverging_run(recipe: MakeRecipe, sdslora: Run) -> None:
     assert "no checkpoint had been saved" in result.err
 
 
-def test_nothing_learned_is_an_error(recipe: MakeRecipe, sdslora: Run) -> None:
+def test_nothing_learned_is_an_error(recipe: MakeRecipe, sdslora: Run, tmp_path) -> None:
     result = sdslora("train", recipe(training__learning_rate=0.0))
     assert result.status == 1
     # The re-parameterization replaces A even where nothing was learned.
     assert "14 of 28 trainable tensors did not change" in result.err
     assert "[check `changed`" in result.err
     assert "no checkpoint had been saved" in result.err
+    assert f"unchecked, is saved in {tmp_path}/run/adapter-unchecked;" in result.err
 
 
 def test_checks_are_switched_one_by_one(recipe: MakeRecipe, sdslora: Run, tmp_path) -> None:

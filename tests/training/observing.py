@@ -118,3 +118,26 @@ def adapter_parameters(model: nn.Module, adapter: str = "default") -> list[nn.Pa
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of what is trainable now."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def unmoved(before: dict[str, Tensor], model: nn.Module) -> list[str]:
+    """The names of :func:`trained_tensors` whose values are the same still."""
+    now = dict(model.named_parameters())
+    return [name for name, tensor in before.items() if torch.equal(now[name], tensor)]
+
+
+def largest_departure(model: nn.Module) -> float:
+    """Of QᵀQ from the identity, over the bases of all layers, computed in float64."""
+    departures = []
+    for layer in sds_layers(model).values():
+        state = layer.lora_sds["default"]
+        for Q in (state.Q_A, state.Q_B):
+            assert Q.dtype == torch.float32
+            gram = Q.double().mT @ Q.double()
+            departures.append((gram - torch.eye(len(gram), dtype=torch.float64)).abs().max())
+    return float(max(departures))

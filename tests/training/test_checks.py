@@ -18,12 +18,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trainers import make_trainer
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from sdslora import SdsLoraCallback, SdsLoraScheduler
 from sdslora.training import CHECKS, CheckFailed
 from sdslora.training.checks.digests import digests
-from toys import make_llama, sds_layers, sds_model, train
+from toys import logits, make_llama, sds_layers, sds_model, train
 
 TOTAL = 14
 # warm-up of three; the first steps are over after ten
@@ -361,6 +361,31 @@ def test_every_kind_of_saved_adapter_is_whole(tmp_path, tiny_llama):
     assert (tmp_path / "checkpoint-12" / "other" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_the_adapter_of_a_check_that_fails_at_the_last_step(tmp_path, save_strategy, input_ids):
+    """The trainer would have saved it right after."""
+    model = sds_model(make_llama())
+    norm = next(p for n, p in model.named_parameters() if "norm" in n)
+    options = {"max_steps": TOTAL, "save_strategy": save_strategy, "save_steps": 5}
+    trainer = make_trainer(tmp_path, model, SdsLoraCallback(), **options)
+
+    class Touch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == TOTAL - 1:
+                norm.data += 1
+
+    trainer.add_callback(Touch())
+    kept = tmp_path / "adapter-unchecked"
+    with pytest.raises(CheckFailed, match=rf"`base`.*The adapter, unchecked, is saved in {kept}$"):
+        trainer.train()
+    assert trainer.state.global_step == TOTAL
+    assert not (tmp_path / f"checkpoint-{TOTAL}").exists()
+    norm.data -= 1
+    loaded = PeftModel.from_pretrained(make_llama(), kept)
+    torch.testing.assert_close(logits(loaded, input_ids), logits(model.eval(), input_ids))
+    assert not list(kept.glob("*.bin"))
+
+
 # --- when, and which
 
 
@@ -377,6 +402,7 @@ def test_a_training_that_stops_early_is_checked_by_the_callback(tmp_path, tiny_l
 
     with pytest.raises(CheckFailed, match="frozen weights"):
         make_trainer(tmp_path, model, Stop()).train()
+    assert (tmp_path / "adapter-unchecked" / "adapter_model.safetensors").exists()
 
 
 def test_none_at_all(tiny_llama):

@@ -17,7 +17,7 @@ from observing import (
 from torch import nn
 
 from sdslora import SdsLoraScheduler
-from sdslora.training import steps
+from sdslora.training import CheckFailed, steps
 from toys import make_llama, sds_model
 
 IMPLEMENTATIONS = {
@@ -132,6 +132,21 @@ def test_a_reset_that_did_not_hold_is_an_error():
         scheduler.step()
     take_step(model, optimizer, 4)
     with pytest.raises(RuntimeError, match=r"reset .* did not hold: AdamW has counted 4 steps"):
+        scheduler.step()
+
+
+def test_moments_that_come_back_without_a_counter_are_an_error():
+    """Nothing in SGD's state says how many steps it is of."""
+    model = model_with_a_head()
+    optimizer = torch.optim.SGD(trainable(model), lr=1e-2, momentum=0.9)
+    hoard(optimizer)
+    scheduler = SdsLoraScheduler(model, optimizer, 12)
+    for step in range(1, 4):
+        take_step(model, optimizer, step)
+        scheduler.step()
+    assert all(parameter not in optimizer.state for parameter in adapter_parameters(model))
+    take_step(model, optimizer, 4)
+    with pytest.raises(CheckFailed, match=r"did not hold: SGD remembered .* `reset`"):
         scheduler.step()
 
 

@@ -1,4 +1,4 @@
-"""``SdsLoraCallback`` in ``transformers.Trainer`` and in TRL's ``SFTTrainer``."""
+"""``SdsLoraCallback`` in ``transformers.Trainer``; TRL's trainers are in ``test_trl.py``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from trainers import (
     ROWS,
     Tracker,
     actions,
-    arguments,
     make_trainer,
     sds_entries,
-    tokenizer,
     watched,
 )
 
-from sdslora import SdsLoraCallback, SdsLoraConfig
+from sdslora import SdsLoraCallback
 from toys import make_llama, sds_model
 
 REFRESHES = dict.fromkeys(REFRESHED, "refresh:qr")
@@ -234,28 +232,3 @@ def test_resuming_without_the_optimizers_state(tmp_path):
     later = {s: a for s, a in REFRESHES.items() if s > 5}
     assert actions(before, after) == later
     assert callback.scheduler.refresh_count == len(later)
-
-
-# --- TRL
-
-
-def test_trl_sft_trainer(tmp_path, tiny_llama):
-    """``peft_config`` and the callback are all it takes."""
-    datasets = pytest.importorskip("datasets")
-    trl = pytest.importorskip("trl")
-    before, callback, after = watched()
-    trainer = trl.SFTTrainer(
-        tiny_llama,
-        args=trl.SFTConfig(**arguments(tmp_path).to_dict() | {"max_length": 16}),
-        train_dataset=datasets.Dataset.from_list(
-            [{"text": " ".join(f"w{i}" for i in row["input_ids"].tolist())} for row in ROWS]
-        ),
-        processing_class=tokenizer(),
-        peft_config=SdsLoraConfig(r=4, target_modules="all-linear", warmup_steps=3),
-        callbacks=[before, callback, after],
-    )
-    trainer.train()
-    assert actions(before, after) == {3: "reparameterize"} | REFRESHES
-    entries = sds_entries(trainer)
-    assert [entries[step]["sds/refreshes"] for step in (4, 8, 12)] == [1, 3, 5]
-    assert all("sds/relative_jump" in entry for entry in entries.values())

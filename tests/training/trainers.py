@@ -46,9 +46,13 @@ def arguments(folder: Path, **options: object) -> TrainingArguments:
 
 
 def make_trainer(
-    folder: Path, model: nn.Module, *callbacks: TrainerCallback, **options: object
+    folder: Path,
+    model: nn.Module,
+    *callbacks: TrainerCallback,
+    kind: type[Recording] = Recording,
+    **options: object,
 ) -> Recording:
-    return Recording(
+    return kind(
         model,
         arguments(folder, **options),
         train_dataset=ROWS,
@@ -87,6 +91,11 @@ def sds_entries(trainer: Trainer) -> dict[int, dict[str, float]]:
         for entry in trainer.state.log_history
         if "loss" in entry
     }
+
+
+def losses(trainer: Trainer) -> list[float]:
+    """Those in the trainer's history."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 class Tracker(TrainerCallback):

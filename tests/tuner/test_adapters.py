@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 
 import pytest
@@ -280,32 +279,53 @@ def test_clone_adapter_refuses_names(two):
     assert set(two.peft_config) == {"default", "second"}
 
 
-def test_a_reference_adapter_beside_a_trained_one_warns(input_ids):
-    """TRL adds ``ref`` and copies parameters only: another function without the bases."""
-    model = trained()
-    with pytest.warns(UserWarning, match=r"model.clone_adapter\('default', 'ref'\)"):
-        model.add_adapter("ref", copy.deepcopy(model.peft_config["default"]))
-    # what the warning says is true, and its way out works
+@pytest.mark.parametrize("steps", [2, 9])
+def test_a_reference_adapter_is_the_trained_one(steps, input_ids):
+    """TRL adds ``ref``, and copies parameters only: another function without the bases."""
+    model = trained(steps)
     expected = logits(model, input_ids)
     named = dict(model.named_parameters())
-    for name, parameter in named.items():
-        if ".ref." in name:
-            parameter.data.copy_(named[name.replace(".ref.", ".default.")])
-    model.set_adapter("ref")
-    assert (logits(model, input_ids) - expected).abs().max() > 1e-2
+
+    def logits_of_copied(name: str) -> Tensor:
+        """What TRL does."""
+        model.add_adapter(name, model.peft_config["default"])
+        for target, parameter in model.named_parameters():
+            if f".{name}." in target:
+                parameter.data.copy_(named[target.replace(f".{name}.", ".default.")])
+        model.set_adapter(name)
+        return logits(model, input_ids)
+
+    assert torch.equal(logits_of_copied("ref"), expected)
     model.set_adapter("default")
-    model.delete_adapter("ref")
-    model.clone_adapter("default", "ref")
+    lost = (logits_of_copied("other") - expected).abs().max()
+    assert lost > 1e-2 if steps == 9 else lost == 0
+    model.set_adapter("default")
+    train(model, 2)
     model.set_adapter("ref")
     assert torch.equal(logits(model, input_ids), expected)
 
 
-def test_other_names_and_untrained_adapters_do_not_warn():
-    model = trained(2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        model.add_adapter("ref", copy.deepcopy(model.peft_config["default"]))
-        trained(9).add_adapter("other", copy.deepcopy(model.peft_config["default"]))
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_reference_adapter_that_is_loaded_is_what_was_saved(
+    low_cpu_mem_usage, tmp_path, input_ids
+):
+    saved = trained(9)
+    saved.save_pretrained(tmp_path / "one")
+    trained(12).save_pretrained(tmp_path / "two")
+    model = PeftModel.from_pretrained(make_llama(), tmp_path / "two")
+    model.load_adapter(tmp_path / "one", "ref", low_cpu_mem_usage=low_cpu_mem_usage)
+    assert model.peft_config["ref"] == model.peft_config["default"]
+    model.set_adapter("ref")
+    assert torch.equal(logits(model, input_ids), logits(saved, input_ids))
+
+
+def test_a_reference_adapter_of_another_configuration_is_a_new_one(input_ids):
+    model = trained()
+    config = copy.deepcopy(model.peft_config["default"])
+    config.r = 2
+    model.add_adapter("ref", config)
+    model.set_adapter("ref")
+    assert torch.equal(logits(model, input_ids), logits(make_llama(), input_ids))
 
 
 # ---------------------------------------------------------------------- add_weighted_adapter

@@ -1,27 +1,49 @@
-"""Quantized base layers: bitsandbytes' 8-bit and 4-bit linears, on the CPU."""
+"""Quantized base layers, on the CPU: 8 and 4 bits, of bitsandbytes and of torchao."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import re
+import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from peft import PeftModel, prepare_model_for_kbit_training
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from sdslora import to_plain_lora
 from sdslora.tuner import SdsLayerMixin, in_warmup, refresh_bases
-from toys import dense_delta, logits, make_llama, sds_layers, sds_model, train
+from toys import dense_delta, logits, make_llama, sds_layers, sds_model, train, trained
 
-bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is in the dev extra")
 
-QUANTIZATIONS = {
-    "8bit": {"load_in_8bit": True},
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    "4bit double": {"load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+def _bitsandbytes(**options: object) -> BitsAndBytesConfig:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is in the dev extra")
+    return BitsAndBytesConfig(**options)
+
+
+def _torchao(name: str, **options: object) -> TorchAoConfig:
+    quantization = pytest.importorskip("torchao.quantization")
+    return TorchAoConfig(getattr(quantization, name)(**options))
+
+
+def _torchao_int4() -> TorchAoConfig:
+    groups = pytest.importorskip("torchao.quantization").PerGroup(32)
+    return _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4, granularity=groups)
+
+
+QUANTIZATIONS: dict[str, Callable[[], BitsAndBytesConfig | TorchAoConfig]] = {
+    "8bit": lambda: _bitsandbytes(load_in_8bit=True),
+    "4bit": lambda: _bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "4bit double": lambda: _bitsandbytes(load_in_4bit=True, bnb_4bit_use_double_quant=True),
+    "torchao int8": lambda: _torchao("Int8WeightOnlyConfig"),
+    "torchao int4": _torchao_int4,
 }
+LEVELS = {"8bit": 127, "4bit": 3.5, "4bit double": 3.5, "torchao int8": 127, "torchao int4": 7}
+"""Of each sign, of what a block's largest weight is quantized to."""
 
 
 STEPS = 0.01
@@ -41,11 +63,12 @@ def quantized(request, folder):
     """Makes the quantized base, the same each time."""
 
     def make() -> nn.Module:
-        config = BitsAndBytesConfig(**QUANTIZATIONS[request.param])
+        config = QUANTIZATIONS[request.param]()
         return AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=config, dtype=torch.float32
         ).eval()
 
+    make.levels = LEVELS[request.param]
     return make
 
 
@@ -55,7 +78,7 @@ def test_forward_adds_delta(quantized, steps, input_ids):
     layers = sds_layers(model)
     assert len(layers) == 14
     kinds = {type(layer).__name__ for layer in layers.values()}
-    assert kinds in ({"SdsLinear8bitLt"}, {"SdsLinear4bit"})
+    assert kinds in ({"SdsLinear8bitLt"}, {"SdsLinear4bit"}, {"SdsTorchaoLoraLinear"})
     train(model, steps)
     assert in_warmup(model, "default") == (steps < 3)
     x = torch.randn(5, 128)
@@ -91,11 +114,9 @@ def test_refresh(quantized):
 
 def test_merge_and_unmerge(quantized, input_ids):
     """As exact as requantizing allows: the merged weight is that of base plus delta."""
-    from peft.utils.integrations import dequantize_bnb_weight
 
     def weight(layer: nn.Module) -> torch.Tensor:
-        base = layer.get_base_layer()
-        return dequantize_bnb_weight(base.weight, state=getattr(base, "state", None)).double()
+        return dequantize_module_weight(layer.get_base_layer()).double()
 
     model = sds_model(quantized())
     train(model)
@@ -103,21 +124,47 @@ def test_merge_and_unmerge(quantized, input_ids):
 
     def step(matrix: torch.Tensor) -> torch.Tensor:
         """The largest distance of two representable values."""
-        levels = 127 if getattr(model.base_model.model, "is_loaded_in_8bit", False) else 3.5
-        return matrix.abs().max() / levels
+        return matrix.abs().max() / quantized.levels
 
     before = {name: weight(layer) for name, layer in layers.items()}
     wanted = {name: before[name] + dense_delta(layer) for name, layer in layers.items()}
-    with pytest.warns(UserWarning, match="Merge lora module"):
+    with pytest.warns(UserWarning, match="merging into 14 quantized") as warned:
         model.merge_adapter()
+    [message] = [str(w.message) for w in warned if "merging into 14 quantized" in str(w.message)]
+    lost = {name: (weight(layer) - wanted[name]).norm() for name, layer in layers.items()}
+    changed = {name: (wanted[name] - before[name]).norm() for name in layers}
+    shares = {name: lost[name] / changed[name] for name in layers}
+    worst = max(shares, key=shares.get)
+    total = torch.stack([*lost.values()]).norm() / torch.stack([*changed.values()]).norm()
+    said = re.search(r"is ([\d.]+)% of .* ([\d.]+)% in (\S+)\. Merge into the full", message)
+    assert float(said[1]) == pytest.approx(100 * total.item(), abs=0.06)
+    assert float(said[2]) == pytest.approx(100 * shares[worst].item(), abs=0.06)
+    assert said[3] == worst
     for name, layer in layers.items():
         assert (weight(layer) - wanted[name]).abs().max() < step(wanted[name])
         # it did move there
         assert torch.dist(weight(layer), wanted[name]) < torch.dist(before[name], wanted[name]) / 2
-    with pytest.warns(UserWarning, match="Unmerge lora module"):
-        model.unmerge_adapter()
+    model.unmerge_adapter()
     for name, layer in layers.items():
         assert (weight(layer) - before[name]).abs().max() < step(wanted[name]) + step(before[name])
+
+
+def test_the_error_of_a_merge_is_said_once_and_only_there(quantized):
+    def ours(work) -> int:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            work()
+        return sum("rounds their weights again" in str(w.message) for w in warned)
+
+    model = sds_model(quantized())
+    train(model)
+    assert ours(model.merge_adapter) == 1
+    assert ours(model.merge_adapter) == 0  # merged already
+    assert ours(model.unmerge_adapter) == 0
+    assert ours(lambda: copy.deepcopy(model).unload()) == 0
+    assert ours(model.merge_and_unload) == 1
+    plain = trained()
+    assert ours(plain.merge_and_unload) == 0
 
 
 def test_save_load_and_export(quantized, tmp_path, input_ids):

@@ -42,7 +42,6 @@ REFUSED = {
     "lora_bias": True,
     "layer_replication": [(0, 2), (1, 2)],
     "ensure_weight_tying": True,
-    "target_parameters": ["mlp.weight"],
     "megatron_config": {"tp": 1},
 }
 
@@ -78,7 +77,8 @@ def test_no_option_of_lora_is_overlooked():
     """A new option of PEFT's LoRA has to be judged: supported, or refused by name."""
     supported = {
         *("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "bias"),
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("target_modules", "target_parameters", "exclude_modules"),
+        *("layers_to_transform", "layers_pattern"),
         *("rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices"),
         *("fan_in_fan_out", "runtime_config", "megatron_core", "qalora_group_size"),
         *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
@@ -201,7 +201,7 @@ def test_the_refusals_hold_when_a_file_says_so(tmp_path):
 
 def test_options_set_later_are_caught_when_the_model_is_wrapped():
     """A dataclass is mutable: what is refused at construction must not slip in afterwards."""
-    for option, value in (("use_dora", True), ("target_parameters", ["x"]), ("lora_bias", True)):
+    for option, value in (("use_dora", True), ("use_qalora", True), ("lora_bias", True)):
         config = SdsLoraConfig(r=4, target_modules=["q_proj"])
         setattr(config, option, value)
         base = make_llama()

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .. import SdsLoraConfig
+from ..tuner import refuse_slow
 from .errors import RunFailed, UserError, nearest
 
 _DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
@@ -29,14 +30,24 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig) -> PeftModel:
     """Wrap ``model``; ``config`` stays as it is. A is drawn from torch's generator.
 
     Raises:
-        UserError: where a name in the configuration matches no module, naming the nearest one, or
-            no layer gets an adapter.
+        UserError: where a name in the configuration matches no module, naming the nearest one,
+            matching takes too long, no layer gets an adapter, or the rank is larger than a layer.
     """
+    try:
+        refuse_slow(config, (name for name, _ in model.named_modules()))
+    except ValueError as error:
+        raise UserError(f"adapter.{error}") from error
     _refuse_unmatched(model, config)
     try:
         wrapped = get_peft_model(model, copy.deepcopy(config))
     except ValueError as error:
         raise UserError(f"adapter: {' '.join(str(error).split())}") from error
+    for name, layer in layers(wrapped).items():
+        rank, sizes = max(layer.r.values()), (layer.out_features, layer.in_features)
+        if rank > max(sizes):
+            raise UserError(
+                f"adapter.r: a rank of {rank} is larger than layer {name} of shape {sizes}"
+            )
     if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
         raise UserError(
             "adapter.target_modules includes the output layer, whose adapter the trainer would "

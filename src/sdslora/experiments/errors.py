@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 from .processes import is_first
+from .secrets import masked
 
 _INTERRUPTED = 130
 # What the libraries below say in every run and a user can do nothing about.
@@ -62,6 +63,6 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
         status = getattr(error, "exit_status", 1)
         # what cannot begin is wrong in all processes alike; later each may fail in its own way
         if status == 1 or is_first():
-            print(f"error: {error or type(error).__name__}", file=sys.stderr)
+            print(masked(f"error: {error or type(error).__name__}"), file=sys.stderr)
         return status
     return 0

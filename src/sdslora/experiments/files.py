@@ -9,6 +9,7 @@ from typing import Any
 
 from ..export.files import written_whole
 from .errors import UserError
+from .secrets import masked
 
 _PARTIAL = ".partial"
 """Ends the name of what a process that was killed had not written to its end."""
@@ -23,8 +24,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON; what JSON has no form for (a path, an enum) is written as its string."""
-    write_text(path, json.dumps(data, indent=2, default=str) + "\n")
+    """Write indented JSON; what JSON has no form for (a path, an enum) is written as its string.
+
+    Tokens that stand in it are masked.
+    """
+    write_text(path, masked(json.dumps(data, indent=2, default=str)) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -60,6 +64,22 @@ def refuse_used(path: Path) -> None:
         raise UserError(
             f"output directory {path} exists and is not empty; choose another, or remove it"
         )
+
+
+def refuse_links_out(directory: Path) -> None:
+    """Raise ``UserError`` where a link below ``directory`` leads out of it.
+
+    What goes on writing there would write, and delete, elsewhere. ``directory`` may be a link.
+    """
+    inside = directory.resolve()
+    for folder, folders, names in os.walk(inside):  # follows no links
+        for name in (*folders, *names):
+            path = Path(folder, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link to {path.resolve()}, outside of {directory}: put what it "
+                    "points to in its place, or remove it"
+                )
 
 
 @contextmanager

@@ -129,6 +129,9 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stop_tokens(model, tokenizer),
     )
+    # TRL makes mixtures of experts return them, and their balancing loss fails on a single token.
+    has_routers = hasattr(model.config, "output_router_logits")
+    routers = {"output_router_logits": False} if has_routers else {}
     answers: dict[int, str] = {}
     with inference(model):
         # Prompts of like length share a batch: less padding.
@@ -138,7 +141,7 @@ def generate(
             inputs = _pad(ids, tokenizer.pad_token_id, "left").to(_device(model))
             mask = _pad([torch.ones_like(i) for i in ids], 0, "left").to(inputs.device)
             output = model.generate(  # type: ignore[operator]
-                input_ids=inputs, attention_mask=mask, generation_config=settings
+                input_ids=inputs, attention_mask=mask, generation_config=settings, **routers
             )
             texts = tokenizer.batch_decode(output[:, inputs.shape[1] :], skip_special_tokens=True)
             answers.update(zip(batch, texts, strict=True))

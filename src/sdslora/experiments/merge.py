@@ -17,7 +17,9 @@ class MergeSpec:
     Args:
         adapter_dir: The adapter, or the output directory of a run.
         output_dir: Where to write; must not exist, or be empty.
-        model: The base model; the one that the adapter names where not given.
+        model: The base model; the one that the adapter names where not given. For an adapter that
+            was trained on a quantized model, name the model itself (--model.name_or_path): merging
+            into quantized weights rounds them again, which can cost as much as the adapter changes.
     """
 
     adapter_dir: str

@@ -16,8 +16,16 @@ import torch
 
 from .. import __version__
 from .errors import UserError
-from .files import is_used, new_directory, read_json, write_json, write_jsonl
+from .files import (
+    is_used,
+    new_directory,
+    read_json,
+    refuse_links_out,
+    write_json,
+    write_jsonl,
+)
 from .processes import is_first
+from .secrets import masked, without_secrets
 
 NAME = "run.json"
 _PACKAGES = ("torch", "peft", "transformers", "trl", "accelerate", "datasets", "reasoning-gym")
@@ -89,7 +97,7 @@ def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str
 
     Raises:
         UserError: where it holds another run or other files, or, with ``resume``, a run with
-            another configuration (naming the keys that differ).
+            another configuration (naming the keys that differ), or a link that leads out of it.
     """
     if not is_used(output_dir):
         return None
@@ -101,6 +109,7 @@ def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str
     held = read(output_dir) if output_dir.is_dir() else None
     if held is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
+    refuse_links_out(output_dir)
     differing = differing_keys(held["config"], as_json(config), _FREE)
     if differing:
         raise UserError(
@@ -123,7 +132,7 @@ def write_figures(
             folder / "metrics.json",
             {
                 "metrics": metrics,
-                "config": config,
+                "config": as_json(config),
                 "versions": versions(packages),
                 "hardware": hardware(),
             },
@@ -174,5 +183,5 @@ def differing_keys(
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON would give it back."""
-    return json.loads(json.dumps(config, default=str))
+    """As JSON would give it back, without secrets."""
+    return json.loads(masked(json.dumps(without_secrets(config), default=str)))

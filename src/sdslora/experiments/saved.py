@@ -6,6 +6,7 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..tuner import refuse_pickle, refuse_slow
 from . import models, record
 from .errors import UserError, first_line
 from .models import Source
@@ -34,8 +35,10 @@ class SavedAdapter:
     def load(self) -> PeftModel:
         """The base model with the adapter, in evaluation mode."""
         try:
-            return PeftModel.from_pretrained(self.source.load(), str(self.directory)).eval()
-        except (OSError, ValueError, RuntimeError) as error:
+            base = self.source.load()
+            refuse_slow(self.config, (name for name, _ in base.named_modules()))
+            return PeftModel.from_pretrained(base, str(self.directory)).eval()
+        except Exception as error:  # whatever a stranger's file makes PEFT raise
             raise UserError(
                 f"adapter {self.directory} does not load onto {self.source.spec.name_or_path!r}: "
                 f"{' '.join(str(error).split())[:300]}"
@@ -67,14 +70,20 @@ def read_config(directory: str) -> PeftConfig:
     """The configuration of the adapter in ``directory``.
 
     Raises:
-        UserError: where there is none, or it cannot be read.
+        UserError: where there is none, it cannot be read, or its tensors are in a pickle.
     """
     if not (Path(directory) / "adapter_config.json").is_file():
         raise UserError(f"{directory} holds no adapter: there is no adapter_config.json in it")
     try:
+        refuse_pickle(directory)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    try:
         return PeftConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}/adapter_config.json: {first_line(error)}") from error
+    except Exception as error:  # whatever a stranger's file makes PEFT raise
+        raise UserError(
+            f"{directory}/adapter_config.json is no adapter's configuration: {first_line(error)}"
+        ) from error
 
 
 def _base(path: Path, config: PeftConfig, model: ModelSpec) -> ModelSpec:

@@ -30,6 +30,10 @@ class PlainLayer(NamedTuple):
     up: Tensor
     keys: tuple[str, str] = LINEAR_KEYS
     """What PEFT calls the two; an embedding's have other names."""
+    of_parameter: bool = False
+    """Whether it changes a parameter of PEFT's ``target_parameters``, maybe a stack of experts':
+    ``down`` is then (experts · rank, n), the rank fast, and ``up`` (m, rank · experts), the expert
+    fast."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,10 @@ class PlainAdapter:
     """By the layer's name in the base model."""
     others: dict[str, Tensor]
     """What is saved with the adapter beside it: ``modules_to_save``, trained biases."""
+    rank: int
+    """Of every layer: smaller ones are padded with zeros."""
     relative_error: float
-    """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer."""
-
-    @property
-    def rank(self) -> int:
-        """Of every layer: smaller ones are padded with zeros."""
-        return next(iter(self.layers.values())).down.shape[0]
+    """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer, or of an expert in it."""
 
     def matrices(self, software: str) -> dict[str, PlainLayer]:
         """The layers, for a format that has nothing beside linear layers and convolutions.
@@ -56,13 +57,18 @@ class PlainAdapter:
         Raises:
             ValueError: where the adapter has more, naming ``software`` and the tensors.
         """
-        more = [name for name, layer in self.layers.items() if layer.keys != LINEAR_KEYS]
+        more = [
+            name
+            for name, layer in self.layers.items()
+            if layer.keys != LINEAR_KEYS or layer.of_parameter
+        ]
         if more or self.others:
             names = ", ".join([*more, *self.others][:5])
             raise ValueError(
                 f"an adapter file of {software} holds changes of linear layers and convolutions "
                 f"only, and this adapter also has {names}: merge the adapter into the model "
-                "instead, or train without modules_to_save, biases, tokens and embeddings"
+                "instead, or train without modules_to_save, biases, tokens, embeddings and "
+                "target_parameters"
             )
         return self.layers
 
@@ -111,6 +117,7 @@ def plain_adapter(
             for name, layer in layers
         },
         others=other_tensors(carrier, adapter, list(pairs)),
+        rank=common_rank(padded),
         relative_error=max(errors),
     )
 
@@ -139,11 +146,16 @@ def padded_pairs(pairs: Mapping[str, LowRankPair]) -> dict[str, LowRankPair]:
 
     One rank for all layers needs no patterns, which some servers do not read.
     """
-    rank = max(pair.down.shape[0] for pair in pairs.values())
+    rank = max(pair.down.shape[-2] for pair in pairs.values())
     return {
         name: LowRankPair(up=widened(pair.up, rank), down=widened(pair.down.mT, rank).mT)
         for name, pair in pairs.items()
     }
+
+
+def common_rank(padded: Mapping[str, LowRankPair]) -> int:
+    """The one rank of what :func:`padded_pairs` gave."""
+    return next(iter(padded.values())).down.shape[-2]
 
 
 def other_tensors(carrier: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
@@ -174,17 +186,21 @@ def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
     """The best approximation of that rank, balanced between the factors; its relative error."""
     svd = factored_svd(pair)
     kept = svd.truncate(rank)
-    norm = torch.linalg.vector_norm(svd.S)
+    norm = torch.linalg.vector_norm(svd.S, dim=-1)
     # ‖ΔW − ΔW_k‖² = Σ_{i > k} σ_i²
-    lost = torch.linalg.vector_norm(svd.S[rank:])
+    lost = torch.linalg.vector_norm(svd.S[..., rank:], dim=-1)
     root = kept.S.sqrt()
-    error = (lost / norm).item() if norm else 0.0
-    return LowRankPair(up=kept.U * root, down=root.unsqueeze(-1) * kept.V.mT), error
+    error = torch.where(norm > 0, lost / norm, 0).max().item()
+    up, down = kept.U * root.unsqueeze(-2), root.unsqueeze(-1) * kept.V.mT
+    return LowRankPair(up, down), error
 
 
 def _plain_layer(layer: LowRankLayer, adapter: str, pair: LowRankPair) -> PlainLayer:
     """The pair in the shapes of the layer, the scaling in ``up``."""
     A, B = layer.adapter_parameters(adapter)
+    if pair.down.ndim == 3:  # a stack
+        down, up = pair.down.flatten(0, 1), (pair.up * layer.scaling[adapter]).permute(1, 2, 0)
+        return PlainLayer(down, up.flatten(1), layer.factor_keys, of_parameter=True)
     rank = pair.down.shape[0]
     down = pair.down.reshape(rank, *A.shape[1:])
     up = (pair.up * layer.scaling[adapter]).reshape(B.shape[0], rank, *B.shape[2:])

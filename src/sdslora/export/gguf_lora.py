@@ -100,7 +100,7 @@ def _tensors(
     }
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], config.num_hidden_layers)
     tensors: dict[str, Tensor] = {}
-    for name, (down, up, _) in layers.items():
+    for name, (down, up, *_) in layers.items():
         known = names.get_name(name)
         if known is None:
             raise ValueError(

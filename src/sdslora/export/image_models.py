@@ -111,7 +111,7 @@ def _matrices(
 ) -> Iterator[tuple[str, str, Tensor, Tensor]]:
     """Component, layer, ``down`` and ``up``."""
     for component, adapter in plain.items():
-        for name, (down, up, _) in adapter.matrices(software).items():
+        for name, (down, up, *_) in adapter.matrices(software).items():
             # CLIP's name for its body, which Transformers 5 leaves out and the formats do not
             body = "text_model." if name.startswith("encoder.layers.") else ""
             yield component, body + name, down, up

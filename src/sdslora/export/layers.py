@@ -18,7 +18,10 @@ class LowRankLayer(Protocol):
     """Where ``down`` and ``up`` stand in a plain LoRA file, below the layer's name."""
 
     def plain_pair(self, adapter: str) -> LowRankPair:
-        """``up`` (m, k) and ``down`` (k, n) in float32 or better, detached."""
+        """``up`` (m, k) and ``down`` (k, n) in float32 or better, detached.
+
+        Of experts' weights, (E, m, k) and (E, k, n).
+        """
 
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """A and B, whose shapes beyond the rank the exported tensors take."""

@@ -18,6 +18,7 @@ from .adapter import (
     PlainLayer,
     Rank,
     check_rank,
+    common_rank,
     find_carrier,
     other_tensors,
     padded_pairs,
@@ -103,12 +104,14 @@ def write_plain_lora(
         FileExistsError: where ``output_dir`` holds something.
     """
     carrier = find_carrier(model)
+    padded = padded_pairs(pairs)
     layers = {
         name.removeprefix(PEFT_PREFIX): PlainLayer(pair.down.contiguous(), pair.up.contiguous())
-        for name, pair in padded_pairs(pairs).items()
+        for name, pair in padded.items()
     }
     others = other_tensors(carrier, adapter, list(layers))
-    plain = PlainAdapter(carrier.peft_config[adapter], layers, others, relative_error=0.0)
+    config, rank = carrier.peft_config[adapter], common_rank(padded)
+    plain = PlainAdapter(config, layers, others, rank, relative_error=0.0)
     with written_whole(Path(output_dir)) as folder:
         _save(folder, plain)
     return PlainLoraExport(Path(output_dir), plain.rank, 0.0)
@@ -117,7 +120,7 @@ def write_plain_lora(
 def _save(folder: Path, plain: PlainAdapter) -> None:
     """Write the tensors of each layer, and what else the adapter has, with a configuration."""
     tensors = {PEFT_PREFIX + key: tensor for key, tensor in plain.others.items()}
-    for name, (down, up, keys) in plain.layers.items():
+    for name, (down, up, keys, *_) in plain.layers.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{keys[0]}": down, f"{PEFT_PREFIX}{name}.{keys[1]}": up}
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     _plain_config(plain.config, plain.rank).save_pretrained(str(folder))

@@ -25,13 +25,17 @@ class LayerState:
 def lora_layers(model: nn.Module) -> dict[str, Any]:
     """The adapted layers, by their names in the base model.
 
+    Without the modules around ``target_parameters``, which are no linear maps of their input.
+
     Raises:
         ValueError: where there is none.
     """
     layers = {
         name.rpartition(PEFT_PREFIX)[2]: module
         for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer) and ADAPTER in getattr(module, "lora_A", ())
+        if isinstance(module, BaseTunerLayer)
+        and ADAPTER in getattr(module, "lora_A", ())
+        and not hasattr(module, "parameter_name")
     }
     if not layers:
         raise ValueError("the model has no adapted layer: attach the method to it first")

@@ -1,17 +1,23 @@
 """``SdsLoraCallback``: the schedule inside a ``transformers.Trainer`` (and TRL's trainers)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.training_args import ParallelMode
 
 from ..tuner import RefreshReport
-from .checks import CHECKS, Check, require_saved
+from .checks import CHECKS, Check, CheckFailed, require_saved
+from .distributed import is_whole
 from .scheduler import SdsLoraScheduler
+
+UNCHECKED = "adapter-unchecked"
+"""Folder in the output directory for the adapter of a training that a check has stopped."""
 
 
 class SdsLoraCallback(TrainerCallback):
@@ -21,12 +27,10 @@ class SdsLoraCallback(TrainerCallback):
     position in the schedule is in their states, so that a resumed run goes on exactly. At each
     logging step it adds to the log:
 
-    ==========================  ===================================================================
-    ``sds/phase``               0 in the warm-up, then the interval between refreshes
-    ``sds/refreshes``           number of refreshes so far
-    ``sds/basis_drift``         1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers
-    ``sds/relative_jump``       ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
-    ==========================  ===================================================================
+    - ``sds/phase``: 0 in the warm-up, then the interval between refreshes
+    - ``sds/refreshes``: number of refreshes so far
+    - ``sds/basis_drift``: 1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers
+    - ``sds/relative_jump``: ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
 
     The last two are measured at most once per logging interval, at its first refresh; after a
     resume they are missing until then. All are those of the first adapter. Trackers
@@ -39,7 +43,9 @@ class SdsLoraCallback(TrainerCallback):
     Raises:
         ValueError: at the start of the training, where no adapter is trainable, the training would
             end within the warm-up, or there is no such check.
-        CheckFailed: while training, where a check found something wrong.
+        CheckFailed: while training, where a check found something wrong. The adapter as it is by
+            then is saved in the folder ``adapter-unchecked`` of the output directory, unless it is
+            sharded.
     """
 
     def __init__(self, *, checks: Collection[Check] = CHECKS) -> None:
@@ -52,6 +58,14 @@ class SdsLoraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach to the model and the optimizer, whose states are loaded by now."""
+        if "base" in self.checks and getattr(args, "use_vllm", False):  # of TRL's online trainers
+            raise CheckFailed(
+                "base",
+                "use_vllm=True merges the adapter into the base weights and out of them again each "
+                "time that the sampler is synchronised, which leaves rounding errors in them. Give "
+                "the sampler the adapter alone: a rollout_func that writes it with "
+                "sdslora.to_plain_lora and loads that in vLLM",
+            )
         self._report, self._measured = None, False
         self.scheduler = SdsLoraScheduler(
             kwargs["model"],
@@ -67,7 +81,8 @@ class SdsLoraCallback(TrainerCallback):
     ) -> None:
         """Follow the optimizer step."""
         assert self.scheduler is not None
-        report = self.scheduler.step(measure=not self._measured)
+        with self._keeping(args, state, kwargs["model"]):
+            report = self.scheduler.step(measure=not self._measured)
         if report is not None:
             self._report, self._measured = report, True
 
@@ -96,7 +111,26 @@ class SdsLoraCallback(TrainerCallback):
     ) -> None:
         """Make the checks where the training was stopped early."""
         assert self.scheduler is not None
-        self.scheduler.end()
+        with self._keeping(args, state, kwargs["model"]):
+            self.scheduler.end()
+
+    @contextmanager
+    def _keeping(
+        self, args: TrainingArguments, state: TrainerState, model: PeftModel
+    ) -> Iterator[None]:
+        """Save the adapter where a check fails: the trainer will not come to do it."""
+        assert self.scheduler is not None
+        try:
+            yield
+        except CheckFailed as failure:
+            parameters = [p for adapter in self.scheduler.adapters for p in adapter.parameters]
+            if all(map(is_whole, parameters)):
+                assert args.output_dir is not None
+                folder = Path(args.output_dir) / UNCHECKED
+                if state.is_world_process_zero:
+                    model.save_pretrained(str(folder))
+                failure.args = (f"{failure}. The adapter, unchecked, is saved in {folder}",)
+            raise
 
     def on_log(
         self,
@@ -115,7 +149,7 @@ class SdsLoraCallback(TrainerCallback):
         state.log_history[-1] |= figures
 
     def metrics(self) -> dict[str, float]:
-        """The figures of the table above, as far as they are known."""
+        """The figures named above, as far as they are known."""
         assert self.scheduler is not None
         figures: dict[str, float] = {
             "sds/phase": self.scheduler.phase,

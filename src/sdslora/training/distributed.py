@@ -96,3 +96,8 @@ class Shared:
 def local(tensor: Tensor) -> Tensor:
     """The part in this process, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_whole(parameter: nn.Parameter) -> bool:
+    """Whether this process holds all of it: it is sharded neither by FSDP2 nor by ZeRO-3."""
+    return not (isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"))

@@ -5,7 +5,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..tuner import Alone, PhasedAdapter, Sharing
+from ..tuner import Alone, PhasedAdapter, SdsParamWrapper, Sharing
 from .distributed import Shared, mesh_of
 from .zero import SharedMasters, is_partitioned
 
@@ -25,6 +25,12 @@ def sharing_of(
         ValueError: for parameters laid out in a way that is not supported.
     """
     parameters = adapter.parameters
+    sharded = any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters)
+    if sharded and any(isinstance(layer, SdsParamWrapper) for layer in adapter.layers.values()):
+        raise ValueError(
+            "SDS-LoRA does not support target_parameters in models sharded by FSDP2 or DeepSpeed's "
+            "ZeRO: train with DistributedDataParallel, or leave target_parameters out"
+        )
     if is_partitioned(parameters[0]):
         return SharedMasters(parameters[0])
     meshes = {p.device_mesh for p in parameters if isinstance(p, DTensor)}

@@ -1,9 +1,13 @@
 """SDS-LoRA as a PEFT method: configuration, model and layers. The only place inside PEFT."""
 
+from .adapter_file import refuse_pickle
 from .config import SdsLoraConfig
+from .experts import SdsParamWrapper
 from .from_plain import from_plain_lora, sds_config
 from .layer import LIVE_LAYERS, SdsLayerMixin
+from .loading import install
 from .model import SdsLoraModel
+from .patterns import refuse_slow
 from .phases import (
     PhasedAdapter,
     RefreshReport,
@@ -18,6 +22,7 @@ from .sharing import Alone, Sharing
 from .state import SdsState
 
 register(SdsLoraConfig, SdsLoraModel)
+install()
 
 __all__ = [
     "LIVE_LAYERS",
@@ -27,6 +32,7 @@ __all__ = [
     "SdsLayerMixin",
     "SdsLoraConfig",
     "SdsLoraModel",
+    "SdsParamWrapper",
     "SdsPeftType",
     "SdsState",
     "Sharing",
@@ -35,6 +41,8 @@ __all__ = [
     "from_plain_lora",
     "in_warmup",
     "refresh_bases",
+    "refuse_pickle",
+    "refuse_slow",
     "sds_config",
     "start_main_stage",
 ]

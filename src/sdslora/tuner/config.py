@@ -1,12 +1,14 @@
 """``SdsLoraConfig``: LoRA's configuration, the schedule's, and what cannot be combined."""
 
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import LoraConfig
 
 from ..core import REFRESH_MODES, RefreshMode, RefreshSchedule
+from .kinds import refuse_other_kinds
+from .patterns import refuse_invalid
 from .registry import PEFT_SAVES_BY_HOOK, SdsPeftType
 
 # Options of LoraConfig that change what A and B mean, each with the way out.
@@ -26,9 +28,10 @@ _UNSUPPORTED = {
     "lora_bias": "train the base model's biases with bias='lora_only'",
     "layer_replication": "replicate the layers before wrapping the model",
     "ensure_weight_tying": "untie the weights, or leave the tied layers out of target_modules",
-    "target_parameters": "name linear layers in target_modules",
     "megatron_config": "use a model without Megatron layers",
 }
+_LARGEST_RANK = 2**20
+"""No layer has so many inputs or outputs."""
 _INITIALISATIONS = (True, False, "gaussian")
 
 
@@ -46,7 +49,8 @@ class SdsLoraConfig(LoraConfig):
 
     Raises:
         ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
-            does not support"), or a number out of range.
+            does not support"), a number out of range, a value of another type, or a pattern that
+            is no regular expression.
     """
 
     lora_alpha: int = field(
@@ -72,13 +76,18 @@ class SdsLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         self.validate()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:  # PEFT's, of a sub-configuration
+            raise ValueError(str(error)) from error
         self.peft_type = SdsPeftType.SDSLORA
 
     def validate(self) -> None:
         """Check what was set, at construction or since. Raises as the constructor does."""
+        refuse_other_kinds(self)
         self._refuse_unsupported()
         self._check_numbers()
+        refuse_invalid(self)
 
     def schedule(self, total_steps: int, *, in_warmup: bool = True) -> RefreshSchedule:
         """The refresh schedule of a training of ``total_steps`` optimizer steps.
@@ -102,6 +111,13 @@ class SdsLoraConfig(LoraConfig):
             value = getattr(self, option, None)  # some options exist in the newer PEFT only
             if value:
                 raise ValueError(f"SDS-LoRA does not support {option}={value!r}: {way_out}.")
+        if self.target_parameters:
+            for option in ("lora_dropout", "fan_in_fan_out"):
+                if value := getattr(self, option):
+                    raise ValueError(
+                        f"SDS-LoRA does not support {option}={value!r} with target_parameters, "
+                        "whose ΔW is added to the weights themselves: leave it out."
+                    )
         if self.init_lora_weights not in _INITIALISATIONS:
             raise ValueError(
                 f"SDS-LoRA does not support init_lora_weights={self.init_lora_weights!r}: its "
@@ -116,9 +132,11 @@ class SdsLoraConfig(LoraConfig):
     def _check_numbers(self) -> None:
         for name, value in {"r": self.r, **_entries("rank_pattern", self.rank_pattern)}.items():
             _check_integer(name, value, at_least=1)
+            if value > _LARGEST_RANK:
+                raise ValueError(f"{name} must be {_LARGEST_RANK} at most, not {value}")
         alphas = {"lora_alpha": self.lora_alpha, **_entries("alpha_pattern", self.alpha_pattern)}
         for name, value in alphas.items():
-            if not (_is_number(value) and 0 < value < math.inf):
+            if not (_is_number(value) and 0 < value <= sys.float_info.max):
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
         if not (_is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1):
             raise ValueError(f"lora_dropout must lie in [0, 1), not {self.lora_dropout!r}")

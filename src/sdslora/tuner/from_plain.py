@@ -16,6 +16,7 @@ from peft.utils import PeftType, load_peft_weights
 from torch import nn
 
 from .config import SdsLoraConfig
+from .loading import adapter_from
 from .phases import start_main_stage
 
 _KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
@@ -36,13 +37,14 @@ def from_plain_lora(
         schedule: ``refresh_phases``, ``refresh_mode``, ``refresh_every`` of :class:`SdsLoraConfig`.
 
     Raises:
-        ValueError: where the adapter is no plain LoRA (naming the option and the way out), or has
-            other layers than this model.
+        ValueError: where the adapter is no plain LoRA (naming the option and the way out), has
+            other layers than this model, or is a pickle.
         RuntimeError: where they have other shapes.
     """
     directory = str(adapter_dir)
     plain = PeftConfig.from_pretrained(directory)
-    wrapped = get_peft_model(model, sds_config(plain, **schedule))
+    with adapter_from(directory):
+        wrapped = get_peft_model(model, sds_config(plain, **schedule))
     ours, theirs = get_peft_model_state_dict(wrapped), load_peft_weights(directory)
     asked_for = {key for key in ours if ".lora_sds." not in key}
     if unmatched := sorted(asked_for ^ theirs.keys()):

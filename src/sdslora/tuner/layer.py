@@ -30,6 +30,7 @@ from ..core import (
     sds_branch,
     upcast,
 )
+from .requantized import Requantized
 from .state import SdsState
 
 LIVE_LAYERS: "WeakSet[SdsLayerMixin]" = WeakSet()
@@ -56,6 +57,7 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
     other_param_names: tuple[str, ...]
     base_layer: Any
     get_base_layer: Callable[[], Any]
+    _get_base_layer_device_and_dtype: Callable[[Any], tuple[Any, Any]]
 
     factor_keys = ("lora_A.weight", "lora_B.weight")
     """Where A and B stand in an adapter file, below the layer's name."""
@@ -67,6 +69,15 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The trainable A and B as PEFT stores them."""
         return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+
+    def new_state(self, adapter: str) -> SdsState:
+        """The state of an adapter in its warm-up."""
+        A, B = self.adapter_parameters(adapter)
+        # The base layer's device: while an adapter is loaded, A may be on none
+        device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        return SdsState(
+            m=B.shape[0], n=A[0].numel(), r=A.shape[0], dtype=A.dtype, device=device or A.device
+        )
 
     def adapter_state(self, adapter: str) -> SdsState:
         """The bases and the phase."""
@@ -297,10 +308,13 @@ _QUANTIZED = {
 
 def __getattr__(name: str) -> type:
     """Make a class over a quantized layer on first use; pickled layers find it here as well."""
+    if name == "SdsParamWrapper":  # which is built on this module
+        return importlib.import_module(f"{__package__}.experts").SdsParamWrapper
     if name not in _QUANTIZED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     base = getattr(importlib.import_module(_QUANTIZED[name]), name.removeprefix("Sds"))
-    made = type(name, (SdsLayerMixin, base), {"__module__": __name__, "__doc__": base.__doc__})
+    mixins = (Requantized, SdsLayerMixin) if "merge" in vars(base) else (SdsLayerMixin,)
+    made = type(name, (*mixins, base), {"__module__": __name__, "__doc__": base.__doc__})
     globals()[name] = made
     return made
 
@@ -323,12 +337,7 @@ def adopt(layer: lora.LoraLayer, adapter: str, name: str, warmup_steps: int) -> 
         layer.sds_warmup_steps = {}
         layer.other_param_names = (*layer.other_param_names, "lora_sds", "sds_warmup_steps")
         LIVE_LAYERS.add(layer)
-    A, B = layer.adapter_parameters(adapter)
-    # The base layer's device: while an adapter is loaded, A may be on none
-    device, _ = layer._get_base_layer_device_and_dtype(layer.get_base_layer())
-    layer.lora_sds[adapter] = SdsState(
-        m=B.shape[0], n=A[0].numel(), r=A.shape[0], dtype=A.dtype, device=device or A.device
-    )
+    layer.lora_sds[adapter] = layer.new_state(adapter)
     layer.sds_warmup_steps[adapter] = warmup_steps
     layer.lora_variant[adapter] = SdsVariant()
 

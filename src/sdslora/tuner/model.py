@@ -1,16 +1,20 @@
 """``SdsLoraModel``: the tuner that PEFT drives."""
 
 import copy
-import warnings
+from pathlib import Path
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import SdsLoraConfig
+from .experts import SdsParamWrapper, log_coverage, refuse_parameters
 from .layer import adopt, refuse_unsupported
-from .phases import adapter_layers, in_warmup
+from .loading import refuse_larger_than_file, require_all
+from .patterns import refuse_slow
+from .phases import adapter_layers
+from .requantized import merge_errors_reported
 from .weighted import WeightedAdapterModel
 
 
@@ -37,6 +41,9 @@ class SdsLoraModel(WeightedAdapterModel):
             raise ValueError(f"adapter {target!r} exists already: delete it, or choose a new name")
         self.peft_config[target] = copy.deepcopy(self.peft_config[source])
         super().inject_adapter(self.model, target)
+        self._copy_tensors(source, target)
+
+    def _copy_tensors(self, source: str, target: str) -> None:
         for _, layer in adapter_layers(self.model, source):
             layer.scaling[target] = layer.scaling[source]
             layer.lora_sds[target] = copy.deepcopy(layer.lora_sds[source])
@@ -55,34 +62,52 @@ class SdsLoraModel(WeightedAdapterModel):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """PEFT's hook; warns where a trainer is about to copy parameters without their bases."""
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        trained = (
-            [name for name in self.peft_config if not in_warmup(self.model, name)]
-            if adapter_name == "ref"
-            else []
-        )
-        if trained:
-            warnings.warn(
-                "An adapter 'ref' was added beside a trained SDS-LoRA adapter. Trainers that copy "
-                "only its parameters get a different function. Delete it and call "
-                f"model.clone_adapter({trained[0]!r}, 'ref') once the trainer is made.",
-                UserWarning,
-                stacklevel=2,
+        """PEFT's hook. An adapter ``ref`` with the configuration of ``default`` is its copy.
+
+        That is the reference of TRL's trainers (DPO, GRPO, ...) for an adapter that is trained on:
+        they copy the parameters alone, which without bases and phase are another function.
+        """
+        if Path(adapter_name).is_absolute():
+            raise ValueError(
+                f"an adapter is saved in a folder of its name, and {adapter_name!r} is an absolute "
+                "path, outside of every output directory: choose a name"
             )
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        being_loaded = kwargs.get("low_cpu_mem_usage", False)
+        configs = self.peft_config
+        if adapter_name == "ref" and configs["ref"] == configs.get("default") and not being_loaded:
+            self._copy_tensors("default", "ref")
+        elif not configs[adapter_name].inference_mode:
+            log_coverage(model, adapter_name)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; a ``UserWarning`` gives the error that quantized weights add in merging."""
+        with merge_errors_reported(self.model):
+            super().merge_adapter(*args, **kwargs)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        with merge_errors_reported(self.model):
+            base: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        return base
 
     def _prepare_model(self, peft_config: SdsLoraConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
+        _maybe_include_all_linear_layers(peft_config, model)  # PEFT does it later
         # Refuse before the first layer is replaced: a half-wrapped model helps nobody
+        refuse_parameters(model, peft_config.target_parameters or ())
         modules = dict(model.named_modules())
         attentions = [n for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)]
+        targets = {}
         for name, module in modules.items():
             if name and self._check_target_module_exists(peft_config, name):
                 base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
                 refuse_unsupported(base, name, attentions)
+                targets[name] = base
+        refuse_larger_than_file(peft_config, targets)
 
     def _check_new_adapter_config(self, config: SdsLoraConfig) -> None:
         config.validate()
+        refuse_slow(config, (name for name, _ in self.model.named_modules()))
         super()._check_new_adapter_config(config)
 
     @classmethod
@@ -97,6 +122,7 @@ class SdsLoraModel(WeightedAdapterModel):
         remapped: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
+        require_all(model, adapter_name, remapped)
         return remapped
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,12 +144,23 @@ class SdsLoraModel(WeightedAdapterModel):
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **kwargs: Any,
+        *,
+        parameter_name: str | None = None,
     ) -> None:
         super()._create_and_replace(
-            lora_config, adapter_name, target, target_name, parent, current_key, **kwargs
+            lora_config,
+            adapter_name,
+            target,
+            target_name,
+            parent,
+            current_key,
+            parameter_name=parameter_name,
         )
-        adopt(getattr(parent, target_name), adapter_name, current_key, lora_config.warmup_steps)
+        layer = getattr(parent, target_name)
+        # a further adapter's parameter is in its wrapper already, which may be inside another's
+        if isinstance(target, SdsParamWrapper) and target.parameter_name == parameter_name:
+            layer = target
+        adopt(layer, adapter_name, current_key, lora_config.warmup_steps)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

@@ -145,9 +145,10 @@ class PhasedAdapter:
                 before = SdsFactors(*map(self.sharing.take, group))
                 after = refresh(before, mode)
                 if measure:
-                    drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A))
-                    drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B))
-                    jumps.append(relative_change(before, after))
+                    # (layers,), or (layers, experts)
+                    drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A).flatten())
+                    drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B).flatten())
+                    jumps.append(relative_change(before, after).flatten())
                 self._write(group, after)
         mean = self.sharing.mean
         return RefreshReport(mean(drifts), mean(jumps)) if measure else None

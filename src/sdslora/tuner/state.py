@@ -15,22 +15,32 @@ class SdsState(nn.Module):
     ``Q_A`` (n, r) and ``Q_B`` (m, r) are zero and ``gate`` (1,) is 1 in the warm-up, where the
     branch is plain LoRA; afterwards the bases are orthonormal and the gate is 0. Casting the model
     to half precision leaves them float32; casting it to float64 raises them.
+
+    The bases of a stack of ``experts`` weights are stacks too, (E, n, r) and (E, m, r).
     """
 
     Q_A: Tensor
     Q_B: Tensor
     gate: Tensor
 
-    def __init__(self, m: int, n: int, r: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        m: int,
+        n: int,
+        r: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        experts: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         dtype = factorization_dtype(dtype)
-        self.register_buffer("Q_A", torch.zeros(n, r, dtype=dtype, device=device))
-        self.register_buffer("Q_B", torch.zeros(m, r, dtype=dtype, device=device))
+        self.register_buffer("Q_A", torch.zeros(*experts, n, r, dtype=dtype, device=device))
+        self.register_buffer("Q_B", torch.zeros(*experts, m, r, dtype=dtype, device=device))
         self.register_buffer("gate", torch.ones(1, dtype=dtype, device=device))
 
     def widen(self, r: int) -> None:
         """Give the bases zero columns up to ``r``, if they have fewer."""
-        if r > self.Q_A.shape[1]:
+        if r > self.Q_A.shape[-1]:
             self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
 
     @property

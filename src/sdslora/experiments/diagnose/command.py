@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -12,9 +11,9 @@ from rich.console import Console
 from torch import Tensor
 
 from ...methods import Method
-from .. import data, record, saved
+from .. import data, record, saved, tokenized
+from ..data import Examples
 from ..diagnosis import Figures
-from ..encode import encode, within
 from ..errors import UserError
 from ..files import new_directory, refuse_used, write_json
 from ..inference import to_accelerator
@@ -112,7 +111,7 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
         found = saved.find(spec.adapter_dir, spec.model)
         adapter.require_match(method, hollow, found.source)
         if examples is not None:
-            model, batch = _prepare(spec, found, examples.validation or examples.train)
+            model, batch = _prepare(spec, found, examples)
             add_gradients(layers, method, model, batch)
     main_stage = any(map(adapter.in_main_stage, method.layer_states(hollow).values()))
     verdict = judge(layers, main_stage=main_stage)
@@ -123,12 +122,12 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
 
 
 def _prepare(
-    spec: DiagnoseSpec, found: saved.SavedAdapter, examples: Sequence[Any]
+    spec: DiagnoseSpec, found: saved.SavedAdapter, examples: Examples
 ) -> tuple[PeftModel, dict[str, Tensor]]:
     """The whole model, and the batch beside it."""
     tokenizer = found.tokenizer()
-    encoded = encode(examples[: spec.rows], tokenizer, spec.data)
-    rows = within(encoded, spec.max_length, spec.data.overlong, "diagnostic")
+    chosen = (examples.validation or examples.train)[: spec.rows]
+    rows = tokenized.held_out(examples, chosen, tokenizer, spec.data, spec.max_length, "diagnostic")
     model = found.load()
     to_accelerator(model, spec.model.options)
     batch = padded_batch(rows, tokenizer.pad_token_id)
@@ -157,7 +156,7 @@ def _write(
             "thresholds": THRESHOLDS,
             "not_shown": NOT_SHOWN,
             "layers": layers,
-            "config": asdict(spec),
+            "config": record.as_json(asdict(spec)),
             "versions": record.versions(),
             "hardware": record.hardware(),
         }

@@ -63,7 +63,8 @@ def _departures(adapter: PhasedAdapter) -> Iterator[Tensor]:
     """Largest |QᵀQ − I| of Q_A and Q_B of each layer, surplus columns aside."""
     for layer in adapter.layers.values():
         state = layer.adapter_state(adapter.name)
-        rank = min(*state.Q_A.shape, len(state.Q_B))  # surplus columns are zero
-        for Q in (state.Q_A[:, :rank], state.Q_B[:, :rank]):
+        # surplus columns are zero
+        rank = min(*state.Q_A.shape[-2:], state.Q_B.shape[-2])
+        for Q in (state.Q_A[..., :rank], state.Q_B[..., :rank]):
             identity = torch.eye(rank, dtype=Q.dtype, device=Q.device)
             yield (Q.mT @ Q - identity).abs().max()

@@ -1,5 +1,7 @@
 """The reset at the re-parameterization: nothing of before it comes back."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,9 +26,18 @@ class ResetHeld:
     ) -> None:
         self.optimizer, self.parameters, self.before = optimizer, parameters, before
         self.moved = self._distance()
+        self.remembered: bool | None = None
+        self._hook = optimizer.register_step_pre_hook(self._look)
+
+    def _look(self, *_: Any) -> None:
+        """Just before the first step, when the state must be empty, or zero."""
+        if self.remembered is None:
+            states = (self.optimizer.state.get(p, {}).values() for p in self.parameters)
+            self.remembered = any(_is_something(value) for state in states for value in state)
 
     def verify(self) -> None:
         """Raise where the step counted on from before, or went on from the former A and B."""
+        self._hook.remove()
         optimizer = type(self.optimizer).__name__
         for parameter in self.parameters:
             count = self.optimizer.state.get(parameter, {}).get("step")
@@ -37,6 +48,13 @@ class ResetHeld:
                     f"{int(count)} steps of an adapter parameter one step after it, so that its "
                     "moments belong to another parameterization",
                 )
+        if self.remembered:
+            raise CheckFailed(
+                "reset",
+                f"the reset of the optimizer's state did not hold: {optimizer} remembered adapter "
+                "parameters again before its next step, and its moments belong to another "
+                "parameterization",
+            )
         # nearer to the former values than a step, small beside Eq. (8), can have led
         if self._distance() < self.moved / 2:
             raise CheckFailed(
@@ -54,3 +72,10 @@ class ResetHeld:
             for p, before in zip(self.parameters, self.before, strict=True)
         ]
         return float(torch.stack(squares).sum().sqrt())
+
+
+def _is_something(value: Any) -> bool:
+    """Whether an entry of an optimizer's state is a tensor or number that is not zero."""
+    if isinstance(value, Tensor):
+        return bool(local(value).any())
+    return isinstance(value, int | float) and value != 0

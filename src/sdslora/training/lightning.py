@@ -1,0 +1,71 @@
+"""``SdsLoraLightningCallback``: the schedule inside a Lightning ``Trainer``.
+
+Apart from the package's public names, because it needs Lightning.
+"""
+
+import math
+from typing import Any
+
+try:
+    from lightning import pytorch as pl
+except ImportError:  # the same under its older name
+    import pytorch_lightning as pl  # type: ignore[no-redef]
+
+from .scheduler import SdsLoraScheduler
+
+
+class SdsLoraLightningCallback(pl.Callback):
+    """Drives the schedule of a Lightning module's trainable SDS-LoRA adapters.
+
+    Counts the optimizer's steps, not batches, and keeps its position in the optimizer's state, so
+    that ``trainer.fit(..., ckpt_path=...)`` goes on exactly. Logs the figures ``sds/phase`` and
+    ``sds/refreshes`` of :class:`~sdslora.SdsLoraCallback`.
+
+    Raises:
+        ValueError: at the start of the training, where the module has not exactly one optimizer,
+            its number of steps is unknown or within the warm-up, or no adapter is trainable.
+        CheckFailed: while training (see :mod:`sdslora.training.checks`).
+    """
+
+    def __init__(self) -> None:
+        self.scheduler: SdsLoraScheduler | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Attach to the model and the optimizer, whose states are loaded by now."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"SDS-LoRA does not support {len(trainer.optimizers)} optimizers in one Lightning "
+                "module: drive each adapter with an SdsLoraScheduler of its own"
+            )
+        total_steps = trainer.estimated_stepping_batches
+        if not 0 < total_steps < math.inf:
+            raise ValueError(
+                "the refresh schedule needs to know the length of the training: give the Trainer "
+                f"max_steps or max_epochs (it expects {total_steps} optimizer steps)"
+            )
+        [optimizer] = trainer.optimizers
+        assert trainer.model is not None
+        self.scheduler = SdsLoraScheduler(trainer.model, optimizer, int(total_steps))
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Follow the optimizer step, if the batch ended with one."""
+        assert self.scheduler is not None
+        self.scheduler.step()
+        pl_module.log_dict(
+            {
+                "sds/phase": float(self.scheduler.phase),
+                "sds/refreshes": float(self.scheduler.refresh_count),
+            }
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the checks where the training was stopped early."""
+        assert self.scheduler is not None
+        self.scheduler.end()

@@ -1,0 +1,36 @@
+"""The file of an adapter's tensors, looked at before it is loaded."""
+
+from math import prod
+from os import PathLike
+from pathlib import Path
+
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+
+def refuse_pickle(directory: str | PathLike[str]) -> None:
+    """Raise ``ValueError`` where the tensors in ``directory`` are in a pickle alone."""
+    folder = Path(directory)
+    if (folder / WEIGHTS_NAME).exists() and not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+        raise ValueError(
+            f"{folder / WEIGHTS_NAME} is a pickle, which can run any code when it is read: save "
+            f"the adapter as {SAFETENSORS_WEIGHTS_NAME} where you trust it (PEFT's "
+            "save_pretrained does)"
+        )
+
+
+def numbers_in_file(directory: str | PathLike[str]) -> int:
+    """How many numbers the tensors of the adapter in ``directory`` hold.
+
+    Raises:
+        ValueError: where there is no whole safetensors file.
+    """
+    file = Path(directory) / SAFETENSORS_WEIGHTS_NAME
+    if not file.exists():
+        raise ValueError(f"{file.parent} holds no adapter's tensors: there is no {file.name} in it")
+    try:
+        # reads the header alone, and compares it with the file's size
+        with safe_open(file, "pt") as tensors:
+            return sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no whole safetensors file: {error}") from error

@@ -1,0 +1,167 @@
+"""Parameters that are chosen by ``target_parameters``: the stacked weights of experts above all.
+
+PEFT wraps the module that holds such a parameter, and replaces the parameter by ``W + ΔW`` while
+the module runs. Each expert has factors and bases of its own.
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from ..core import SdsFactors, plain_pair, upcast
+from .layer import SdsLayerMixin
+from .state import SdsState
+
+logger = logging.getLogger(__name__)
+
+LIMITS = (
+    "lora_dropout",
+    "batches of several adapters (adapter_names)",
+    "add_weighted_adapter",
+    "quantized parameters",
+    "parameters sharded by FSDP2 or DeepSpeed's ZeRO",
+    "export to llama.cpp, kohya and Diffusers",
+)
+"""What SDS-LoRA does not support in an adapter with ``target_parameters``."""
+
+
+class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
+    """A module with one of its parameters adapted: E matrices (m, n), or a single one (E = 1).
+
+    PEFT keeps A as (E r, n), the expert being the slow index of the rows, and B as (m, r E), the
+    expert being the fast index of the columns. The parameter itself is (E, m, n), (E, n, m) where
+    the module says ``is_transposed``, or (m, n).
+    """
+
+    num_experts: int
+    parameter_name: str
+    get_param: Any
+    _did_swap_in_out_features: bool
+
+    def new_state(self, adapter: str) -> SdsState:
+        """Bases for each expert, on the parameter's device: A may be on none."""
+        A, B = self._matrices(adapter)
+        experts, r, n = A.shape
+        return SdsState(B.shape[1], n, r, A.dtype, self.get_param().device, experts=(experts,))
+
+    def adapter_state(self, adapter: str) -> SdsState:
+        """The bases and the phase."""
+        state = self.lora_sds[adapter]
+        assert isinstance(state, SdsState)
+        return state
+
+    def sds_factors(self, adapter: str) -> SdsFactors:
+        """A (E, r, n), B (E, m, r) and the bases, sharing the layer's memory, detached."""
+        A, B = self._matrices(adapter)
+        state = self.adapter_state(adapter)
+        return SdsFactors(A.detach(), B.detach(), state.Q_A, state.Q_B)
+
+    def get_delta_weight(self, adapter: str, *args: Any, **kwargs: Any) -> Tensor:
+        """ΔW in the shape and dtype of the parameter; gradients reach A and B."""
+        if adapter not in self.lora_sds:  # another method's, injected beside ours
+            delta: Tensor = super().get_delta_weight(adapter)
+            return delta
+        left, right = self._oriented(adapter)
+        param = self.get_param()
+        delta = (self.scaling[adapter] * (left @ right)).view(param.shape)
+        return delta.to(param.device, param.dtype)
+
+    def get_delta_factors(self, adapter: str) -> tuple[Tensor, Tensor, float]:
+        """PEFT's hook: ``left``, ``right`` and s, so that it adds ``s left @ right`` in one go."""
+        if adapter not in self.lora_sds:
+            factors: tuple[Tensor, Tensor, float] = super().get_delta_factors(adapter)
+            return factors
+        left, right = (factor.to(self.get_param().dtype) for factor in self._oriented(adapter))
+        return left, right, self.scaling[adapter]
+
+    def _oriented(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """Two factors of ``ΔW / s`` as the parameter stores it, E matrices each, float32 or better.
+
+        No branch on the phase, and gradients for A and B: Eq. (2) in the warm-up, then Eq. (6).
+        """
+        A, B = map(upcast, self._matrices(adapter))
+        state = self.adapter_state(adapter)
+        # B (Q_Aᵀ + gate A) + Q_B A
+        pair = plain_pair(SdsFactors(A, B, state.Q_A + state.gate * A.mT, state.Q_B))
+        if self._did_swap_in_out_features or self.get_param().ndim == 2:  # stored as (m, n)
+            return pair.up, pair.down
+        return pair.down.mT, pair.up.mT
+
+    def _matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A (E, r, n) and B (E, m, r), views of the parameters."""
+        A, B = self.adapter_parameters(adapter)
+        experts = self.num_experts
+        return A.view(experts, -1, A.shape[-1]), B.view(len(B), -1, experts).permute(2, 0, 1)
+
+
+# PEFT knows its wrapper by this name, where parameters of one module are wrapped inside each other
+SdsParamWrapper.__name__ = lora.ParamWrapper.__name__
+
+
+def refuse_parameters(model: nn.Module, targets: Iterable[str]) -> None:
+    """Refuse ``target_parameters`` that PEFT would pass over, or that an adapter cannot change.
+
+    Raises:
+        ValueError: for a name that no parameter has, or one of a quantized parameter.
+    """
+    parameters = {n.replace(".base_layer", ""): p for n, p in model.named_parameters()}
+    for target in sorted(targets):
+        chosen = [name for name in parameters if f".{name}".endswith(f".{target}")]
+        if not chosen:
+            stacks = {name for name, p in parameters.items() if p.ndim == 3}
+            known = {_like(*name.rpartition(".")[::2], parameters[name]) for name in stacks}
+            raise ValueError(
+                f"the model has no parameter {target!r}, which target_parameters names; its "
+                f"stacks of weights are {', '.join(sorted(known)) or 'none'}"
+            )
+        for name in chosen:
+            dtype = parameters[name].dtype
+            if not (dtype.is_floating_point and dtype.itemsize > 1):
+                raise ValueError(
+                    f"SDS-LoRA does not support quantized target_parameters: {name} is {dtype}. "
+                    "Load the model without quantization, or leave it out."
+                )
+
+
+def log_coverage(model: nn.Module, adapter: str) -> None:
+    """Say which experts' weights of ``model`` the adapter reaches, which not, and what is missing.
+
+    Models without stacks of experts' weights get no message.
+    """
+    adapted, left = Counter[str](), Counter[str]()
+    for name, module in model.named_modules():
+        name = name.replace(".base_layer", "")
+        if isinstance(module, SdsParamWrapper):
+            if adapter in module.lora_sds and module.num_experts > 1:
+                adapted[_like(name, module.parameter_name, module.get_param())] += 1
+        elif not type(module).__module__.startswith(("torch.nn.", "peft.")):
+            for parameter_name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim == 3 and len(parameter) > 1 and "lora_" not in name:
+                    left[_like(name, parameter_name, parameter)] += 1
+    left -= adapted
+    if not adapted and not left:
+        return
+    lines = [
+        f"the model has stacks of experts' weights (experts × rows × columns). Of these, SDS-LoRA "
+        f"adapter {adapter!r} trains {_listed(adapted)}, and leaves as they are {_listed(left)}"
+    ]
+    if left:
+        lines.append("name in target_parameters what else it should train")
+    if adapted:
+        lines.append(f"not supported with target_parameters: {', '.join(LIMITS)}")
+    logger.warning("; ".join(lines))
+
+
+def _like(module: str, parameter: str, weight: Tensor) -> str:
+    """One description for the same parameter in every block of a model."""
+    shape = " × ".join(map(str, weight.shape))
+    return f"{re.sub(r'[.][0-9]+[.]', '.*.', module)}.{parameter} ({shape})"
+
+
+def _listed(parameters: Counter[str]) -> str:
+    return ", ".join(f"{n} {what}" for what, n in sorted(parameters.items())) or "none"

@@ -1,0 +1,191 @@
+"""Loading through PEFT: safetensors only, and whole or not at all.
+
+PEFT unpickles a file before a method sees its tensors, and where loading fails it leaves the model
+with half an adapter in it. So three of its functions are wrapped, for adapters of this method.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import peft.utils.save_and_load
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import _get_in_out_features
+from peft.utils import CONFIG_NAME
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from .adapter_file import numbers_in_file, refuse_pickle
+from .config import SdsLoraConfig
+from .phases import adapter_layers
+from .registry import SdsPeftType
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_ROOM_TO_SPARE = 8
+_PREFIX = "base_model.model."
+
+
+_room: ContextVar[int | None] = ContextVar("_room", default=None)
+"""How many numbers the file holds that an adapter is being loaded from; None outside of loading."""
+
+
+def install() -> None:
+    """Wrap PEFT's functions. Once, however often it is called."""
+    if hasattr(PeftModel.load_adapter, "__wrapped__"):
+        return
+    from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
+    PeftModel.from_pretrained = classmethod(_looking_first(from_pretrained))
+    PeftModel.load_adapter = _whole_or_undone(PeftModel.load_adapter)
+    peft.utils.save_and_load.torch_load = _refusing_pickles(peft.utils.save_and_load.torch_load)
+
+
+@contextmanager
+def adapter_from(directory: str | PathLike[str]) -> Iterator[None]:
+    """Adapters that are made in the block get their tensors from the file in ``directory``.
+
+    Raises:
+        ValueError: where the tensors are in a pickle, or in no whole safetensors file; in the
+            block, for an adapter that is larger than the file.
+    """
+    refuse_pickle(directory)
+    token = _room.set(numbers_in_file(directory))
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def refuse_larger_than_file(config: SdsLoraConfig, targets: Mapping[str, nn.Module]) -> None:
+    """Raise ``ValueError`` where A and B would be far larger than the file that they come from.
+
+    Before they are allocated: a rank of a million in a configuration costs its writer nothing.
+    Smaller differences are left to :func:`require_all`, which names the tensor.
+
+    Args:
+        config: of an adapter that is about to be made.
+        targets: the modules that get A and B, by their names.
+    """
+    room = _room.get()
+    if room is None:
+        return
+    ranks: dict[str, int] = config.rank_pattern or {}
+    default: int = config.r
+    wanted = 0
+    for name, module in targets.items():
+        rank = ranks.get(get_pattern_key(ranks, name), default)
+        # (None, None) for a module that PEFT refuses later
+        wanted += rank * sum(size or 0 for size in _get_in_out_features(module))
+    if wanted > _ROOM_TO_SPARE * room:
+        raise ValueError(
+            f"an adapter of rank r={config.r} for {len(targets)} layers of this model has {wanted} "
+            f"numbers, and the adapter file holds {room} in all: its "
+            "configuration is not that of its tensors, or of another model"
+        )
+
+
+def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -> None:
+    """Compare what a file has for ``adapter`` with the model, before anything is loaded.
+
+    Args:
+        model: the model that the adapter is in.
+        adapter: its name.
+        tensors: by the names that they have in the model.
+
+    Raises:
+        ValueError: for a tensor that is missing, belongs to no layer, or holds no floating-point
+            numbers, and where the layers disagree on the phase.
+        RuntimeError: for another shape, as from PyTorch.
+    """
+    given = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    expected = {
+        f"{name.removeprefix(_PREFIX)}.{key}": tensor
+        for name, layer in adapter_layers(model, adapter)
+        for key, tensor in layer.state_dict(keep_vars=True).items()
+        if key.startswith("lora_") and adapter in key.split(".")
+    }
+    for key, tensor in expected.items():
+        if key not in given:
+            raise ValueError(f"the adapter file has no tensor for {key}: it is not whole")
+        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))  # DeepSpeed's shards have none
+        if tuple(given[key].shape) != shape:
+            raise RuntimeError(
+                f"size mismatch for {key}: {tuple(given[key].shape)} in the adapter file, {shape} "
+                "in the model. It is the adapter of another model, or not of this configuration"
+            )
+        if given[key].dtype not in _FLOATS:
+            raise ValueError(
+                f"{key} holds {given[key].dtype} in the adapter file: floats are needed"
+            )
+    for key in given:
+        if ".lora_" in key and key not in expected:
+            raise ValueError(
+                f"the adapter file has {key}, a tensor of a layer that has no adapter here: it is "
+                "the adapter of another model, or not of this configuration"
+            )
+    phases = {float(given[key]) for key in expected if key.endswith(".gate")}
+    if len(phases) > 1 or phases - {0.0, 1.0}:
+        raise ValueError(
+            f"the layers of the adapter file must all be in one phase, gate 0 or 1, not {phases}"
+        )
+
+
+def _looking_first(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(from_pretrained)
+    def load(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+        folder = Path(model_id, kwargs.get("subfolder") or "")
+        with adapter_from(folder) if _is_ours(folder) else nullcontext():
+            return from_pretrained(cls, model, model_id, *args, **kwargs)
+
+    return load
+
+
+def _whole_or_undone(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(load_adapter)
+    def load(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        held = self.peft_config.get(adapter_name)
+        # from_pretrained has made the adapter already, and nothing is loaded into it yet
+        is_new = held is None or _room.get() is not None
+        folder = Path(model_id, kwargs.get("subfolder") or "")
+        ours = _is_ours(folder) or (isinstance(held, SdsLoraConfig) and folder.is_dir())
+        try:
+            with adapter_from(folder) if ours else nullcontext():
+                return load_adapter(self, model_id, adapter_name, *args, **kwargs)
+        except Exception:
+            if is_new and isinstance(self.peft_config.get(adapter_name), SdsLoraConfig):
+                _take_away(self, adapter_name)
+            raise
+
+    return load
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a local folder holds an adapter of this method; what is on the Hub is not known."""
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        return bool(config["peft_type"] == SdsPeftType.SDSLORA)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def _refusing_pickles(torch_load: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(torch_load)
+    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if _is_ours(Path(file).parent):  # downloaded from the Hub, where it has no other file
+            refuse_pickle(Path(file).parent)
+        return torch_load(file, *args, **kwargs)
+
+    return load
+
+
+def _take_away(model: PeftModel, adapter: str) -> None:
+    """Leave the model as it was before the adapter; the base model, if it was the only one."""
+    if len(model.peft_config) > 1:
+        model.delete_adapter(adapter)
+    else:
+        model.base_model.unload()

@@ -1,0 +1,60 @@
+"""Merging into quantized weights rounds them again: what that costs is measured, and said."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+
+
+class Requantized:
+    """Mixed into a layer over quantized weights; a merge leaves its error in the layer."""
+
+    merged_adapters: list[str]
+    get_base_layer: Any
+    get_delta_weight: Any
+    merge_error: tuple[float, float] | None = None
+    """``‖W' − (W + ΔW)‖²`` and ``‖ΔW‖²`` of the last merge, W and W' dequantized."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As PEFT's."""
+        former = len(self.merged_adapters)
+        before = self._weight()
+        super().merge(safe_merge, adapter_names)  # type: ignore[misc]
+        merged = self.merged_adapters[former:]
+        if merged:
+            delta = sum(self.get_delta_weight(adapter).float() for adapter in merged)
+            lost = self._weight() - before - delta
+            self.merge_error = lost.square().sum().item(), delta.square().sum().item()
+
+    def _weight(self) -> Tensor:
+        return dequantize_module_weight(self.get_base_layer()).detach().float()
+
+
+@contextmanager
+def merge_errors_reported(model: nn.Module) -> Iterator[None]:
+    """Warn, once for the model, where what is merged meanwhile lost something in rounding."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, Requantized)}
+    for layer in layers.values():
+        layer.merge_error = None
+    yield
+    errors = {n: layer.merge_error for n, layer in layers.items() if layer.merge_error is not None}
+    if not errors:
+        return
+    lost, changed = map(sum, zip(*errors.values(), strict=True))
+    worst = max(errors, key=lambda name: _relative(*errors[name]))
+    warnings.warn(
+        f"merging into {len(errors)} quantized layers rounds their weights again: the error is "
+        f"{_relative(lost, changed):.1%} of what the adapter changes (‖W' − (W + ΔW)‖ / ‖ΔW‖), and "
+        f"{_relative(*errors[worst]):.1%} in {worst}. Merge into the full-precision base model, "
+        "loaded without its quantization_config, or let the adapter stand beside the quantized one "
+        "(sdslora.to_plain_lora)",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _relative(lost: float, changed: float) -> float:
+    return (lost / changed) ** 0.5 if changed else float("inf") if lost else 0.0
