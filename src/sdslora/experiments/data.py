@@ -2,16 +2,18 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from . import rows
+from . import rows, training_sets
+from .encode import Manner
 from .errors import UserError
 from .procedural import PREFIX, VALIDATION_SEED_OFFSET, Task
 from .rows import Row
 from .scoring import Rule
 from .spec import DataSpec
 from .templates import Example, Template
+from .training_sets import TRAINING_SETS
 
 Size = int | float
 """A number of rows, or a fraction below 1."""
@@ -27,12 +29,18 @@ class Examples:
         validation: empty where the specification holds nothing out.
         test: empty where none was asked for.
         rule: the task's own rule of scoring; None for other data.
+        manner: how the rows to train on are made of the examples.
+        size: rows to train on at most, counted once overlong ones are left out; None for all.
+        left_out: by reason, how many rows of the source are no example.
     """
 
     train: list[Example]
     validation: list[Example]
     test: list[Example]
     rule: Rule | None = None
+    manner: Manner = field(default_factory=Manner)
+    size: int | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load(spec: DataSpec, test: Size | str = 0) -> Examples:
@@ -46,6 +54,8 @@ def load(spec: DataSpec, test: Size | str = 0) -> Examples:
     Raises:
         UserError: for a source that cannot be read, an empty one, a row without a needed field.
     """
+    if spec.source in TRAINING_SETS:
+        return _known(spec, test)
     template = Template(spec.prompt, spec.completion)
     task = None
     if spec.source.startswith(PREFIX):
@@ -58,25 +68,65 @@ def load(spec: DataSpec, test: Size | str = 0) -> Examples:
     train, validation, tested = (
         [template.render(row, number) for number, row in split] for split in splits
     )
-    return Examples(train, validation, tested, rule=task.score if task else None)
+    return Examples(
+        train,
+        validation,
+        tested,
+        rule=task.score if task else None,
+        manner=Manner(overlong=spec.overlong),
+    )
 
 
 _Numbered = list[tuple[int, Row]]
 _Splits = tuple[_Numbered, _Numbered, _Numbered]
 
 
-def _generate(spec: DataSpec, task: Task, test: Size | str) -> _Splits:
+def _known(spec: DataSpec, test: Size | str) -> Examples:
+    """One of :mod:`.training_sets`, whose words and lengths are its own."""
+    tested_size = _number(spec, test)
+    default = DataSpec(spec.source)
+    own = ("name", "split", "prompt", "completion", "chat", "overlong")
+    changed = [name for name in own if getattr(spec, name) != getattr(default, name)]
+    if changed:
+        raise UserError(
+            f"data.{changed[0]}: {spec.source} has its own; give the rows as a file, or their Hub "
+            "id, to use another"
+        )
+    chosen = TRAINING_SETS[spec.source]
+    size = spec.size or chosen.size
+    at_most = None
+    # where overlong rows are left out, it is not known yet how many will be needed
+    if size is not None and chosen.manner.overlong == "cut":
+        at_most = size + _held_out(spec.holdout, size) + _held_out(tested_size, size)
+    found, left_out = training_sets.read(spec, at_most)
+    whole = size if size is not None and len(found) == at_most else len(found)
+    held = replace(spec, size=None, holdout=_held_out(spec.holdout, whole))
+    numbered = list(enumerate(found))
+    splits = _hold_out(held, numbered, {}, _held_out(tested_size, whole))
+    train, validation, tested = (
+        [Example(row["prompt"], row["completion"], row) for _, row in split] for split in splits
+    )
+    return Examples(train, validation, tested, None, chosen.manner, size, left_out)
+
+
+def _number(spec: DataSpec, test: Size | str) -> Size:
+    """The size of the test split, where rows can only be taken out of the source's own."""
     if spec.validation is not None or isinstance(test, str):
         raise UserError(
             "data.validation and other names of splits are for files and the Hub; set "
             "data.holdout to a number"
         )
+    return test
+
+
+def _generate(spec: DataSpec, task: Task, test: Size | str) -> _Splits:
+    tested_size = _number(spec, test)
     size = spec.size or _PROCEDURAL_SIZE
     seen: frozenset[str] = frozenset()
     drawn = []
     for count, offset in (
         (_held_out(spec.holdout, size), VALIDATION_SEED_OFFSET),
-        (_held_out(test, size), 2 * VALIDATION_SEED_OFFSET),
+        (_held_out(tested_size, size), 2 * VALIDATION_SEED_OFFSET),
         (size, 0),
     ):
         split = task.draw(count, spec.seed + offset, exclude=seen) if count else []
@@ -87,13 +137,19 @@ def _generate(spec: DataSpec, task: Task, test: Size | str) -> _Splits:
 
 
 def _read(spec: DataSpec, test: Size | str) -> _Splits:
-    train = list(enumerate(_rows(spec, spec.split)))
-    size = len(train)
     named = {
         name: list(enumerate(_rows(spec, source)))
         for name, source in (("validation", spec.validation), ("test", test))
         if isinstance(source, str)
     }
+    return _hold_out(spec, list(enumerate(_rows(spec, spec.split))), named, test)
+
+
+def _hold_out(
+    spec: DataSpec, train: _Numbered, named: dict[str, _Numbered], test: Size | str
+) -> _Splits:
+    """The rows without those held out of them, and the splits that are not ``named`` already."""
+    size = len(train)
     counts = {
         name: _held_out(share, size)
         for name, share in (("validation", spec.holdout), ("test", test))

@@ -38,8 +38,8 @@ def _layers(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     terms = estimate(plan)
     return [
-        f"estimated memory: {_size(sum(terms.values()))}",
-        *(f"  {name}: {_size(size)}" for name, size in terms.items()),
+        f"estimated memory: {size(sum(terms.values()))}",
+        *(f"  {name}: {size(number)}" for name, number in terms.items()),
         f"  (activations: {ACTIVATION_FORMULA})",
     ]
 
@@ -88,7 +88,8 @@ def fold_steps(steps: Sequence[int]) -> list[str]:
     return folded
 
 
-def _size(number: int) -> str:
+def size(number: int) -> str:
+    """Bytes in GiB or MiB."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 

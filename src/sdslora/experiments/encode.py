@@ -4,16 +4,33 @@ Prompt and completion are tokenized apart, so that what the model was trained to
 for token, what it is given to continue.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from .errors import UserError
 from .spec import DataSpec
 from .templates import Example
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How examples become rows to train on.
+
+    Attributes:
+        max_tokens: of a row, its end-of-sequence token included; None for any number.
+        overlong: what is done with longer rows; a row that is cut loses its end.
+        loss_on_prompt: every token but the first bears loss, and prompt and completion are
+            tokenized as one text.
+    """
+
+    max_tokens: int | None = None
+    overlong: Literal["error", "drop", "cut"] = "error"
+    loss_on_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,8 +59,7 @@ def encode(
         UserError: where the tokenizer has no end-of-sequence token, or no usable chat template,
             or a prompt is empty.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end-of-sequence token; set training.eos_token")
+    eos = _end(tokenizer)
     if spec.chat:
         _set_chat_template(tokenizer, spec)
         texts = [_chat(example, tokenizer, spec.system) for example in examples]
@@ -58,7 +74,6 @@ def encode(
         raise UserError(
             f"data row {prompts.index([])} has an empty prompt, which nothing continues"
         )
-    eos = tokenizer.eos_token_id
     ends_itself = getattr(tokenizer, "add_eos_token", False) and not spec.chat
     return [
         Encoded(
@@ -68,6 +83,36 @@ def encode(
         )
         for prompt, completion, example in zip(prompts, completions, examples, strict=True)
     ]
+
+
+def encode_whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Encode prompt and completion as one text, of which every token but the first bears loss.
+
+    Raises:
+        UserError: where the tokenizer has no end-of-sequence token.
+    """
+    eos = _end(tokenizer)
+    texts = [example.prompt + example.completion for example in examples]
+    ids = tokenizer(texts)["input_ids"] if texts else []
+    return [
+        Encoded(row[:1], row[1:] if row[-1:] == [eos] else [*row[1:], eos], example)
+        for row, example in zip(ids, examples, strict=True)
+    ]
+
+
+def cut(encoded: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], dict[str, int]]:
+    """The rows without what follows ``max_length`` tokens, and how many were cut or left out."""
+    kept, counts = [], Counter[str]()
+    for row in encoded:
+        room = max_length - len(row.prompt)
+        if len(row.completion) <= room:
+            kept.append(row)
+        elif room > 0:
+            kept.append(replace(row, completion=row.completion[:room]))
+            counts[f"cut at {max_length} tokens"] += 1
+        else:
+            counts[f"prompt of {max_length} tokens or more"] += 1
+    return kept, dict(counts)
 
 
 def within(
@@ -95,6 +140,13 @@ def within(
         raise UserError(f"{finding}, which drops every one of them; raise it")
     print(f"{finding}; dropped")
     return kept
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token; set training.eos_token")
+    eos: int = tokenizer.eos_token_id
+    return eos
 
 
 def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> None:

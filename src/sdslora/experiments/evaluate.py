@@ -6,8 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import data, models, record, saved
-from .encode import encode, within
+from . import data, models, record, saved, tokenized
 from .errors import UserError
 from .files import refuse_used
 from .inference import to_accelerator
@@ -73,8 +72,9 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     else:
         raise UserError("nothing to evaluate: give --adapter_dir or --model.name_or_path")
     tokenizer = found.tokenizer()
-    encoded = encode(examples.validation, tokenizer, spec.data)
-    rows = within(encoded, spec.max_length, spec.data.overlong, "validation")
+    rows = tokenized.held_out(
+        examples, examples.validation, tokenizer, spec.data, spec.max_length, "validation"
+    )
     model = found.load()
     to_accelerator(model, spec.model.options)
     result = measure(model, tokenizer, rows, spec.evaluation, examples.rule)

@@ -10,8 +10,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from .. import RefreshSchedule
-from . import adapter, checkpoints, data, models, record
-from .encode import Encoded, encode, within
+from . import adapter, checkpoints, data, models, record, tokenized
+from .encode import Encoded
 from .errors import UserError
 from .models import Source
 from .scoring import Rule
@@ -27,6 +27,7 @@ class Plan:
         source: the base model, found but not loaded.
         skeleton: the base model with its adapter, on the meta device.
         train, validation: tokenized rows.
+        left_out: by reason, how many rows of the source are not trained on, or cut.
         rule: the task's own rule of scoring, if any.
         schedule: when the bases are refreshed; its ``total_steps`` are the run's.
         held: the record of the run to continue, or None for a new one.
@@ -40,6 +41,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase
     train: list[Encoded]
     validation: list[Encoded]
+    left_out: dict[str, int]
     rule: Rule | None
     schedule: RefreshSchedule
     held: dict[str, Any] | None
@@ -62,10 +64,10 @@ def make(spec: TrainSpec) -> Plan:
     tokenizer = source.tokenizer()
     if spec.training.eos_token is not None:
         _set_eos(tokenizer, spec.training.eos_token)
-    length, overlong = spec.training.max_length, spec.data.overlong
-    train = within(encode(examples.train, tokenizer, spec.data), length, overlong, "training")
-    validation = within(
-        encode(examples.validation, tokenizer, spec.data), length, overlong, "validation"
+    length = spec.training.max_length
+    train, left_out = tokenized.training(examples, tokenizer, spec.data, length)
+    validation = tokenized.held_out(
+        examples, examples.validation, tokenizer, spec.data, length, "validation"
     )
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
@@ -92,6 +94,7 @@ def make(spec: TrainSpec) -> Plan:
         tokenizer,
         train,
         validation,
+        left_out,
         examples.rule,
         schedule,
         held,

@@ -54,19 +54,24 @@ def read_file(source: str) -> Sequence[Row]:
     return rows
 
 
-def read_hub(spec: DataSpec, split: str) -> Sequence[Row]:
+def read_hub(spec: DataSpec, split: str, streaming: bool = False) -> Any:
     """Rows of one split of a data set on the Hub, or in the local cache where it is offline.
+
+    With ``streaming`` they are fetched one after the other, and can only be gone through.
 
     Raises:
         UserError: where there is no such data set, configuration or split.
     """
     import datasets
 
-    if not hub.check("dataset", spec.source):
+    reachable = hub.check("dataset", spec.source)
+    if not reachable:
         # Without this, half a minute of retries before the cache is looked at.
         datasets.config.HF_HUB_OFFLINE = True
     try:
-        return datasets.load_dataset(spec.source, spec.name, split=split)
+        return datasets.load_dataset(
+            spec.source, spec.name, split=split, streaming=streaming and reachable
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"data set {spec.source!r} (name {spec.name}, split {split!r}) cannot be loaded: "

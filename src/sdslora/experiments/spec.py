@@ -57,8 +57,9 @@ class DataSpec:
     """Where the rows come from and how a row becomes a prompt and a completion.
 
     Args:
-        source: Hub id, path of a .json, .jsonl or .parquet file, "reasoning-gym:<task>", or
-            "bench:cipher".
+        source: Hub id, path of a .json, .jsonl or .parquet file, "reasoning-gym:<task>",
+            "bench:cipher", or one of the paper's sets in the paper's words: "commonsense-170k",
+            "metamathqa-100k", "metamathqa-100k-lora-ga", "code-feedback-100k"; "gsm8k".
         name: Configuration of a Hub data set.
         split: Split of a Hub data set to train on.
         validation: Rows to evaluate on: another split of the Hub data set, or a path.
@@ -67,7 +68,8 @@ class DataSpec:
         size: Training rows: at most so many of a file or Hub data set, exactly so many of a
             procedural task (1000 where not given).
         seed: Seed of the hold-out and of a procedural task.
-        options: The procedural task's own options.
+        options: The procedural task's own options; of the paper's sets, dir: a folder with local
+            files.
         prompt: Template of the prompt; {field} is replaced by the row's field.
         completion: Template of the completion. It alone bears loss; the tokenizer's
             end-of-sequence token is added.

@@ -112,7 +112,8 @@ def _record(prepared: Plan) -> Record:
         if prepared.held
         else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
     )
-    record.update(status="running")
+    rows = {"train": len(prepared.train), "validation": len(prepared.validation)}
+    record.update(status="running", rows={**rows, "left_out": prepared.left_out})
     return record
 
 

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ...methods import Settings
 from ..errors import RunFailed, UserError
-from ..files import read_json, write_json, write_jsonl, write_text
+from ..files import read_json, refuse_links_out, write_json, write_jsonl, write_text
 from ..parsing import parse
 from ..record import as_json, differing_keys
 from . import plots
@@ -22,7 +22,7 @@ from .contenders import Contender, contenders, next_rate, rates
 from .engines import Engine, engine
 from .rates import Rate, best, end_of_grid, rates_of
 from .report import markdown, summary, table
-from .run import NAME, Job, carry_out, outline, settings, workload
+from .run import NAME, Job, carry_out, outcome, settings, workload
 from .spec import CompareSpec, metric_of
 from .statistics import Comparison, compare
 
@@ -121,7 +121,7 @@ class _Schedule:
             done, _ = wait(self.open, return_when=FIRST_COMPLETED)
             for future in done:
                 job = self.open.pop(future)
-                self._take(job, _outcome(future, job))
+                self._take(job, outcome(future, job))
                 self._go_on(job.contender)
         self.progress.close()
         return [record for records in self.records.values() for record in records]
@@ -168,15 +168,6 @@ class _Schedule:
             self._start(Job(self.spec, contender, rate, seed, threads, fresh=True))
 
 
-def _outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:
-    """The run's record; one of a failure where its process died."""
-    error = future.exception()
-    if error is None:
-        record: dict[str, Any] = future.result()
-        return record
-    return outline(job) | {"status": "failed", "error": f"its process ended: {error}"}
-
-
 def _conclude(spec: CompareSpec, records: Sequence[dict[str, Any]]) -> Comparison:
     directory = Path(spec.output_dir)
     if all(record["status"] != "finished" for record in records):
@@ -213,6 +204,7 @@ def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
 
 
 def _claim(directory: Path, spec: CompareSpec) -> None:
+    refuse_links_out(directory)
     wanted = as_json(spec.fixed())
     held = read_json(directory / CONFIG)
     if held is None and (directory / "runs").exists():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, disable_progress_bars
 from torch import nn
@@ -19,14 +19,14 @@ from transformers import (
 )
 
 from ...methods import Batches
-from .. import data, models, rows
-from ..encode import Encoded, encode, within
+from .. import data, models, rows, tokenized
+from ..encode import Encoded
 from ..errors import UserError
 from ..measure import mean_loss, measure, padded_batch
 from ..plan import total_steps
 from ..templates import Example, Template
 from ..trainer import GuardedTrainer
-from .spec import CompareSpec, ForgettingSpec
+from .spec import CompareSpec, ForgettingSpec, TasksSection
 from .workload import Split
 
 _CALIBRATION_BATCHES = 8
@@ -44,18 +44,20 @@ class LanguageWorkload:
     def __init__(self, spec: CompareSpec) -> None:
         self.spec = spec
         self.notes: list[str] = []
-        examples = data.load(spec.data, spec.test)
+        examples = self._examples = data.load(spec.data, spec.test)
         self._rule = examples.rule
         self._source = models.find(spec.model)
         self._tokenizer = self._source.tokenizer()
         validation = self._apart(examples.validation, examples.train, "validation")
         test = self._apart(examples.test, [*examples.train, *validation], "test")
-        self._train = self._encoded(examples.train, "training")
+        length = spec.training.max_length
+        self._train, _ = tokenized.training(examples, self._tokenizer, spec.data, length)
         self._held = {
-            "validation": self._encoded(validation, "validation"),
-            "test": self._encoded(test, "test"),
+            "validation": self._measured(validation, "validation"),
+            "test": self._measured(test, "test"),
         }
         self._general = _general_rows(spec.forgetting, self._tokenizer)
+        self._tasks = _tasks(spec.tasks)
 
     def skeleton(self) -> nn.Module:
         """The model without weights, on the meta device."""
@@ -111,6 +113,17 @@ class LanguageWorkload:
         result = measure(model, self._tokenizer, self._held[split], chosen_by, self._rule, split)
         return result.metrics
 
+    def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
+        """By lm-evaluation-harness, as ``sdslora evaluate --tasks`` measures a trained adapter."""
+        if not self._tasks:
+            return None
+        from ..tasks import harness
+
+        asked, trained = self.spec.tasks, cast(PreTrainedModel, model)
+        return harness.run(
+            trained, self._tokenizer, self._tasks, asked.batch_size, asked.limit, asked.generation
+        ).metrics
+
     def general_loss(self, model: nn.Module) -> float | None:
         """Nats per token on the texts of the forgetting section."""
         if not self._general:
@@ -123,9 +136,9 @@ class LanguageWorkload:
         pad_id: int = self._tokenizer.pad_token_id
         return pad_id
 
-    def _encoded(self, examples: Sequence[Example], what: str) -> list[Encoded]:
-        length, overlong = self.spec.training.max_length, self.spec.data.overlong
-        rows = within(encode(examples, self._tokenizer, self.spec.data), length, overlong, what)
+    def _measured(self, chosen: Sequence[Example], what: str) -> list[Encoded]:
+        spec, length = self.spec.data, self.spec.training.max_length
+        rows = tokenized.held_out(self._examples, chosen, self._tokenizer, spec, length, what)
         if not rows:
             raise UserError(
                 f"there are no {what} rows: a comparison needs rows to train on, rows to choose "
@@ -146,6 +159,18 @@ class LanguageWorkload:
         if len(kept) < len(held):
             self.notes.append(f"{finding}; left out")
         return kept
+
+
+def _tasks(asked: TasksSection) -> list[Any]:
+    """The tasks with their rows; its import takes seconds."""
+    if asked.names is None:
+        return []
+    try:
+        from ..tasks import harness
+    except ModuleNotFoundError as error:
+        raise UserError(f"tasks need {error.name}: pip install 'sds-lora[eval]'") from error
+    names = harness.resolve(asked.names, asked.allow_code_execution)
+    return harness.load(names, asked.data_dir)
 
 
 def _general_rows(spec: ForgettingSpec, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:

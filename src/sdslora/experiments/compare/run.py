@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -93,6 +94,7 @@ def outline(job: Job) -> dict[str, Any]:
         "fresh": job.fresh,
         "validation": None,
         "test": None,
+        "tasks": None,
         "general_loss": None,
         "seconds": None,
         "peak_bytes": None,
@@ -100,10 +102,19 @@ def outline(job: Job) -> dict[str, Any]:
         "curve": [],
         "error": None,
         "threads": job.threads,
-        "config": job.spec.fixed(),
+        "config": record.as_json(job.spec.fixed()),
         "versions": record.versions(),
         "hardware": record.hardware(),
     }
+
+
+def outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:
+    """The run's record; one of a failure where its process died."""
+    error = future.exception()
+    if error is None:
+        record: dict[str, Any] = future.result()
+        return record
+    return outline(job) | {"status": "failed", "error": f"its process ended: {error}"}
 
 
 class _Diverged(Exception):
@@ -126,6 +137,7 @@ def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
     if not math.isfinite(data["validation"]["loss"]):
         raise _Diverged(f"the validation loss is {data['validation']['loss']}")
     data["test"] = work.measure(model, "test")
+    data["tasks"] = work.task_figures(model)
     if before is not None:
         data["general_loss"] = {"before": before, "after": work.general_loss(model)}
 

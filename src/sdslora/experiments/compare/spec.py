@@ -63,6 +63,27 @@ class ForgettingSpec:
 
 
 @dataclass
+class TasksSection:
+    """The paper's tasks, which every trained model is measured on as by ``sdslora evaluate``.
+
+    Args:
+        names: Names with commas between; null measures none.
+        data_dir: Read the tasks' rows from files below this directory instead of the Hub.
+        limit: Evaluate at most so many rows of each task.
+        batch_size: Prompts a batch.
+        generation: Overrides of the tasks' decoding.
+        allow_code_execution: Run the programs that the models write, in a sandbox.
+    """
+
+    names: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    generation: dict[str, Any] = field(default_factory=dict)
+    allow_code_execution: bool = False
+
+
+@dataclass
 class EngineSpec:
     """Where the runs are carried out.
 
@@ -124,6 +145,7 @@ class CompareSpec:
     metric: str = "loss"
     reference: str | None = None
     dry_run: bool = False
+    tasks: TasksSection = field(default_factory=TasksSection)
 
     def __post_init__(self) -> None:
         if self.metric not in HIGHER_IS_BETTER:
@@ -171,6 +193,7 @@ class CompareSpec:
             "rank": self.rank,
             "target_modules": self.target_modules,
             "test": self.test,
+            "tasks": asdict(self.tasks) if self.tasks.names else None,
         }
 
 

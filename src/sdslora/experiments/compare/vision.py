@@ -43,6 +43,8 @@ class DigitsWorkload:
     task_type = None
 
     def __init__(self, spec: CompareSpec) -> None:
+        if spec.tasks.names is not None:
+            raise UserError("tasks.names are for language models")
         self.spec = spec
         self.notes: list[str] = []
         try:
@@ -99,6 +101,9 @@ class DigitsWorkload:
         """Mean cross-entropy in nats, and the share of right answers."""
         images = getattr(self._splits, split)
         return {"rows": len(images.labels), **measured(model, images)}
+
+    def task_figures(self, model: nn.Module) -> None:
+        """There are none for images."""
 
     def general_loss(self, model: nn.Module) -> float | None:
         """Loss on the test images as they are."""

@@ -51,5 +51,8 @@ class Workload(Protocol):
     def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
         """``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``."""
 
+    def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
+        """By task of the tasks section, rows and scores; None where none is asked for."""
+
     def general_loss(self, model: nn.Module) -> float | None:
         """Loss on what the model could do before and is not tuned on; None where not asked for."""

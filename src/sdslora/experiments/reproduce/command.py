@@ -1,4 +1,4 @@
-"""``sdslora reproduce``: one of the paper's figures or theorems, measured anew."""
+"""``sdslora reproduce``: one of the paper's figures, theorems or tables, measured anew."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ from ..errors import UserError
 from ..parsing import parse
 from ..record import as_json
 from ..spec import TrainingConfig
-from . import results
-from .target import Spec
+from .tables import TABLES
+from .target import Reproducible, Spec
 from .targets import TARGETS
 
 _SMALL = "small"
+_ALL: dict[str, Reproducible] = {**TARGETS, **TABLES}
 
 
 def command(argv: Sequence[str]) -> None:
@@ -33,25 +34,25 @@ def reproduce(name: str, spec: Spec) -> None:
         UserError: for settings or data that cannot work.
         RunFailed: where a training did not finish.
     """
-    target = TARGETS[name]
+    target = _ALL[name]
     if spec.dry_run:
         settings = {spec.scale: dict(target.scales[spec.scale])}
         print(f"settings by scale:\n{yaml.safe_dump(settings, sort_keys=False)}")
     print(target.plan(spec))
     if spec.dry_run:
         return
-    folder = results.write(name, target, _config(spec), target.measure(spec))
-    print(f"{target.title}: picture, numbers and description in {folder}")
+    folder = target.produce(name, spec, _config(spec))
+    print(f"{target.title}: numbers and description in {folder}")
 
 
 def _spec(name: str, argv: Sequence[str]) -> Spec:
     """The settings of a target: those of its scale, then the recipe's and the command line's."""
-    target = TARGETS[name]
+    target = _ALL[name]
     scale = _scale_parser().parse_known_args(argv)[0].scale
     if scale not in target.scales:
         raise UserError(
-            f"{name} has no scale `{scale}`; there is {', '.join(target.scales)}"
-            + (": the problem is synthetic" if len(target.scales) == 1 else "")
+            f"{name} has no scale `{scale}`; there is {', '.join(target.scales)}: no data or model "
+            "of the paper's is loaded for it"
         )
     defaults = {"scale": scale, **target.scales[scale]}
     spec: Spec = parse(target.spec, argv, f"sdslora reproduce {name}", (), defaults)
@@ -72,15 +73,15 @@ def _scale_parser() -> argparse.ArgumentParser:
 
 
 def _parser() -> argparse.ArgumentParser:
-    targets = "\n".join(f"  {name:10} {target.title}" for name, target in TARGETS.items())
+    targets = "\n".join(f"  {name:10} {target.title}" for name, target in _ALL.items())
     parser = argparse.ArgumentParser(
         prog="sdslora reproduce",
         usage="sdslora reproduce TARGET [--scale small|paper] [--output_dir DIRECTORY] "
         "[--dry_run] [--KEY VALUE ...]",
-        description="Measure one of the paper's figures or theorems anew.",
+        description="Measure one of the paper's figures, theorems or tables anew.",
         epilog=f"targets:\n{targets}\n\n`sdslora reproduce TARGET --help` tells its settings. "
         "Trainings that are in output_dir already\nare not run again; the figures share them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", choices=TARGETS, metavar="TARGET", help="see below")
+    parser.add_argument("target", choices=_ALL, metavar="TARGET", help="see below")
     return parser

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 from .. import record
 from ..files import read_json, write_json, write_text
-from .target import Numbers, Target
+
+if TYPE_CHECKING:  # which writes by this module
+    from .target import Numbers, Target
 
 
-def write(name: str, target: Target, config: dict[str, Any], measured: Numbers) -> Path:
+def write(name: str, target: "Target", config: dict[str, Any], measured: "Numbers") -> Path:
     """Write ``<name>.json``, ``.md``, ``.png`` and ``.svg``; returns their folder, in output_dir.
 
     The same numbers give the same picture, to the last byte.
@@ -41,7 +43,9 @@ def write(name: str, target: Target, config: dict[str, Any], measured: Numbers) 
     return folder
 
 
-def section(name: str, target: Target, measured: Numbers, heading: str, folder: str = "") -> str:
+def section(
+    name: str, target: "Target", measured: "Numbers", heading: str, folder: str = ""
+) -> str:
     """The description under its heading, the picture first; ``folder`` is where the picture is."""
     picture = f"![{target.title}]({folder}{name}.png)"
     return f"{heading} {target.title}\n\n{picture}\n\n{target.describe(measured).strip()}\n"

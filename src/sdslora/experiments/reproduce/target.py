@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from matplotlib.figure import Figure
+
+from . import results
 
 Numbers = dict[str, Any]
 """Everything that a target measured, as JSON gives it back."""
@@ -17,6 +20,29 @@ class Spec(Protocol):
     output_dir: str
     scale: str
     dry_run: bool
+
+
+class Reproducible(Protocol):
+    """What one command makes anew: a figure, a theorem, a table."""
+
+    @property
+    def title(self) -> str:
+        """What it shows, in a few words."""
+
+    @property
+    def spec(self) -> type[Any]:
+        """The dataclass of its settings."""
+
+    @property
+    def scales(self) -> Mapping[str, Mapping[str, Any]]:
+        """The settings by scale, nested as in a recipe."""
+
+    @property
+    def plan(self) -> Callable[[Any], str]:
+        """What would be done, as text, before any long work."""
+
+    def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
+        """Do it; returns the folder of what was written."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +67,7 @@ class Target:
     measure: Callable[[Any], Numbers]
     draw: Callable[[Numbers], Figure]
     describe: Callable[[Numbers], str]
+
+    def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
+        """Measure, draw, describe and write; returns the folder."""
+        return results.write(name, self, config, self.measure(spec))

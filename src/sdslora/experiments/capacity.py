@@ -1,0 +1,152 @@
+"""Memory and time of a training step by arithmetic alone: no model, no data, no GPU.
+
+Every formula stands once, here. The decoder has seven linear layers a block (query, key, value,
+output, gate, up, down), and all of them are adapted.
+"""
+
+from dataclasses import dataclass
+
+_HALF, _FULL = 2, 4  # bytes of bfloat16 and float32
+_MOMENTS = 2  # AdamW's tensors for each trained one
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The shape of a decoder.
+
+    Attributes:
+        layers, hidden, intermediate, heads, key_value_heads, head_size, vocabulary: as in its
+            configuration.
+        tied: the output layer is the embedding.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def linears(self) -> list[tuple[int, int]]:
+        """Outputs m and inputs n of the linear layers of a block."""
+        h, i, q, kv = self.hidden, self.intermediate, self.heads, self.key_value_heads
+        attention = [(q * self.head_size, h), *2 * [(kv * self.head_size, h)]]
+        return [*attention, (h, q * self.head_size), (i, h), (i, h), (h, i)]
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of all adapted layers: the sum of m n."""
+        return self.layers * sum(m * n for m, n in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model; two norms a block, and the last one."""
+        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        norms = (2 * self.layers + 1) * self.hidden
+        return self.linear_parameters + embeddings + norms
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Of A (r, n) and B (m, r); the bases Q_A and Q_B have as many numbers."""
+        return self.layers * sum(rank * (m + n) for m, n in self.linears)
+
+
+DECODERS = {
+    "gemma-2b": Decoder(18, 2048, 16384, 8, 1, 256, 256000, tied=True),
+    "llama2-7b": Decoder(32, 4096, 11008, 32, 32, 128, 32000),
+    "llama3-8b": Decoder(32, 4096, 14336, 32, 8, 128, 128256),
+    "llama3-70b": Decoder(80, 8192, 28672, 64, 8, 128, 128256),
+    "llama3-405b": Decoder(126, 16384, 53248, 128, 8, 128, 128256),
+}
+"""By name, from the configurations that are published with the models."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What the time of a step is estimated for.
+
+    Attributes:
+        name: of the GPU.
+        bytes: of memory.
+        flops: dense bfloat16 operations a second, as its data sheet has them.
+        share: of them that a training reaches; an assumption.
+    """
+
+    name: str = "H200"
+    bytes: int = 141 * 10**9
+    flops: float = 989e12
+    share: float = 0.4
+
+
+def sds_lora_bytes(
+    model: Decoder, rank: int, tokens: int, gpus: int = 1, checkpointing: bool = True
+) -> dict[str, float]:
+    """Bytes on each GPU by kind: a bfloat16 base, A, B and the bases in float32, AdamW.
+
+    Args:
+        model: its shape.
+        rank: r.
+        tokens: of a GPU's batch.
+        gpus: that the base, A and B, gradients and moments are sharded over; the bases are whole on
+            each.
+        checkpointing: a block keeps only its input.
+    """
+    adapter = _FULL * model.adapter_parameters(rank)
+    return {
+        "base": _HALF * model.parameters / gpus,
+        "adapter": adapter / gpus,
+        "bases": adapter,
+        "gradients": adapter / gpus,
+        "optimizer": _MOMENTS * adapter / gpus,
+        "activations": activation_bytes(model, tokens, checkpointing),
+    }
+
+
+def full_bytes(model: Decoder, tokens: int, gpus: int = 1) -> dict[str, float]:
+    """The same of full fine-tuning in bfloat16: weights, gradients, moments."""
+    weights = _HALF * model.parameters / gpus
+    return {
+        "base": weights,
+        "gradients": weights,
+        "optimizer": _MOMENTS * weights,
+        "activations": activation_bytes(model, tokens, True),
+    }
+
+
+def activation_bytes(model: Decoder, tokens: int, checkpointing: bool) -> float:
+    """An estimate: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
+
+    With checkpointing the inputs of all blocks, and one block's own.
+    """
+    block = tokens * (9 * model.hidden + 4 * model.intermediate) * _HALF
+    if not checkpointing:
+        return model.layers * block
+    return model.layers * tokens * model.hidden * _HALF + block
+
+
+def multiply_adds(model: Decoder, rank: int | None = None, per_adapter: int = 5) -> float:
+    """Of a token's forward and backward pass, without the attention's own products.
+
+    Args:
+        model: its shape.
+        rank: r; None for full fine-tuning.
+        per_adapter: products with r-sized factors: 5 for SDS-LoRA, 3 for LoRA.
+    """
+    head = model.vocabulary * model.hidden
+    if rank is None:
+        # y = W x, ∂x = Wᵀ ∂y, ∂W = ∂y xᵀ
+        return 3 * (model.linear_parameters + head)
+    # y = W x, ∂x = Wᵀ ∂y, and the adapter's
+    frozen = 2 * (model.linear_parameters + head)
+    return frozen + per_adapter * model.adapter_parameters(rank)
+
+
+def seconds(
+    model: Decoder, rank: int | None, tokens: float, gpu: Gpu, checkpointing: bool = True
+) -> float:
+    """Of training on so many tokens on one GPU; checkpointing repeats the forward pass."""
+    again = 1 * (model.linear_parameters + model.vocabulary * model.hidden) * checkpointing
+    operations = 2 * tokens * (multiply_adds(model, rank) + again)
+    return operations / (gpu.flops * gpu.share)

@@ -1,0 +1,175 @@
+"""The paper's tables as data: models, training sets, tasks, methods, ranks and rates, typed once.
+
+Source: the SDS-LoRA paper's tables 1 to 9; where it leaves something open, the values of the
+baselines' own code (lengths, templates, decoding), which the training sets and tasks name.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+Entry = str | Mapping[str, Any]
+"""A method by name, or with options."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the tables.
+
+    Attributes:
+        name: Hub id, or one of this package's own names.
+        rate: learning rate of every low-rank method.
+        full_rate: of full fine-tuning.
+        target_modules: layers to adapt.
+    """
+
+    name: str
+    rate: float
+    full_rate: float
+    target_modules: str | list[str] = field(default_factory=lambda: list(LINEAR))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a model is trained on, and what it is measured by.
+
+    Attributes:
+        data: the data section.
+        tasks: tasks of lm-evaluation-harness; without any, the data's own test rows.
+        training: the training section.
+        rows: to train on at paper scale.
+        tokens: of a row at most.
+        test: rows held out; the learning rates are given, so that nothing is chosen by others.
+        generation: overrides of the tasks' decoding.
+        limit: rows of a task.
+    """
+
+    data: Mapping[str, Any]
+    tasks: Sequence[str] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
+    test: int = 120
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A table's grid: every method on every model, part and rank, with every seed."""
+
+    models: Mapping[str, Model]
+    parts: Mapping[str, Part]
+    ranks: Sequence[int]
+    methods: Sequence[Entry]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, at the paper's scale where it can be run, and small."""
+
+    title: str
+    scales: Mapping[str, Scale]
+
+
+GEMMA = Model("google/gemma-2b", 2e-4, 2e-5)
+LLAMA2 = Model("meta-llama/Llama-2-7b-hf", 2e-4, 2e-5)
+LLAMA3 = Model("meta-llama/Meta-Llama-3-8B", 1e-4, 1e-5)
+_LANGUAGE = {"gemma-2b": GEMMA, "llama3-8b": LLAMA3}
+_PAPER = {"per_device_train_batch_size": 32, "num_train_epochs": 1, "max_length": 1024}
+_COMMONSENSE_TASKS = (
+    "boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_challenge", "arc_easy", "openbookqa"
+)  # fmt: skip
+
+COMMONSENSE = Part(
+    {"source": "commonsense-170k", "holdout": 120}, _COMMONSENSE_TASKS, _PAPER, 170_420, 256
+)
+MATH = Part({"source": "metamathqa-100k", "holdout": 120}, ("math", "gsm8k"), _PAPER, 100_000, 512)
+CODE = Part({"source": "code-feedback-100k", "holdout": 120}, ("humaneval",), _PAPER, 100_000, 1023)
+
+# Small: the bench, and SmolLM2 where the words of the paper's tasks matter.
+_SMALL_TRAINING = {"per_device_train_batch_size": 8, "max_steps": 24, "logging_steps": 4}
+_SMALL_COMMONSENSE = Part(
+    {"source": "commonsense-170k", "holdout": 8, "size": 192},
+    tuple(task for task in _COMMONSENSE_TASKS if task != "hellaswag"),
+    _SMALL_TRAINING,
+    test=8,
+    generation={"num_beams": 1, "max_gen_toks": 8},
+    limit=8,
+)
+_SMOLLM2 = {"smollm2": Model("smollm2", 1e-3, 1e-4, "all-linear")}
+_TINY = {"tiny-lm": Model("bench:tiny-lm", 4e-3, 1e-3, "all-linear")}
+_CIPHER = Part(
+    {
+        "source": "bench:cipher",
+        "prompt": "{question}",
+        "completion": "{answer}",
+        "holdout": 50,
+    },
+    training={"per_device_train_batch_size": 32, "max_steps": 80, "logging_steps": 5},
+    test=200,
+)
+_VIT = {"digits-vit": Model("bench:digits-vit", 2e-3, 1e-3, "all-linear")}
+_DIGITS = Part(
+    {
+        "source": "digits",
+        "options": {"rotate": 1, "invert": True, "relabel": 3, "orientations": 4},
+    },
+    training={"per_device_train_batch_size": 32, "max_steps": 200, "logging_steps": 10},
+)
+
+_MAIN = ["full", "lora", "rslora", "lora+", "pissa", "dora", "sds-lora"]
+_RECENT = ["lora-ga", "lora-pro", "scaled-adamw", "altlora", "altlora+", "sds-lora"]
+_FORMS = ["rslora", "orthonormal", "sds-lora"]
+_SCHEDULES: list[Entry] = [
+    *({"method": "sds-lora", "refresh_every": k} for k in (1, 2, 3)),
+    *({"method": "sds-lora", "refresh_phases": tau} for tau in (3, 4, 5, 6, 7)),
+]
+_MATH_CODE = {"MetaMathQA-100K": MATH, "Code-Feedback-100K": CODE}
+_SMALL_LM = {"bench:cipher": _CIPHER}
+_VISION_SMALL = Scale(_VIT, {"digits, turned and relabelled": _DIGITS}, (2, 4), _MAIN, 3)
+
+TABLES = {
+    "table1": Table(
+        "Table 1: commonsense reasoning",
+        {
+            "small": Scale(
+                _SMOLLM2, {"commonsense, local part": _SMALL_COMMONSENSE}, (8,), _MAIN, 1
+            ),
+            "paper": Scale(_LANGUAGE, {"Commonsense-170K": COMMONSENSE}, (8, 32), _MAIN, 3),
+        },
+    ),
+    "table2": Table(
+        "Table 2: mathematics and code",
+        {
+            "small": Scale(_TINY, _SMALL_LM, (4, 8), _MAIN, 3),
+            "paper": Scale({**_LANGUAGE, "llama2-7b": LLAMA2}, _MATH_CODE, (8, 32), _MAIN, 3),
+        },
+    ),
+    "table3": Table("Table 3: image classification, ViT-Base", {"small": _VISION_SMALL}),
+    "table4": Table(
+        "Table 4: recent methods",
+        {
+            "small": Scale(_TINY, _SMALL_LM, (8,), _RECENT, 3),
+            "paper": Scale(_LANGUAGE, _MATH_CODE, (8,), _RECENT, 3),
+        },
+    ),
+    "table5": Table(
+        "Table 5: the parameterization",
+        {
+            "small": Scale(_TINY, _SMALL_LM, (8,), _FORMS, 3),
+            "paper": Scale(_LANGUAGE, _MATH_CODE, (32,), _FORMS, 3),
+        },
+    ),
+    "table7": Table(
+        "Table 7: schedules of refreshes",
+        {
+            "small": Scale(_TINY, _SMALL_LM, (8,), _SCHEDULES, 3),
+            "paper": Scale({"llama3-8b": LLAMA3}, {"MetaMathQA-100K": MATH}, (32,), _SCHEDULES, 3),
+        },
+    ),
+    "table8": Table("Table 8: image classification, ViT-Large", {"small": _VISION_SMALL}),
+}
+"""Those that compare figures of trained models; table 6 compares costs."""
