@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)/oldest
+TORCHAO := $(VENV)/torchao
 # One process a core, one thread each: many small tests. In the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-oldest nightly lint bench reliability distribution clean
+.PHONY: install demo test test-oldest test-torchao nightly lint bench reliability distribution docs wheel clean
 
 install: $(INSTALLED)
 
@@ -37,6 +38,10 @@ test-oldest: install ## the PEFT method with the oldest supported PEFT and Trans
 	PYTHONPATH=$(OLDEST) $(PYTEST) tests/tuner tests/training tests/export tests/optim tests/methods \
 		-m 'not slow'
 
+test-torchao: install ## bases that torchao quantized; apart, since PEFT imports it wherever it is
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
+	PYTHONPATH=$(TORCHAO) $(PYTEST) tests/tuner/test_quantized.py
+
 lint: install ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,13 +53,25 @@ bench: install ## what it costs, side by side, then docs/costs.md
 	$(BIN)/python benchmarks/costs_page.py
 	$(BIN)/python benchmarks/reliability_page.py
 
-reliability: install ## thirty kills, then docs/reliability.md
+reliability: install ## kills, broken inputs, load, TRL, half precision, then docs/reliability.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/experiments $(BIN)/python tests/reliability/kills.py --kills 30
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/training $(BIN)/python tests/training/trl_table.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/reliability/fuzz.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/reliability/load.py
 	$(BIN)/python benchmarks/reliability_page.py
 
 distribution: install ## every engine in two processes, then docs/distribute.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/distributed/table.py
 	$(BIN)/python benchmarks/distribution_page.py
+
+docs: install ## the site, in build/site
+	$(BIN)/python benchmarks/findings_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build
+	$(PYTEST) tests/test_wheel.py
 
 nightly: test reliability distribution ## all tests, and the longer trials
 

@@ -1,0 +1,100 @@
+"""Fill the tables of docs/findings.md: the comparisons, and the paper's figures measured here.
+
+A comparison is a folder of docs/results with the report.md that ``sdslora compare`` wrote.
+"""
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from page import main, table
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "findings.md"
+RESULTS = ROOT / "docs" / "results"
+COMPARISONS = ["small-vision", "small-language", "small-vision-muon"]
+
+
+def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
+    """Every table of a report: by its heading, then by the first cell of a row, then by column."""
+    found = {}
+    for section in report.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if "|" in line]
+        if cells:
+            header, _, *rows = cells
+            found[title] = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    return found
+
+
+def comparison(name: str) -> str:
+    """One line a contender: its result, the verdict on it, its tolerance of the learning rate."""
+    report = RESULTS / name / "report.md"
+    if not report.exists():
+        return "Not run to its end yet."
+    tables = sections(report.read_text())
+    verdicts, tolerances = tables["Verdicts"], tables["Tolerance of the learning rate"]
+    [reference] = tables["Results"].keys() - verdicts.keys()
+    rows = []
+    for contender, result in tables["Results"].items():
+        verdict = verdicts.get(contender, {})
+        tolerance = tolerances[contender]
+        difference = f"{verdict['difference']} ({verdict['95% interval']})" if verdict else "–"
+        rows.append(
+            [
+                contender,
+                result["test loss"],
+                result["seeds"],
+                difference,
+                verdict.get("verdict", "–"),
+                result["best rate"],
+                tolerance["rates within 5%"].partition(" (")[0],
+                f"{tolerance['regret']} at {tolerance['default rate']}",
+            ]
+        )
+    header = ["contender", "test loss", "seeds", f"{reference} less it (95% interval)"]
+    header += [f"{reference} is", "best rate", "rates within 5%", "regret"]
+    return f"{table(header, rows)}\n\n[Everything](results/{name}/report.md), every rate and run."
+
+
+def measured(figure: str) -> dict[str, Any]:
+    """The numbers of one of the paper's figures."""
+    found: dict[str, Any] = json.loads((RESULTS / f"figures/{figure}/{figure}.json").read_text())
+    return found["measured"]
+
+
+def claims() -> str:
+    """What the paper's figures measure, and the loss, of the same trainings."""
+    ranks, alignment, losses = measured("fig1a"), measured("fig3b"), measured("fig3a")
+
+    def mean(figure: dict[str, Any], method: str, key: str) -> str:
+        """Over the layers, and over the steps of the second half."""
+        if method not in figure["methods"]:
+            return "–"
+        found = figure["methods"][method][key]
+        late = zip(found["step"], found["mean"], strict=True)
+        return f"{fmean(value for step, value in late if step >= losses['steps'] // 2):#.3g}"
+
+    rows = [
+        [
+            method,
+            mean(ranks, method, "gradient_rank_A"),
+            mean(ranks, method, "gradient_rank_B"),
+            mean(alignment, method, "alignment"),
+            mean(alignment, method, "alignment_applied"),
+            f"{found['test'][0]:#.3g}",
+        ]
+        for method, found in losses["methods"].items()
+    ]
+    header = ["method", "effective rank of ∇A", "of ∇B", "alignment, raw", "applied"]
+    return table([*header, "held-out loss"], rows)
+
+
+def texts() -> dict[str, str]:
+    """Every table, by the name of its place."""
+    return {name: comparison(name) for name in COMPARISONS} | {"claims": claims()}
+
+
+if __name__ == "__main__":
+    main(PAGE, texts(), __doc__)

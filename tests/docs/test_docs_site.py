@@ -1,0 +1,78 @@
+"""The site builds without a warning and asks no server for anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import PAGES, ROOT, tokens
+
+PARTS = {
+    "li": ["list_item_open"],
+    "pre": ["fence", "code_block"],
+    "table": ["table_open"],
+    "td": ["td_open"],
+    "img": ["image"],
+    "strong": ["strong_open"],
+}
+"""What must be there as often as in the source, by its tag."""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--site-dir", folder]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return folder, subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(built: tuple[Path, subprocess.CompletedProcess]) -> Path:
+    return built[0]
+
+
+def test_it_builds_without_a_warning(built: tuple[Path, subprocess.CompletedProcess]) -> None:
+    assert (built[1].returncode, built[1].stderr) == (0, "")
+
+
+def test_nothing_is_fetched(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        fetched = re.findall(
+            r'<(?:script|img|link|iframe)[^>]+(?:src|href)="?([^" >]+)', page.read_text()
+        )
+        assert fetched
+        assert [address for address in fetched if "//" in address] == [], page
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if "docs/api/" not in name])
+def test_a_page_has_the_same_parts_as_in_the_repository(page: str, site: Path) -> None:
+    """Its two readers differ in where a list or a block of code begins."""
+    place = page.removeprefix("docs/").removesuffix(".md").replace("README", ".")
+    article = (site / place / "index.html").read_text().split("<article")[1].split("</article")[0]
+    parts = [token.type for token in tokens(page)]
+    for tag, kinds in PARTS.items():
+        expected = sum(map(parts.count, kinds))
+        assert len(re.findall(rf"<{tag}\b", article)) == expected, tag
+
+
+def test_the_first_page_is_the_readme(site: Path) -> None:
+    """With its links turned: into the site where they led into docs/, else to plain text."""
+    page = (site / "index.html").read_text()
+    for heading in re.findall(r"^## (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert f">{heading}<" in page
+    links = re.findall(r'href="([^":]+)"', page)
+    assert "method/" in links
+    assert (site / "demo/loss.png").exists()
+    assert not any("docs/" in link or link.endswith(".md") for link in links)
+
+
+def test_docstrings_hold_no_other_markup(site: Path) -> None:
+    text = "".join(page.read_text() for page in (site / "api").rglob("*.html"))
+    assert "orthonormal_basis" in text
+    assert re.findall(r":(?:func|class|meth|mod):", text) == []
