@@ -104,7 +104,7 @@ def fuzz(door: str, count: int, number: int, work: Path) -> Findings:
         work: an empty folder.
     """
     findings = Findings()
-    inputs, enter = _doors(work)[door]
+    inputs, enter = doors(work)[door]
 
     # only generated: a failure is noted, and those that follow are tried as well
     @seed(number)
@@ -117,18 +117,19 @@ def fuzz(door: str, count: int, number: int, work: Path) -> Findings:
     )
     @given(inputs)
     def one(value: Any) -> None:
-        folder = work / "input"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        _note(findings, enter, value, folder)
+        attempt(findings, enter, value, work)
 
-    with warnings.catch_warnings(), _at_work():
+    with warnings.catch_warnings(), at_work():
         warnings.simplefilter("ignore")
         one()
     return findings
 
 
-def _note(findings: Findings, enter: Door, value: Any, folder: Path) -> None:
+def attempt(findings: Findings, enter: Door, value: Any, work: Path) -> None:
+    """Give one input to a door, and note what came of it."""
+    folder = work / "input"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     before, size = _seconds(), _bytes()
     try:
         with _limited():
@@ -155,7 +156,8 @@ def _note(findings: Findings, enter: Door, value: Any, folder: Path) -> None:
     findings.outcomes[outcome] += 1
 
 
-def _doors(work: Path) -> dict[str, tuple[Any, Door]]:
+def doors(work: Path) -> dict[str, tuple[Any, Door]]:
+    """What each door is given, and what happens behind it."""
     good = work / "good"
     base = make_llama(num_hidden_layers=1, hidden_size=16, intermediate_size=24)
     if not good.exists():
@@ -293,7 +295,9 @@ def _limited() -> Iterator[None]:
 
 
 @contextmanager
-def _at_work() -> Iterator[None]:
+def at_work() -> Iterator[None]:
+    """Let the timer of :func:`_limited` raise, as long as this lasts."""
+
     def stop(*_: object) -> None:
         raise TooSlow
 

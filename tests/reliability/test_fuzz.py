@@ -23,8 +23,8 @@ def test_a_clear_error_or_a_correct_load(door: str, tmp_path: Path) -> None:
 
 def noted(enter: fuzz.Door, folder: Path) -> str:
     findings = fuzz.Findings()
-    with fuzz._at_work(), warnings.catch_warnings():
-        fuzz._note(findings, enter, "input", folder)
+    with fuzz.at_work(), warnings.catch_warnings():
+        fuzz.attempt(findings, enter, "input", folder)
     [outcome] = findings.outcomes
     return outcome
 

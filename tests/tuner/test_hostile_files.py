@@ -128,6 +128,7 @@ def test_what_is_no_pattern(pattern: str) -> None:
         ("layers_to_transform", True, "a layer's number"),
         ("trainable_token_indices", {"embed_tokens": ["a"]}, "a list of tokens' numbers"),
         ("rank_pattern", [["q_proj", 2]], "values by name"),
+        ("rank_pattern", None, "values by name"),
         ("use_rslora", "yes", "true or false"),
         ("bias", "some", "one of none, all, lora_only"),
         ("runtime_config", {}, "a LoraRuntimeConfig"),
@@ -219,3 +220,25 @@ def test_a_name_for_an_adapter_that_leaves_the_folder(tmp_path: Path) -> None:
     for name in ("../../away", str(tmp_path / "away")):
         with pytest.raises((ValueError, KeyError), match=r'can\\?.t contain "\."|absolute path'):
             sds_model(make_llama()).add_adapter(name, SdsLoraConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0], "has no tensor for .*trainable_tokens_delta"),
+        ([64, 3], "trainable_token_indices has 64, and the input embedding has 64 tokens"),
+        ({"embed_tokens": [3, 99]}, "has 99, and model.embed_tokens has 64 tokens"),
+        ({"wte": [3]}, "names 'wte', which the model has not"),
+    ],
+)
+def test_tokens_that_the_model_or_the_file_lacks(tmp_path, indices, message):
+    """The first was a KeyError, the second left half an adapter."""
+    trained = sds_model(make_llama())
+    trained.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trainable_token_indices": indices}))
+    model = make_llama()
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(model, tmp_path)
+    assert [name for name, _ in model.named_modules()] == before

@@ -44,11 +44,6 @@ _RULES: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
     ),
     ("a list of tokens' numbers, or one by module", _are_tokens, ("trainable_token_indices",)),
     (
-        "values by name",
-        lambda value: isinstance(value, Mapping) and all(map(_is_text, value)),
-        ("rank_pattern", "alpha_pattern"),
-    ),
-    (
         "text",
         _is_text,
         ("base_model_name_or_path", "revision", "task_type", "peft_version", "megatron_core"),
@@ -56,6 +51,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
     ("values by name", lambda value: isinstance(value, Mapping), ("auto_mapping",)),
 ]
 _NEVER_NONE: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
+    (
+        "values by name",
+        lambda value: isinstance(value, Mapping) and all(map(_is_text, value)),
+        ("rank_pattern", "alpha_pattern"),
+    ),
     (
         "true or false",
         lambda value: isinstance(value, bool),

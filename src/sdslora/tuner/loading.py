@@ -156,9 +156,13 @@ def _whole_or_undone(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with adapter_from(folder) if ours else nullcontext():
                 return load_adapter(self, model_id, adapter_name, *args, **kwargs)
-        except Exception:
+        except Exception as error:
             if is_new and isinstance(self.peft_config.get(adapter_name), SdsLoraConfig):
                 _take_away(self, adapter_name)
+            if isinstance(error, KeyError) and ours:  # PEFT's, for what stands beside A and B
+                raise ValueError(
+                    f"the adapter file has no tensor for {error}: it is not whole"
+                ) from error
             raise
 
     return load

@@ -15,6 +15,7 @@ from .loading import refuse_larger_than_file, require_all
 from .patterns import refuse_slow
 from .phases import adapter_layers
 from .requantized import merge_errors_reported
+from .tokens import refuse_unknown_tokens
 from .weighted import WeightedAdapterModel
 
 
@@ -95,6 +96,7 @@ class SdsLoraModel(WeightedAdapterModel):
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT does it later
         # Refuse before the first layer is replaced: a half-wrapped model helps nobody
         refuse_parameters(model, peft_config.target_parameters or ())
+        refuse_unknown_tokens(peft_config, model)
         modules = dict(model.named_modules())
         attentions = [n for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)]
         targets = {}
