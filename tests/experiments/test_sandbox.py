@@ -14,6 +14,7 @@ from sdslora.experiments.errors import UserError
 from sdslora.experiments.sandbox import Limits, Outcome
 
 QUICK = Limits(cpu_seconds=1, wall_seconds=30.0)
+PATIENT = Limits(cpu_seconds=30, wall_seconds=60.0)  # of one that walks through all it can see
 BRIEF = Limits(cpu_seconds=5, wall_seconds=1.5)  # of those that only waiting ends
 
 
@@ -195,7 +196,7 @@ def test_deleting_everything_deletes_nothing_outside(canary, mark) -> None:
         "  try: os.remove(path)\n  except OSError: pass\n"
         "print(os.path.exists(sys.argv[2]), os.path.exists(os.__file__))"
     )
-    assert run(program, canary, mark).output == "False True\n"
+    assert run(program, canary, mark, PATIENT).output == "False True\n"
     assert Path(os.__file__).exists()
 
 
