@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from peft import PeftModel
+
 from ..core import RefreshMode
 from ..tuner import from_plain_lora
 from . import saved
 from .errors import UserError
-from .files import new_directory, refuse_used
 from .parsing import parse
-from .saved import BaseModelSpec
+from .saved import BaseModelSpec, SavedAdapter
 
 
 @dataclass
@@ -42,11 +43,13 @@ def command(argv: Sequence[str]) -> None:
 def convert(spec: ConvertSpec) -> None:
     """Write the adapter and its tokenizer."""
     output_dir = Path(spec.output_dir)
-    refuse_used(output_dir)
-    found = saved.find(spec.adapter_dir, spec.model)
-    tokenizer = found.tokenizer()
+    saved.rewrite(spec.adapter_dir, spec.model, output_dir, lambda found: _converted(found, spec))
+    print(f"SDS-LoRA adapter past its warm-up in {output_dir}")
+
+
+def _converted(found: SavedAdapter, spec: ConvertSpec) -> PeftModel:
     try:
-        model = from_plain_lora(
+        return from_plain_lora(
             found.source.load(),
             found.directory,
             refresh_mode=spec.refresh_mode,
@@ -55,7 +58,3 @@ def convert(spec: ConvertSpec) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{spec.adapter_dir}: {' '.join(str(error).split())}") from error
-    with new_directory(output_dir) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    print(f"SDS-LoRA adapter past its warm-up in {output_dir}")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import saved
-from .files import new_directory, refuse_used
 from .parsing import parse
 from .saved import BaseModelSpec
 
@@ -35,11 +34,10 @@ def command(argv: Sequence[str]) -> None:
 def merge(spec: MergeSpec) -> None:
     """Write weights (safetensors), configuration and tokenizer."""
     output_dir = Path(spec.output_dir)
-    refuse_used(output_dir)
-    found = saved.find(spec.adapter_dir, spec.model)
-    tokenizer = found.tokenizer()
-    merged = found.load().merge_and_unload(safe_merge=True)
-    with new_directory(output_dir) as folder:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    saved.rewrite(
+        spec.adapter_dir,
+        spec.model,
+        output_dir,
+        lambda found: found.load().merge_and_unload(safe_merge=True),
+    )
     print(f"merged model in {output_dir}")

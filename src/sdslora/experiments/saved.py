@@ -1,14 +1,18 @@
 """Adapters on disk: found, and loaded onto their base model."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from peft import PeftConfig, PeftModel
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..tuner import refuse_pickle, refuse_slow
 from . import models, record
 from .errors import UserError, first_line
+from .files import new_directory, refuse_used
 from .models import Source
 from .spec import ModelSpec
 
@@ -64,6 +68,30 @@ def find(directory: str, model: ModelSpec) -> SavedAdapter:
     config = read_config(directory)
     path = Path(directory)
     return SavedAdapter(path, config, models.find(_base(path, config, model)))
+
+
+def rewrite(
+    directory: str, model: ModelSpec, output_dir: Path, make: Callable[[SavedAdapter], nn.Module]
+) -> None:
+    """Write what ``make`` makes of an adapter, and the tokenizer, whole or not at all.
+
+    Args:
+        directory: as for :func:`find`.
+        model: as for :func:`find`.
+        output_dir: must not exist, or be empty.
+        make: the model to save, with a ``save_pretrained``; called once all else is known to be
+            there.
+
+    Raises:
+        UserError: as :func:`find`, and where ``output_dir`` holds something.
+    """
+    refuse_used(output_dir)
+    found = find(directory, model)
+    tokenizer = found.tokenizer()
+    made: Any = make(found)
+    with new_directory(output_dir) as folder:
+        made.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def read_config(directory: str) -> PeftConfig:
