@@ -65,6 +65,7 @@ distribution: install ## every engine in two processes, then docs/distribute.md
 	$(BIN)/python benchmarks/distribution_page.py
 
 docs: install ## the site, in build/site
+	$(BIN)/python benchmarks/capacity_page.py
 	$(BIN)/python benchmarks/findings_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

@@ -66,6 +66,11 @@ def test_a_sound_training_passes_them_all(tiny_llama):
     run(sds_model(make_llama(), refresh_mode="preserve"))
 
 
+def test_an_optimizer_that_was_given_the_frozen_weights_too(tiny_llama):
+    model = sds_model(tiny_llama)
+    run(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+
+
 # --- the weights
 
 

@@ -81,8 +81,10 @@ def mean_loss(
 ) -> float:
     """Mean negative log-likelihood over all completion tokens of all rows, in nats."""
     total, count = 0.0, 0
+    # Rows of like length share a batch: less padding.
+    ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
     with inference(model):
-        for batch in _batches(rows, batch_size, f"{title}: loss"):
+        for batch in _batches(ordered, batch_size, f"{title}: loss"):
             inputs = {k: v.to(_device(model)) for k, v in padded_batch(batch, pad_id).items()}
             # A position's logits predict the next position's token.
             targets = inputs.pop("labels")[:, 1:]
@@ -134,7 +136,7 @@ def generate(
     routers = {"output_router_logits": False} if has_routers else {}
     answers: dict[int, str] = {}
     with inference(model):
-        # Prompts of like length share a batch: less padding.
+        # Prompts of like length share a batch, too.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
         for batch in _batches(order, batch_size, f"{title}: answers"):
             ids = [torch.tensor(rows[i].prompt) for i in batch]

@@ -1,9 +1,11 @@
 """From a recipe (YAML) and command-line arguments to a specification, by jsonargparse.
 
 ``--KEY VALUE`` sets any key of the specification, ``section.key`` for one in a section, and takes
-precedence over the recipe. An unknown key is an error that names the nearest valid one.
+precedence over the recipe. An unknown key is an error that names the nearest valid one. A run's
+``run.json`` is a recipe too: the run again.
 """
 
+import json
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import SdsLoraConfig
+from . import record
 from .adapter import make_config
 from .errors import UserError, nearest
 from .spec import TrainingConfig
@@ -52,6 +55,7 @@ def parse(
     parser = _parser(spec, prog, positionals)
     argv = _options(argv, spec, positionals)
     _refuse_unknown(parser, argv)
+    argv = [_record_as_recipe(option) for option in argv]
     try:
         if defaults:
             argv = [f"--{RECIPE}={yaml.safe_dump(dict(defaults))}", *argv]
@@ -70,7 +74,9 @@ def _parser(spec: type, prog: str, positionals: Sequence[str]) -> ArgumentParser
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument(f"--{RECIPE}", action="config", help="Recipe to read (YAML).")
+    parser.add_argument(
+        f"--{RECIPE}", action="config", help="Recipe to read: YAML, or a run's run.json."
+    )
     for name, kind, default in _fields(spec):
         if is_dataclass(kind):
             parser.add_class_arguments(
@@ -110,6 +116,8 @@ def _options(argv: Sequence[str], spec: type, positionals: Sequence[str]) -> lis
             options.append(f"--{name}={token}")
         elif token in flags and not (rest and rest[0].lower() in _BOOLEANS):
             options.append(f"{token}=true")
+        elif token == f"--{RECIPE}" and rest:
+            options.append(f"{token}={rest.pop(0)}")
         else:
             options.append(token)
             if "=" not in token and token not in _WITHOUT_VALUE and token != "-h" and rest:
@@ -130,14 +138,22 @@ def _refuse_unknown(parser: ArgumentParser, argv: Sequence[str]) -> None:
 
 def _given_keys(argv: Sequence[str]) -> Iterator[str]:
     """Every key set in ``argv`` and in the recipes that it names, in dotted form."""
-    for position, token in enumerate(argv):
+    for token in argv:
         if not token.startswith("--"):
             continue
         key, _, value = token[2:].partition("=")
         if key == RECIPE:
-            yield from _leaves(_read(value or "".join(argv[position + 1 : position + 2])))
+            yield from _leaves(_read(value))
         elif f"--{key}" not in _WITHOUT_VALUE:
             yield key.removesuffix("+")  # jsonargparse's "append to a list"
+
+
+def _record_as_recipe(option: str) -> str:
+    """The option with the recipe itself in the place of a ``run.json``; any other as it is."""
+    name, _, path = option.partition("=")
+    if name == f"--{RECIPE}" and Path(path).name == record.NAME:
+        return f"{name}={json.dumps(_read(path))}"
+    return option
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -149,6 +165,9 @@ def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _read(path: str) -> dict[Any, Any]:
+    run = record.read(Path(path).parent) if Path(path).name == record.NAME else None
+    if run is not None:
+        return _settable(run["config"])
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -160,6 +179,17 @@ def _read(path: str) -> dict[Any, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"recipe {path} must hold keys and values, not {type(tree).__name__}")
     return tree
+
+
+def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded configuration without what no recipe sets, and what Transformers masks."""
+    training = {
+        key: value
+        for key, value in config.get("training", {}).items()
+        if key not in _SKIPPED[TrainingConfig] and value != f"<{key.upper()}>"
+    }
+    sections = {key: value for key, value in config.items() if value is not None}
+    return sections | {"training": training}
 
 
 def _readable(error: Exception) -> str:

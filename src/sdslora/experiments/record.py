@@ -83,8 +83,17 @@ class Record:
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The content of ``run.json``, or None where the directory holds no run."""
-    return read_json(directory / NAME)
+    """The content of ``run.json``, or None where the directory holds no run.
+
+    Raises:
+        UserError: where it cannot be read, or is no record of a run.
+    """
+    data = read_json(directory / NAME)
+    if data is None:
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("config"), dict):
+        raise UserError(f"{directory / NAME} is no record of a run: it has no config")
+    return data
 
 
 def of_adapter(directory: Path) -> dict[str, Any] | None:

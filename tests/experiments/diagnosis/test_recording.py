@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from sdslora.experiments.diagnosis import Recording, read
+from sdslora.experiments.errors import UserError
 
 
 def line(step: int) -> dict:
@@ -47,6 +50,16 @@ def test_a_line_cut_short_ends_what_is_read_and_is_replaced(tmp_path):
         assert [measured["step"] for measured in read(path)] == [1]
     Recording(path, 7, {}).append(line(10))
     assert [measured["step"] for measured in read(path)] == [1, 10]
+
+
+def test_a_broken_line_before_others_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "d.jsonl"
+    Recording(path, 0, {}).append(line(1))
+    path.write_text(path.read_text() + "{\n" + json.dumps(line(5)) + "\n")
+    held = path.read_bytes()
+    with pytest.raises(UserError, match=r"d\.jsonl, line 3 is not JSON"):
+        Recording(path, 7, {})
+    assert path.read_bytes() == held
 
 
 def test_nothing_is_read_where_nothing_was_written(tmp_path):

@@ -3,13 +3,14 @@
 from .figures import KEYS, Figures
 from .measurement import layer_means, measure_layers
 from .recorder import NAME, DiagnosticsRecorder
-from .recording import Recording, read
+from .recording import Measurements, Recording, read
 
 __all__ = [
     "KEYS",
     "NAME",
     "DiagnosticsRecorder",
     "Figures",
+    "Measurements",
     "Recording",
     "layer_means",
     "measure_layers",

@@ -6,9 +6,11 @@ The first line is a header: ``version`` and what was measured how. Every other l
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..files import write_jsonl
 
 VERSION = 1
@@ -36,15 +38,38 @@ class Recording:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+@dataclass
+class Measurements:
+    """The measurements in a file in their order, each with the number of its line; none, no file.
+
+    Attributes:
+        cut: once they were read, whether the last line was cut short, by a kill, and left out.
+
+    Raises:
+        UserError: in reading, where a line other than the last is no JSON object, naming it.
+    """
+
+    path: Path
+    cut: bool = field(default=False, init=False)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    entry = json.loads(line)
+                except ValueError as error:
+                    if next(file, None) is None:
+                        self.cut = True
+                        return
+                    raise UserError(f"{self.path}, line {number} is not JSON: {error}") from error
+                if not isinstance(entry, dict):
+                    raise UserError(f"{self.path}, line {number} is no JSON object: {line[:60]!r}")
+                if "step" in entry:  # the header has none
+                    yield number, entry
+
+
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The measurements in their order, those before a line that was cut short; none, no file."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:  # the process was killed while it wrote
-                return
-            if "step" in line:
-                yield line
+    """The measurements alone, as :class:`Measurements` reads them."""
+    return (entry for _, entry in Measurements(path))

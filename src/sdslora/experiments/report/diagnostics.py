@@ -1,15 +1,13 @@
 """What ``diagnostics.jsonl`` holds, as tables: one row a step and layer."""
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..diagnosis import NAME
+from ..diagnosis import NAME, Measurements
 from ..errors import UserError
 
 KEYS = ["step", "layer"]
@@ -42,29 +40,6 @@ class Diagnostics:
         return self.layers.groupby("step", as_index=False)[self.measures].mean()
 
 
-@dataclass
-class _Lines:
-    """The objects of a JSONL file, whose last line may have been cut short by a kill."""
-
-    path: Path
-    cut: bool = field(default=False, init=False)
-
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    entry = json.loads(line)
-                except ValueError as error:
-                    if next(file, None) is None:
-                        self.cut = True
-                        return
-                    raise UserError(f"{self.path}, line {number} is not JSON: {error}") from error
-                if not isinstance(entry, dict):
-                    raise UserError(f"{self.path}, line {number} is no JSON object: {line[:60]!r}")
-                if "step" in entry:  # the header has none
-                    yield number, entry
-
-
 def read(directory: Path) -> Diagnostics | None:
     """The diagnostics of a run, or None where none were recorded.
 
@@ -76,7 +51,7 @@ def read(directory: Path) -> Diagnostics | None:
     path = directory / NAME
     if not path.exists():
         return None
-    lines = _Lines(path)
+    lines = Measurements(path)
     try:
         frames = [_frame(path, number, entry) for number, entry in lines]
     except OSError as error:

@@ -6,7 +6,7 @@
 ``reset``       after the re-parameterization: the optimizer starts anew, from the new A and B
 ``base``        the frozen weights are bit for bit what they were
 ``bases``       QᵀQ = I
-``changed``     every tensor that the optimizer holds has been trained
+``changed``     every tensor that the optimizer holds has been trained, frozen ones aside
 ``schedule``    what the schedule drives is what the model runs
 ``saved``       each time an adapter is saved: the file has every tensor, whole
 ==============  ====================================================================================

@@ -34,11 +34,15 @@ class BaseUnchanged:
 
 
 class TrainableChanged:
-    """Every tensor that the optimizer holds has been trained."""
+    """Every tensor that the optimizer holds has been trained, the frozen ones aside."""
 
     def __init__(self, watched: Watched) -> None:
         held = {id(parameter) for parameter in parameters_of(watched.optimizer)}
-        self.tensors = {n: p for n, p in watched.model.named_parameters() if id(p) in held}
+        self.tensors = {
+            name: parameter
+            for name, parameter in watched.model.named_parameters()
+            if id(parameter) in held and parameter.requires_grad
+        }
         self.before = digests(self.tensors.items())
 
     def verify(self) -> None:
