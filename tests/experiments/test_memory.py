@@ -19,7 +19,8 @@ def prepared(recipe: MakeRecipe, tmp_path) -> plan.Plan:
 
 def test_exact_terms(prepared: plan.Plan) -> None:
     terms = memory.estimate(prepared)
-    model = adapter.attach(prepared.source.load(), prepared.spec.adapter)
+    source = prepared.work.source
+    model = adapter.attach(source.load(), prepared.spec.adapter, source)
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     assert terms["base weights"] == sum(p.nbytes for p in model.parameters()) - trained
     assert terms["adapter"] == terms["gradients"] == trained
@@ -30,8 +31,9 @@ def test_exact_terms(prepared: plan.Plan) -> None:
 
 def test_activations_are_of_the_right_size(prepared: plan.Plan) -> None:
     """Against what autograd keeps for the backward pass of the transformer's layers."""
-    assert max(map(len, prepared.train)) == TOKENS
-    model = adapter.attach(prepared.source.load(), prepared.spec.adapter).train()
+    assert prepared.work.positions == TOKENS
+    source = prepared.work.source
+    model = adapter.attach(source.load(), prepared.spec.adapter, source).train()
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 

@@ -26,7 +26,7 @@ def test_recipe_and_overrides(recipe: MakeRecipe) -> None:
 def test_defaults(recipe: MakeRecipe) -> None:
     spec = read(recipe(training={"use_cpu": True}, adapter={}))
     assert spec.adapter.target_modules == "all-linear"
-    assert spec.adapter.task_type == "CAUSAL_LM"
+    assert spec.adapter.task_type is None  # the model decides
     assert (spec.training.learning_rate, spec.training.weight_decay) == (2e-4, 0.0)
     assert spec.training.lr_scheduler_type == "cosine"
     assert spec.training.num_train_epochs == 1

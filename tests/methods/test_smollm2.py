@@ -25,7 +25,7 @@ STEPS = 20
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
     """1 × 32 tokens."""
-    tokenizer = models.find(ModelSpec(models.SMOLLM2)).tokenizer()
+    tokenizer = models.find(ModelSpec(models.SMOLLM2)).processor()
     ids = tokenizer(TEXT, return_tensors="pt").input_ids[:, :32]
     return {"input_ids": ids, "labels": ids}
 

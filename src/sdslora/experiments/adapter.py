@@ -14,20 +14,25 @@ from transformers import PreTrainedModel
 from .. import SdsLoraConfig
 from ..tuner import refuse_slow
 from .errors import RunFailed, UserError, nearest
-
-_DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+from .models import Source
 
 
 def make_config(options: Mapping[str, Any]) -> SdsLoraConfig:
-    """``SdsLoraConfig`` of these options for a causal language model, on all linear layers."""
+    """``SdsLoraConfig`` of these options, on all linear layers."""
     try:
-        return SdsLoraConfig(**{**_DEFAULTS, **options})
+        return SdsLoraConfig(**{"target_modules": "all-linear", **options})
     except (ValueError, TypeError) as error:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def attach(model: PreTrainedModel, config: SdsLoraConfig) -> PeftModel:
+def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> PeftModel:
     """Wrap ``model``; ``config`` stays as it is. A is drawn from torch's generator.
+
+    Args:
+        model: of ``source``, with its weights or without.
+        config: of the adapter.
+        source: says what follows from the model: the task's type, and the head that is trained
+            beside the adapter where it is new.
 
     Raises:
         UserError: where a name in the configuration matches no module, naming the nearest one,
@@ -38,8 +43,11 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig) -> PeftModel:
     except ValueError as error:
         raise UserError(f"adapter.{error}") from error
     _refuse_unmatched(model, config)
+    config = copy.deepcopy(config)
+    config.task_type = config.task_type or source.task_type
+    config.modules_to_save = [*(config.modules_to_save or []), *source.head] or None
     try:
-        wrapped = get_peft_model(model, copy.deepcopy(config))
+        wrapped = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"adapter: {' '.join(str(error).split())}") from error
     for name, layer in layers(wrapped).items():

@@ -1,7 +1,7 @@
 """Memory and time of a training step by arithmetic alone: no model, no data, no GPU.
 
 Every formula stands once, here. The decoder has seven linear layers a block (query, key, value,
-output, gate, up, down), and all of them are adapted.
+output, gate, up, down), and all of them are adapted; of a vision transformer, query and value.
 """
 
 from dataclasses import dataclass
@@ -53,6 +53,42 @@ class Decoder:
         return self.layers * sum(rank * (m + n) for m, n in self.linears)
 
 
+@dataclass(frozen=True)
+class VisionTransformer:
+    """The shape of a vision transformer, of whose blocks query and value are adapted.
+
+    Its six linear layers a block are query, key, value, output and two of the MLP. Patch embedding
+    and head, a thousandth of the rest, are left out.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int = 0
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of all linear layers: the sum of m n."""
+        return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return self.linear_parameters
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Of A (r, n) and B (m, r); the bases Q_A and Q_B have as many numbers."""
+        return self.layers * 2 * rank * 2 * self.hidden
+
+
+Shape = Decoder | VisionTransformer
+
+VISION = {
+    "vit-base": VisionTransformer(12, 768, 3072),
+    "vit-large": VisionTransformer(24, 1024, 4096),
+}
+"""By name, from the configurations that are published with the models."""
+
 DECODERS = {
     "gemma-2b": Decoder(18, 2048, 16384, 8, 1, 256, 256000, tied=True),
     "llama2-7b": Decoder(32, 4096, 11008, 32, 32, 128, 32000),
@@ -81,7 +117,7 @@ class Gpu:
 
 
 def sds_lora_bytes(
-    model: Decoder, rank: int, tokens: int, gpus: int = 1, checkpointing: bool = True
+    model: Shape, rank: int, tokens: int, gpus: int = 1, checkpointing: bool = True
 ) -> dict[str, float]:
     """Bytes on each GPU by kind: a bfloat16 base, A, B and the bases in float32, AdamW.
 
@@ -104,7 +140,7 @@ def sds_lora_bytes(
     }
 
 
-def full_bytes(model: Decoder, tokens: int, gpus: int = 1) -> dict[str, float]:
+def full_bytes(model: Shape, tokens: int, gpus: int = 1) -> dict[str, float]:
     """The same of full fine-tuning in bfloat16: weights, gradients, moments."""
     weights = _HALF * model.parameters / gpus
     return {
@@ -115,7 +151,7 @@ def full_bytes(model: Decoder, tokens: int, gpus: int = 1) -> dict[str, float]:
     }
 
 
-def activation_bytes(model: Decoder, tokens: int, checkpointing: bool) -> float:
+def activation_bytes(model: Shape, tokens: int, checkpointing: bool) -> float:
     """An estimate: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
 
     With checkpointing the inputs of all blocks, and one block's own.
@@ -126,7 +162,7 @@ def activation_bytes(model: Decoder, tokens: int, checkpointing: bool) -> float:
     return model.layers * tokens * model.hidden * _HALF + block
 
 
-def multiply_adds(model: Decoder, rank: int | None = None, per_adapter: int = 5) -> float:
+def multiply_adds(model: Shape, rank: int | None = None, per_adapter: int = 5) -> float:
     """Of a token's forward and backward pass, without the attention's own products.
 
     Args:
@@ -144,7 +180,7 @@ def multiply_adds(model: Decoder, rank: int | None = None, per_adapter: int = 5)
 
 
 def seconds(
-    model: Decoder, rank: int | None, tokens: float, gpu: Gpu, checkpointing: bool = True
+    model: Shape, rank: int | None, tokens: float, gpu: Gpu, checkpointing: bool = True
 ) -> float:
     """Of training on so many tokens on one GPU; checkpointing repeats the forward pass."""
     again = 1 * (model.linear_parameters + model.vocabulary * model.hidden) * checkpointing

@@ -4,8 +4,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import TypeVar
 
 from . import rows, training_sets
+from .bench import digits
 from .encode import Manner
 from .errors import UserError
 from .procedural import PREFIX, VALIDATION_SEED_OFFSET, Task
@@ -18,6 +20,7 @@ from .training_sets import TRAINING_SETS
 Size = int | float
 """A number of rows, or a fraction below 1."""
 _PROCEDURAL_SIZE = 1000
+_Any = TypeVar("_Any")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ def load(spec: DataSpec, test: Size | str = 0) -> Examples:
     Raises:
         UserError: for a source that cannot be read, an empty one, a row without a needed field.
     """
+    if spec.source == digits.SOURCE or spec.image or spec.label:
+        raise UserError(
+            f"data.source: {digits.SOURCE}, data.image and data.label are for image classifiers, "
+            "and the model is a language model"
+        )
     if spec.source in TRAINING_SETS:
         return _known(spec, test)
     template = Template(spec.prompt, spec.completion)
@@ -102,7 +110,7 @@ def _known(spec: DataSpec, test: Size | str) -> Examples:
     whole = size if size is not None and len(found) == at_most else len(found)
     held = replace(spec, size=None, holdout=_held_out(spec.holdout, whole))
     numbered = list(enumerate(found))
-    splits = _hold_out(held, numbered, {}, _held_out(tested_size, whole))
+    splits = hold_out(held, numbered, {}, _held_out(tested_size, whole))
     train, validation, tested = (
         [Example(row["prompt"], row["completion"], row) for _, row in split] for split in splits
     )
@@ -142,13 +150,23 @@ def _read(spec: DataSpec, test: Size | str) -> _Splits:
         for name, source in (("validation", spec.validation), ("test", test))
         if isinstance(source, str)
     }
-    return _hold_out(spec, list(enumerate(_rows(spec, spec.split))), named, test)
+    return hold_out(spec, list(enumerate(_rows(spec, spec.split))), named, test)
 
 
-def _hold_out(
-    spec: DataSpec, train: _Numbered, named: dict[str, _Numbered], test: Size | str
-) -> _Splits:
-    """The rows without those held out of them, and the splits that are not ``named`` already."""
+def hold_out(
+    spec: DataSpec, train: list[_Any], named: dict[str, list[_Any]], test: Size | str
+) -> tuple[list[_Any], list[_Any], list[_Any]]:
+    """The rows without those held out of them, then those to validate on and to test on.
+
+    Args:
+        spec: ``holdout``, ``seed`` and ``size`` of it.
+        train: all rows that there are.
+        named: "validation" and "test", where they are other rows.
+        test: as for :func:`load`.
+
+    Raises:
+        UserError: where none is left to train on.
+    """
     size = len(train)
     counts = {
         name: _held_out(share, size)

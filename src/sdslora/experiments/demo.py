@@ -64,18 +64,14 @@ def main(argv: Sequence[str]) -> None:
 
 def _compare(trained: train.Trained, prepared: plan.Plan, plain: Path) -> dict[str, float]:
     """The logits of the trained model and of stock PEFT with the exported adapter."""
-    rows = [torch.tensor(row.prompt + row.completion) for row in prepared.validation[:_PROBES]]
-    pad = torch.nn.utils.rnn.pad_sequence
-    probe = {
-        "input_ids": pad(rows, batch_first=True, padding_value=prepared.tokenizer.pad_token_id),
-        "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
-    }
+    probe = prepared.work.batch("validation", slice(_PROBES))
+    del probe["labels"]
     device = trained.model.device
     with torch.no_grad():
         logits = trained.model.eval()(**{k: v.to(device) for k, v in probe.items()}).logits
     file = plain.with_name("probe.safetensors")
     save_file(probe | {"logits": logits.cpu().contiguous()}, file)
-    source = prepared.source
+    source = prepared.work.source
     arguments = json.dumps({"path": source.path, **source.load_arguments})
     # -P: the script's own directory is not imported from.
     command = [sys.executable, "-P", stock_peft.__file__, str(plain), str(file), arguments]

@@ -17,8 +17,8 @@ def describe(plan: Plan) -> str:
             yaml.safe_dump(_plain(plan.config), sort_keys=False, allow_unicode=True),
             *_layers(plan),
             *_memory(plan),
-            f"rows: {len(plan.train)} to train on, {len(plan.validation)} to evaluate on; "
-            f"longest {max(map(len, plan.train))} tokens",
+            f"rows: {plan.work.size('train')} to train on, {plan.work.size('validation')} to "
+            f"evaluate on; {plan.work.remark}",
             *_schedule(plan),
         ]
     )
@@ -40,7 +40,8 @@ def _memory(plan: Plan) -> list[str]:
     return [
         f"estimated memory: {size(sum(terms.values()))}",
         *(f"  {name}: {size(number)}" for name, number in terms.items()),
-        f"  (activations: {ACTIVATION_FORMULA})",
+        f"  (activations{'' if 'activations' in terms else ', not estimated for this model'}: "
+        f"{ACTIVATION_FORMULA})",
     ]
 
 

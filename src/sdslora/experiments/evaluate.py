@@ -6,11 +6,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import data, models, record, saved, tokenized
+from . import models, record, saved, work
 from .errors import UserError
 from .files import refuse_used
 from .inference import to_accelerator
-from .measure import Measurement, measure, summary
+from .measure import Measurement, require_rows, summary
 from .parsing import RECIPE, parse
 from .saved import BaseModelSpec
 from .spec import DataSpec, EvalSpec
@@ -20,7 +20,7 @@ _SECTIONS = ("model", "data", "evaluation")
 
 @dataclass
 class EvaluateSpec:
-    """Evaluate an adapter or a base model: loss and exact match (the paper's tasks: --tasks).
+    """Evaluate an adapter or a model: loss, exact match or accuracy (the paper's tasks: --tasks).
 
     Args:
         data: Its validation rows are evaluated on.
@@ -64,20 +64,20 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     """
     if spec.output_dir is not None:
         refuse_used(Path(spec.output_dir))
-    examples = data.load(spec.data)
     if spec.adapter_dir is not None:
-        found: Any = saved.find(spec.adapter_dir, spec.model)
+        adapted = saved.find(spec.adapter_dir, spec.model)
+        source, processor, load = adapted.source, adapted.processor(), adapted.load
     elif spec.model.name_or_path is not None:
-        found = models.find(spec.model)
+        source = models.find(spec.model)
+        processor, load = source.processor(), source.load
     else:
         raise UserError("nothing to evaluate: give --adapter_dir or --model.name_or_path")
-    tokenizer = found.tokenizer()
-    rows = tokenized.held_out(
-        examples, examples.validation, tokenizer, spec.data, spec.max_length, "validation"
-    )
-    model = found.load()
+    made = work.make(source, processor, spec.data, spec.max_length)
+    work.require_classes(made, source)
+    require_rows(made.size("validation"))
+    model: Any = load()
     to_accelerator(model, spec.model.options)
-    result = measure(model, tokenizer, rows, spec.evaluation, examples.rule)
+    result = made.measure(model, "validation", spec.evaluation)
     print(summary(result.metrics))
     if spec.output_dir is not None:
         record.write_figures(

@@ -15,7 +15,7 @@ from . import models, record, saved
 from .errors import UserError
 from .files import refuse_used
 from .inference import to_accelerator
-from .models import Source
+from .models import LanguageModel, Source
 from .parsing import RECIPE, parse
 from .saved import BaseModelSpec, SavedAdapter
 from .tasks import harness
@@ -89,9 +89,12 @@ def evaluate(spec: TasksSpec) -> TaskResults:
         found = models.find(spec.model)
     else:
         raise UserError("nothing to evaluate: give an adapter's directory or a model")
-    _require_memory(found)
+    source = found.source if isinstance(found, SavedAdapter) else found
+    if not isinstance(source, LanguageModel):
+        raise UserError(f"the tasks are for language models; {source.spec.name_or_path!r} is none")
+    _require_memory(source)
     loaded = harness.load(names, spec.data_dir)
-    tokenizer, model = found.tokenizer(), found.load()
+    tokenizer, model = found.processor(), found.load()
     to_accelerator(model, spec.model.options)
     results = harness.run(model, tokenizer, loaded, spec.batch_size, spec.limit, spec.generation)
     print(harness.summary(results.metrics))
@@ -102,9 +105,8 @@ def evaluate(spec: TasksSpec) -> TaskResults:
     return results
 
 
-def _require_memory(found: SavedAdapter | Source) -> None:
+def _require_memory(source: Source) -> None:
     """Raise ``UserError`` where the weights alone are more than the memory that is free."""
-    source = found.source if isinstance(found, SavedAdapter) else found
     if {"device_map", "quantization_config"} & source.spec.options.keys():
         return
     needed = sum(p.numel() for p in source.skeleton().parameters()) * source.dtype.itemsize

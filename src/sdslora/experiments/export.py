@@ -16,6 +16,7 @@ from . import hollow, saved
 from .errors import UserError
 from .files import refuse_used
 from .merge import MergeSpec, merge
+from .models import is_classifier
 from .parsing import parse
 from .saved import BaseModelSpec
 
@@ -75,6 +76,8 @@ def export(spec: ExportSpec) -> None:
     model = _load(spec)
     try:
         done = _write(model, spec)
+        if spec.format == "peft" and is_classifier(model.config):
+            model.config.save_pretrained(spec.output_dir)  # the classes, which no adapter keeps
     except ModuleNotFoundError as error:
         needed = f"{spec.format} needs the package {error.name}: pip install {error.name}"
         raise UserError(needed) from error
@@ -91,7 +94,12 @@ def _load(spec: ExportSpec) -> PeftModel:
     if spec.component is None:
         model = saved.find(spec.adapter_dir, spec.model).load()
     else:
-        saved.read_config(spec.adapter_dir)
+        beside = saved.read_config(spec.adapter_dir).modules_to_save
+        if beside:
+            raise UserError(
+                f"{spec.format} has no place for what was trained beside the adapter, "
+                f"{', '.join(beside)}: export it as peft, or merged"
+            )
         model = hollow.load(spec.adapter_dir)
     if not adapter_configs(model):
         raise UserError(

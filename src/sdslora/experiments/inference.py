@@ -1,11 +1,12 @@
 """The place and the state in which a model is measured."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 
 @contextmanager
@@ -25,3 +26,22 @@ def to_accelerator(model: nn.Module, options: Mapping[str, Any]) -> None:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None and "device_map" not in options:
         model.to(accelerator)
+
+
+def classified(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+    """``loss`` (mean cross-entropy, nats) and ``accuracy`` (top-1) of an image classifier.
+
+    Args:
+        model: takes ``pixel_values``, returns ``logits``.
+        batches: ``pixel_values`` (N, channels, height, width) and ``labels`` (N,).
+    """
+    total, right, count = 0.0, 0, 0
+    device = next(model.parameters()).device
+    with inference(model):
+        for batch in batches:
+            logits = model(pixel_values=batch["pixel_values"].to(device)).logits.float().cpu()
+            labels = batch["labels"]
+            total += cross_entropy(logits, labels, reduction="none").double().sum().item()
+            right += int((logits.argmax(-1) == labels).sum())
+            count += len(labels)
+    return {"loss": total / count, "accuracy": right / count}

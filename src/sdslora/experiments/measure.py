@@ -26,8 +26,9 @@ class Measurement:
     """The figures of one model on one set of rows.
 
     Attributes:
-        metrics: ``rows``, ``loss`` (nats per completion token), ``exact_match`` and, where the task
-            has a rule of its own, ``task_score`` (shares of rows), ``seconds``.
+        metrics: ``rows``, ``loss`` (nats per completion token, or per image), ``exact_match`` and,
+            where the task has a rule of its own, ``task_score``, or ``accuracy`` (shares of rows),
+            ``seconds``.
         records: one a row, with the generated text; empty where nothing was generated.
     """
 
@@ -48,8 +49,7 @@ def measure(
     Raises:
         UserError: where there are no rows.
     """
-    if not rows:
-        raise UserError("there are no rows to evaluate on; set data.validation or data.holdout")
+    require_rows(len(rows))
     start = time.perf_counter()
     rows = rows[: spec.limit]
     loss = mean_loss(model, rows, spec.batch_size, tokenizer.pad_token_id, title)
@@ -66,11 +66,18 @@ def measure(
     return Measurement(metrics, records)
 
 
+def require_rows(number: int) -> None:
+    """Raise ``UserError`` where there is nothing to measure on."""
+    if not number:
+        raise UserError("there are no rows to evaluate on; set data.validation or data.holdout")
+
+
 def summary(metrics: dict[str, Any]) -> str:
     """One line of an evaluation's figures; the task's own score where it differs."""
     parts = [f"loss {metrics['loss']:.4f}"]
-    if "exact_match" in metrics:
-        parts.append(f"exact match {metrics['exact_match']:.1%}")
+    for name in ("exact_match", "accuracy"):
+        if name in metrics:
+            parts.append(f"{name.replace('_', ' ')} {metrics[name]:.1%}")
     if metrics.get("task_score", metrics.get("exact_match")) != metrics.get("exact_match"):
         parts.append(f"right by the task's own rule {metrics['task_score']:.1%}")
     return f"{', '.join(parts)} ({metrics['rows']} rows)"

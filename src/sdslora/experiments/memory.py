@@ -30,18 +30,21 @@ def estimate(plan: Plan) -> dict[str, int]:
         "bases Q_A, Q_B": _bytes(bases),
         "gradients": _bytes(trained),
         "optimizer state": kept * _bytes(trained),
-        "activations": _activations(plan),
+        **_activations(plan),
     }
 
 
-def _activations(plan: Plan) -> int:
-    config = plan.source.config.get_text_config()
-    hidden = config.hidden_size
+def _activations(plan: Plan) -> dict[str, int]:
+    """None where the model is no plain stack of transformer layers."""
+    source, tokens = plan.work.source, plan.work.positions
+    config = source.config.get_text_config()
+    hidden, layers = (getattr(config, k, None) for k in ("hidden_size", "num_hidden_layers"))
+    if not (isinstance(hidden, int) and isinstance(layers, int) and tokens):
+        return {}
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    rows = min(plan.spec.training.per_device_train_batch_size, len(plan.train))
-    tokens = max(map(len, plan.train))
-    size = plan.source.dtype.itemsize
-    return rows * tokens * config.num_hidden_layers * (9 * hidden + 4 * intermediate) * size
+    rows = min(plan.spec.training.per_device_train_batch_size, plan.work.size("train"))
+    size = source.dtype.itemsize
+    return {"activations": rows * tokens * layers * (9 * hidden + 4 * intermediate) * size}
 
 
 def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:

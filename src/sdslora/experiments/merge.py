@@ -32,7 +32,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def merge(spec: MergeSpec) -> None:
-    """Write weights (safetensors), configuration and tokenizer."""
+    """Write weights (safetensors), configuration, and tokenizer or image processor."""
     output_dir = Path(spec.output_dir)
     saved.rewrite(
         spec.adapter_dir,

@@ -10,12 +10,10 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from .. import RefreshSchedule
-from . import adapter, checkpoints, data, models, record, tokenized
-from .encode import Encoded
+from . import adapter, checkpoints, models, record, work
 from .errors import UserError
-from .models import Source
-from .scoring import Rule
 from .spec import TrainingConfig, TrainSpec
+from .work import Work
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,8 @@ class Plan:
 
     Attributes:
         config: the whole specification, resolved, as ``run.json`` keeps it.
-        source: the base model, found but not loaded.
+        work: the base model, found but not loaded, and the rows.
         skeleton: the base model with its adapter, on the meta device.
-        train, validation: tokenized rows.
-        left_out: by reason, how many rows of the source are not trained on, or cut.
-        rule: the task's own rule of scoring, if any.
         schedule: when the bases are refreshed; its ``total_steps`` are the run's.
         held: the record of the run to continue, or None for a new one.
         checkpoint: the checkpoint to continue from, or None for the beginning.
@@ -36,13 +31,8 @@ class Plan:
 
     spec: TrainSpec
     config: dict[str, Any]
-    source: Source
+    work: Work
     skeleton: PeftModel
-    tokenizer: PreTrainedTokenizerBase
-    train: list[Encoded]
-    validation: list[Encoded]
-    left_out: dict[str, int]
-    rule: Rule | None
     schedule: RefreshSchedule
     held: dict[str, Any] | None
     checkpoint: Path | None
@@ -58,17 +48,12 @@ def make(spec: TrainSpec) -> Plan:
     config = spec.to_dict()
     held = record.claim(output_dir, config, spec.resume)
     _refuse_unsupported(spec.training)
-    examples = data.load(spec.data)
     source = models.find(spec.model)
-    skeleton = adapter.attach(source.skeleton(), spec.adapter)
-    tokenizer = source.tokenizer()
+    made = work.make(source, source.processor(), spec.data, spec.training.max_length)
+    skeleton = adapter.attach(made.source.skeleton(), spec.adapter, made.source)
     if spec.training.eos_token is not None:
-        _set_eos(tokenizer, spec.training.eos_token)
-    length = spec.training.max_length
-    train, left_out = tokenized.training(examples, tokenizer, spec.data, length)
-    validation = tokenized.held_out(
-        examples, examples.validation, tokenizer, spec.data, length, "validation"
-    )
+        _set_eos(made.processor, spec.training.eos_token)
+    rows, validation = made.size("train"), made.size("validation")
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
             "training.eval_strategy needs rows to evaluate on; set data.validation or data.holdout"
@@ -83,23 +68,11 @@ def make(spec: TrainSpec) -> Plan:
             "out, or train in one"
         )
     try:
-        schedule = spec.adapter.schedule(total_steps(len(train), spec.training))
+        schedule = spec.adapter.schedule(total_steps(rows, spec.training))
     except ValueError as error:
         raise UserError(f"{error} (adapter.warmup_steps, training.max_steps)") from error
-    return Plan(
-        spec,
-        config,
-        source,
-        skeleton,
-        tokenizer,
-        train,
-        validation,
-        left_out,
-        examples.rule,
-        schedule,
-        held,
-        checkpoints.last_whole(output_dir) if held else None,
-    )
+    checkpoint = checkpoints.last_whole(output_dir) if held else None
+    return Plan(spec, config, made, skeleton, schedule, held, checkpoint)
 
 
 def total_steps(rows: int, training: TrainingConfig) -> int:
@@ -112,7 +85,9 @@ def total_steps(rows: int, training: TrainingConfig) -> int:
     return math.ceil(training.num_train_epochs * per_epoch)
 
 
-def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+def _set_eos(tokenizer: Any, token: str) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError("training.eos_token is for text, and the model is an image classifier")
     if token not in tokenizer.get_vocab():
         raise UserError(f"training.eos_token {token!r} is not in the model's vocabulary")
     tokenizer.eos_token = token

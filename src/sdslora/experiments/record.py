@@ -28,10 +28,20 @@ from .processes import is_first
 from .secrets import masked, without_secrets
 
 NAME = "run.json"
-_PACKAGES = ("torch", "peft", "transformers", "trl", "accelerate", "datasets", "reasoning-gym")
+_PACKAGES = (
+    "torch",
+    "peft",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "pillow",
+    "reasoning-gym",
+)
 # What may differ between a run and its continuation: it changes no weight.
 _FREE = (
     "output_dir",
+    "adapter.task_type",
     "checks",
     "diagnostics",
     "training.logging_",

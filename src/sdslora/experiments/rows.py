@@ -31,7 +31,8 @@ def read_file(source: str) -> Sequence[Row]:
     if not path.exists():
         raise UserError(f"data file {source} does not exist (relative to {Path.cwd()})")
     if path.suffix not in SUFFIXES:
-        raise UserError(f"data file {source} must end in {', '.join(SUFFIXES)}")
+        hint = "; folders of images are for image classifiers" if path.is_dir() else ""
+        raise UserError(f"data file {source} must end in {', '.join(SUFFIXES)}{hint}")
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet

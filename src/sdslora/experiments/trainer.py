@@ -1,7 +1,7 @@
-"""TRL's SFTTrainer, stopped by a loss that is not a number and, cleanly, by Ctrl-C."""
+"""The Trainers, stopped by a loss that is not a number and, cleanly, by Ctrl-C."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,13 +22,21 @@ from .errors import RunFailed
 from .processes import agreed
 
 
-class FiniteLoss(Trainer):
-    """Mixed into a trainer, stops it at a loss that is not a number.
+class Guarded(Trainer):
+    """Mixed into a trainer, saves no checkpoint with a broken adapter, and each of one piece.
+
+    The callbacks that it is given come before the trackers', so that these are told of the figures
+    that those add to the log.
 
     Raises (while training):
         RunFailed: at the first loss that is NaN or infinite, naming the step, before that step
             touches a weight.
     """
+
+    def __init__(self, *, callbacks: Iterable[TrainerCallback] = (), **kwargs: Any) -> None:
+        own = list(callbacks)
+        super().__init__(callbacks=own, **kwargs)
+        self.callback_handler.callbacks.sort(key=lambda callback: callback not in own)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of one batch."""
@@ -36,18 +44,6 @@ class FiniteLoss(Trainer):
         if not torch.isfinite(loss):
             raise RunFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
-
-
-class GuardedTrainer(FiniteLoss, SFTTrainer):
-    """An ``SFTTrainer`` that saves no checkpoint with a broken adapter, and each of one piece.
-
-    The callbacks that it is given come before the trackers', so that these are told of the figures
-    that those add to the log.
-    """
-
-    def __init__(self, *, callbacks: Sequence[TrainerCallback] = (), **kwargs: Any) -> None:
-        super().__init__(callbacks=list(callbacks), **kwargs)
-        self.callback_handler.callbacks.sort(key=lambda callback: callback not in callbacks)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # The Trainer sees after a step that a training is over: resumed from its end, it takes one
@@ -63,6 +59,20 @@ class GuardedTrainer(FiniteLoss, SFTTrainer):
         if self.args.should_save:
             mark_unfinished(Path(self.args.output_dir), self.state.global_step)
         super()._save_checkpoint(*args, **kwargs)
+
+
+class GuardedTrainer(Guarded, SFTTrainer):
+    """TRL's ``SFTTrainer``, for text."""
+
+
+class ImageTrainer(Guarded):
+    """Transformers' ``Trainer``, for images."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # PEFT keeps weights; how many classes there are, and their names, is the base's to say
+        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 class StopOnInterrupt(TrainerCallback):

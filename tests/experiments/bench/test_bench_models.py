@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
+from sdslora.experiments import models
 from sdslora.experiments.bench import digits
 from sdslora.experiments.bench.cache import made
 from sdslora.experiments.bench.characters import tokenizer
@@ -17,6 +19,7 @@ from sdslora.experiments.bench.digits_vit import DigitsVit
 from sdslora.experiments.bench.family import Family
 from sdslora.experiments.bench.pretraining import Pretraining
 from sdslora.experiments.bench.tiny_lm import TinyLm, measured
+from sdslora.experiments.spec import ModelSpec
 
 SHAPE = {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 24}
 TINY_LM = TinyLm(Family(rows=4), Pretraining(3, 4, 1e-3), **SHAPE)
@@ -146,3 +149,12 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert factors[20] == pytest.approx(0.5)
     assert factors[30] == pytest.approx(0.0)
+
+
+def test_the_classifier_has_names_and_a_processor() -> None:
+    directory = made(TINY_VIT)
+    source = models.find(ModelSpec(str(directory)))
+    assert source.classes == [str(digit) for digit in range(10)]
+    image = Image.new("L", (16, 16), 51)
+    pixels = source.processor()(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, torch.full((1, 1, 8, 8), 0.2))

@@ -41,7 +41,7 @@ def test_as_the_model_of_a_recipe(tiny: None) -> None:
     model = source.load()
     assert model.config.hidden_size == 16
     assert model.name_or_path == "bench:tiny-lm"
-    assert source.tokenizer().vocab_size == AutoTokenizer.from_pretrained(source.path).vocab_size
+    assert source.processor().vocab_size == AutoTokenizer.from_pretrained(source.path).vocab_size
 
 
 def test_as_the_data_of_a_recipe() -> None:

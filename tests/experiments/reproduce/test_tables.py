@@ -154,7 +154,7 @@ def test_dry_run_of_the_papers_table_1(sdslora: Run):
     [
         (["table1", "--rank", "7"], "rank must be one of the table's, 8, not 7"),
         (["table2", "--scale", "paper", "--model", "gema-2b"], "did you mean `gemma-2b`?"),
-        (["table3", "--scale", "paper"], "table3 has no scale `paper`; there is small"),
+        (["table3", "--scale", "large"], "table3 has no scale `large`; there is small, paper"),
         (["table1", "--seeds", "0"], "seeds must be 1 or more, not 0"),
         (["table6", "--rounds", "0"], "rounds must be 1 or more, not 0"),
         (["table1", "--data_dir", "nowhere"], "there is no nowhere/commonsense"),

@@ -8,7 +8,11 @@ from torch import Tensor
 from ..errors import UserError
 from . import needs
 
+SOURCE = "digits"
+"""What they are called as ``data.source``."""
 PACKAGE = "scikit-learn"
+CLASSES = tuple("0123456789")
+"""What the labels are called."""
 _TRAIN, _VALIDATION = 1000, 300  # the remaining 497 are for the test
 _SPLIT_SEED = 0
 _BRIGHTEST = 16.0

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample
-from transformers import ViTConfig, ViTForImageClassification
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from ..inference import inference
+from ..inference import classified
 from . import digits
 from .pretraining import Pretraining
 
 
 @dataclass(frozen=True)
 class DigitsVit:
-    """An image classifier as ``AutoModelForImageClassification`` loads it.
+    """An image classifier as ``AutoModelForImageClassification`` loads it, and its processor.
 
     Args:
         training: how it is pretrained.
@@ -25,6 +25,7 @@ class DigitsVit:
         bend: standard deviation of the entries of the map that a training image goes through, about
             the identity's; the image's half width is 1.
         noise: standard deviation of what is added to every pixel in training.
+        side: of an image, in pixels.
     """
 
     name: ClassVar[str] = "digits-vit"
@@ -39,6 +40,7 @@ class DigitsVit:
     intermediate: int = 192
     bend: float = 0.07
     noise: float = 0.1
+    side: int = 8
 
     def make(self, directory: Path) -> dict[str, Any]:
         """Pretrain and save; returns the parameters, and loss and accuracy on the test part."""
@@ -48,20 +50,28 @@ class DigitsVit:
             model = ViTForImageClassification(self._config())
             self.training.run(model, self._batches(splits.train), "pretraining the ViT")
         model.save_pretrained(directory)
-        return {"parameters": model.num_parameters(), **measured(model, splits.test)}
+        self._processor().save_pretrained(directory)
+        test = {"pixel_values": splits.test.pixels, "labels": splits.test.labels}
+        return {"parameters": model.num_parameters(), **classified(model, [test])}
 
     def _config(self) -> ViTConfig:
         return ViTConfig(
-            image_size=8,
+            image_size=self.side,
             patch_size=2,
             num_channels=1,
-            num_labels=10,  # type: ignore[call-arg]
+            id2label=dict(enumerate(digits.CLASSES)),
+            label2id={name: number for number, name in enumerate(digits.CLASSES)},
             initializer_range=self.hidden**-0.5,  # the usual 0.02 is for wide models
             hidden_size=self.hidden,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             intermediate_size=self.intermediate,
         )
+
+    def _processor(self) -> ViTImageProcessorPil:
+        """From any image to brightness in [0, 1]."""
+        size = {"height": self.side, "width": self.side}
+        return ViTImageProcessorPil(size=size, image_mean=[0.0], image_std=[1.0])
 
     def _batches(self, images: digits.Images) -> Iterator[dict[str, Tensor]]:
         """Epochs without end, each in another order."""
@@ -76,14 +86,3 @@ class DigitsVit:
         maps = torch.eye(2, 3) + self.bend * torch.randn(len(pixels), 2, 3)
         grid = affine_grid(maps, list(pixels.shape), align_corners=False)
         return grid_sample(pixels, grid, align_corners=False)
-
-
-def measured(model: nn.Module, images: digits.Images) -> dict[str, float]:
-    """``loss`` (mean cross-entropy, nats) and ``accuracy`` of an image classifier."""
-    device = next(model.parameters()).device
-    with inference(model):
-        logits = model(pixel_values=images.pixels.to(device)).logits.float().cpu()
-    return {
-        "loss": cross_entropy(logits, images.labels).item(),
-        "accuracy": (logits.argmax(-1) == images.labels).double().mean().item(),
-    }

@@ -22,7 +22,7 @@ from .contenders import Contender, contenders, next_rate, rates
 from .engines import Engine, engine
 from .rates import Rate, best, end_of_grid, rates_of
 from .report import markdown, summary, table
-from .run import NAME, Job, carry_out, outcome, settings, workload
+from .run import NAME, Job, carry_out, outcome, workload
 from .spec import CompareSpec, metric_of
 from .statistics import Comparison, compare
 
@@ -57,7 +57,7 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     for note in work.notes:
         print(f"note: {note}")
     skeleton = work.skeleton()
-    field = [c for c in field if _can_run(c, skeleton, settings(spec, work))]
+    field = [c for c in field if _can_run(c, skeleton, work.settings)]
     if not field:
         raise UserError("no method is left to compare")
     place = place or engine(spec.engine)

@@ -1,117 +1,45 @@
 """Language models on prompts and completions."""
 
-import copy
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import Dataset, disable_progress_bars
 from torch import nn
-from torch.optim import Optimizer
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...methods import Batches
-from .. import data, models, rows, tokenized
+from .. import data, rows
+from ..data import Examples
 from ..encode import Encoded
 from ..errors import UserError
-from ..measure import mean_loss, measure, padded_batch
-from ..plan import total_steps
+from ..measure import mean_loss
+from ..models import LanguageModel
 from ..templates import Example, Template
-from ..trainer import GuardedTrainer
+from ..text import Text
 from .spec import CompareSpec, ForgettingSpec, TasksSection
-from .workload import Split
-
-_CALIBRATION_BATCHES = 8
+from .workload import Split, Workload
 
 
-class LanguageWorkload:
+class LanguageWorkload(Workload):
     """The model and data sections of a recipe, as in ``sdslora train``.
 
     Raises:
         UserError: for a model or data that cannot work.
     """
 
-    task_type = "CAUSAL_LM"
-
-    def __init__(self, spec: CompareSpec) -> None:
-        self.spec = spec
-        self.notes: list[str] = []
-        examples = self._examples = data.load(spec.data, spec.test)
-        self._rule = examples.rule
-        self._source = models.find(spec.model)
-        self._tokenizer = self._source.tokenizer()
-        validation = self._apart(examples.validation, examples.train, "validation")
-        test = self._apart(examples.test, [*examples.train, *validation], "test")
-        length = spec.training.max_length
-        self._train, _ = tokenized.training(examples, self._tokenizer, spec.data, length)
-        self._held = {
-            "validation": self._measured(validation, "validation"),
-            "test": self._measured(test, "test"),
-        }
-        self._general = _general_rows(spec.forgetting, self._tokenizer)
+    def __init__(self, spec: CompareSpec, source: LanguageModel) -> None:
+        tokenizer = source.processor()
+        examples, notes = _apart(data.load(spec.data, spec.test))
+        made = Text(source, tokenizer, spec.data, spec.training.max_length, examples)
+        super().__init__(spec, made, notes)
+        self._tokenizer = tokenizer
+        self._general = _general_rows(spec.forgetting, tokenizer)
         self._tasks = _tasks(spec.tasks)
-
-    def skeleton(self) -> nn.Module:
-        """The model without weights, on the meta device."""
-        return self._source.skeleton()
-
-    def model(self) -> nn.Module:
-        """A copy of the weights, which are read once."""
-        return copy.deepcopy(self._loaded)
-
-    @cached_property
-    def _loaded(self) -> PreTrainedModel:
-        return self._source.load()
-
-    def calibration(self) -> Batches:
-        """The first training rows, in batches of eight."""
-        size = 8
-        held = self._train[: size * _CALIBRATION_BATCHES]
-        return (
-            padded_batch(held[start : start + size], self._pad_id)
-            for start in range(0, len(held), size)
-        )
-
-    def trainer(
-        self,
-        model: nn.Module,
-        arguments: TrainingArguments,
-        optimizer: Optimizer,
-        callbacks: Iterable[TrainerCallback],
-    ) -> Trainer:
-        """TRL's, as ``sdslora train`` uses it."""
-        disable_progress_bars()
-        return GuardedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=self._dataset,
-            processing_class=self._tokenizer,
-            callbacks=list(callbacks),
-            optimizers=(optimizer, None),
-        )
-
-    @cached_property
-    def _dataset(self) -> Dataset:
-        return Dataset.from_list([row.training_row() for row in self._train])
-
-    def total_steps(self) -> int:
-        """Optimizer steps of a run."""
-        return total_steps(len(self._train), self.spec.training)
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
         """Loss; on the test rows, where the evaluation section asks for it, exact match as well."""
         asked = self.spec.evaluation
         chosen_by = replace(asked, exact_match=asked.exact_match and split == "test")
-        result = measure(model, self._tokenizer, self._held[split], chosen_by, self._rule, split)
-        return result.metrics
+        return self.work.measure(model, split, chosen_by, split).metrics
 
     def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
         """By lm-evaluation-harness, as ``sdslora evaluate --tasks`` measures a trained adapter."""
@@ -129,36 +57,26 @@ class LanguageWorkload:
         if not self._general:
             return None
         batch_size = self.spec.evaluation.batch_size
-        return mean_loss(model, self._general, batch_size, self._pad_id, "general text")
-
-    @property
-    def _pad_id(self) -> int:
         pad_id: int = self._tokenizer.pad_token_id
-        return pad_id
+        return mean_loss(model, self._general, batch_size, pad_id, "general text")
 
-    def _measured(self, chosen: Sequence[Example], what: str) -> list[Encoded]:
-        spec, length = self.spec.data, self.spec.training.max_length
-        rows = tokenized.held_out(self._examples, chosen, self._tokenizer, spec, length, what)
-        if not rows:
-            raise UserError(
-                f"there are no {what} rows: a comparison needs rows to train on, rows to choose "
-                "the learning rate by (data.validation or data.holdout) and rows to report (test)"
-            )
-        return rows
 
-    def _apart(
-        self, held: Sequence[Example], others: Sequence[Example], name: str
-    ) -> Sequence[Example]:
-        """Those of ``held`` whose prompt is in no split that it must be independent of."""
-        used = {example.prompt for example in others}
-        kept = [example for example in held if example.prompt not in used]
-        finding = f"{len(held) - len(kept)} of {len(held)} {name} rows have a prompt that is "
+def _apart(examples: Examples) -> tuple[Examples, list[str]]:
+    """The examples without those to measure on that are trained on or chosen by, and notes."""
+    used = {example.prompt for example in examples.train}
+    notes = []
+    kept: dict[str, Any] = {}
+    for name in ("validation", "test"):
+        held: list[Example] = getattr(examples, name)
+        kept[name] = [example for example in held if example.prompt not in used]
+        used |= {example.prompt for example in kept[name]}
+        finding = f"{len(held) - len(kept[name])} of {len(held)} {name} rows have a prompt that is "
         finding += "trained on or chosen by as well"
-        if held and not kept:
+        if held and not kept[name]:
             raise UserError(f"{finding}: give other rows")
-        if len(kept) < len(held):
-            self.notes.append(f"{finding}; left out")
-        return kept
+        if len(kept[name]) < len(held):
+            notes.append(f"{finding}; left out")
+    return replace(examples, **kept), notes
 
 
 def _tasks(asked: TasksSection) -> list[Any]:

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from ...methods import Method, Settings
-from .. import diagnosis, record
+from ...methods import Method
+from .. import diagnosis, models, record
 from ..diagnosis import DiagnosticsRecorder
 from ..errors import RunFailed
 from ..files import write_json
+from ..models import ImageClassifier, LanguageModel
 from .contenders import Contender
 from .language import LanguageWorkload
 from .peak_memory import peak_memory
 from .spec import CompareSpec
-from .vision import SOURCE as DIGITS
-from .vision import DigitsWorkload
+from .vision import VisionWorkload
 from .workload import Workload
 
 NAME = "run.json"
@@ -124,11 +124,11 @@ class _Diverged(Exception):
 def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
     work = workload(job.spec)
     method = job.contender.make()
-    base = work.model()
+    base = work.model(job.seed)
     before = _general_before(_Same(job.spec))
     set_seed(job.seed)
     with peak_memory() as peak:
-        model = method.attach(base, settings(job.spec, work), work.calibration())
+        model = method.attach(base, work.settings, work.calibration())
         trainable = [p.numel() for p in model.parameters() if p.requires_grad]
         data["trainable_parameters"] = sum(trainable)
         _train(job, work, method, model, data)
@@ -181,11 +181,6 @@ def _diagnostics(job: Job, work: Workload, method: Method) -> list[TrainerCallba
     return [DiagnosticsRecorder(method, batch, job.every, job.folder / diagnosis.NAME)]
 
 
-def settings(spec: CompareSpec, work: Workload) -> Settings:
-    """What every method is given alike."""
-    return Settings(rank=spec.rank, target_modules=spec.target_modules, task_type=work.task_type)
-
-
 def workload(spec: CompareSpec) -> Workload:
     """The comparison's model and data, made once in a process."""
     return _workload(_Same(spec))
@@ -193,15 +188,17 @@ def workload(spec: CompareSpec) -> Workload:
 
 @lru_cache(maxsize=1)
 def _workload(same: "_Same") -> Workload:
-    if same.spec.data.source == DIGITS:
-        return DigitsWorkload(same.spec)
-    return LanguageWorkload(same.spec)
+    source = models.find(same.spec.model)
+    if isinstance(source, ImageClassifier):
+        return VisionWorkload(same.spec, source)
+    assert isinstance(source, LanguageModel)
+    return LanguageWorkload(same.spec, source)
 
 
 @lru_cache(maxsize=1)
 def _general_before(same: "_Same") -> float | None:
     work = _workload(same)
-    return work.general_loss(work.model())
+    return work.general_loss(work.model(seed=0))
 
 
 class _Same:

@@ -11,13 +11,13 @@ from rich.console import Console
 from torch import Tensor
 
 from ...methods import Method
-from .. import data, record, saved, tokenized
-from ..data import Examples
+from .. import data, record, saved, tokenized, work
 from ..diagnosis import Figures
 from ..errors import UserError
 from ..files import new_directory, refuse_used, write_json
 from ..inference import to_accelerator
 from ..measure import padded_batch
+from ..models import LanguageModel
 from ..parsing import parse
 from ..saved import BaseModelSpec
 from ..spec import DataSpec
@@ -99,7 +99,6 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
         refuse_used(Path(spec.output_dir))
     config = saved.read_config(spec.adapter_dir)
     method = adapter.method_of(config, spec.adapter_dir)
-    examples = None if spec.data.source is None else data.load(spec.data)
     hollow = adapter.load(config, spec.adapter_dir)
     layers = of_weights(method, hollow)
     if not any(found["rank_lost"] is not None for found in layers.values()):
@@ -107,11 +106,11 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
             f"adapter {spec.adapter_dir} changes none of its {len(layers)} layers yet (B is zero): "
             "diagnose it after some steps of training"
         )
-    if examples is not None or spec.model.name_or_path is not None:
+    if spec.data.source is not None or spec.model.name_or_path is not None:
         found = saved.find(spec.adapter_dir, spec.model)
         adapter.require_match(method, hollow, found.source)
-        if examples is not None:
-            model, batch = _prepare(spec, found, examples)
+        if spec.data.source is not None:
+            model, batch = _prepare(spec, found)
             add_gradients(layers, method, model, batch)
     main_stage = any(map(adapter.in_main_stage, method.layer_states(hollow).values()))
     verdict = judge(layers, main_stage=main_stage)
@@ -121,17 +120,26 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
     return verdict
 
 
-def _prepare(
-    spec: DiagnoseSpec, found: saved.SavedAdapter, examples: Examples
-) -> tuple[PeftModel, dict[str, Tensor]]:
+def _prepare(spec: DiagnoseSpec, found: saved.SavedAdapter) -> tuple[PeftModel, dict[str, Tensor]]:
     """The whole model, and the batch beside it."""
-    tokenizer = found.tokenizer()
-    chosen = (examples.validation or examples.train)[: spec.rows]
-    rows = tokenized.held_out(examples, chosen, tokenizer, spec.data, spec.max_length, "diagnostic")
+    batch = (_texts if isinstance(found.source, LanguageModel) else _images)(spec, found)
     model = found.load()
     to_accelerator(model, spec.model.options)
-    batch = padded_batch(rows, tokenizer.pad_token_id)
     return model, {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _texts(spec: DiagnoseSpec, found: saved.SavedAdapter) -> dict[str, Tensor]:
+    """Those rows alone are tokenized."""
+    examples, tokenizer = data.load(spec.data), found.processor()
+    chosen = (examples.validation or examples.train)[: spec.rows]
+    rows = tokenized.held_out(examples, chosen, tokenizer, spec.data, spec.max_length, "diagnostic")
+    return padded_batch(rows, tokenizer.pad_token_id)
+
+
+def _images(spec: DiagnoseSpec, found: saved.SavedAdapter) -> dict[str, Tensor]:
+    made = work.make(found.source, found.processor(), spec.data)
+    work.require_classes(made, found.source)
+    return made.batch("validation" if made.size("validation") else "train", slice(spec.rows))
 
 
 def _show(layers: Mapping[str, Figures], verdict: Verdict, shown: int) -> None:

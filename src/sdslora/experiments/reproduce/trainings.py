@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..compare.contenders import contenders
-from ..compare.run import NAME, Job, carry_out, settings, workload
+from ..compare.run import NAME, Job, carry_out, workload
 from ..compare.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec
 from ..errors import RunFailed, UserError, first_line
 from ..files import read_json
@@ -136,7 +136,7 @@ def plan(spec: TrainingsSpec) -> str:
     skeleton = work.skeleton()
     for job in wanted:
         try:
-            job.contender.make().check(skeleton, settings(job.spec, work))
+            job.contender.make().check(skeleton, work.settings)
         except ValueError as error:
             raise UserError(f"methods: {first_line(error)}") from error
         lines.append(f"  {job}: {'to be run' if held(job) is None else 'there already'}")

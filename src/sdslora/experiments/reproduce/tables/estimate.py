@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ... import capacity
-from ...capacity import DECODERS, Decoder, Gpu
+from ...capacity import DECODERS, VISION, Gpu, Shape
 from ...compare.numbers import count
 from ...dry_run import size
 from ...errors import UserError
 from .grid import Cell
 
 _GPU = Gpu()
+_SHAPES: dict[str, Shape] = {**DECODERS, **VISION}
 
 
 def steps(cell: Cell) -> int:
@@ -42,7 +43,7 @@ def described(cells: Sequence[Cell]) -> str:
 
 def hours(cell: Cell) -> float | None:
     """On one GPU, of all the cell's trainings; None where the model's shape is not at hand."""
-    shape = DECODERS.get(cell.model)
+    shape = _SHAPES.get(cell.model)
     if shape is None:
         return None
     tokens = steps(cell) * _tokens(cell)
@@ -67,11 +68,12 @@ def require_memory(cells: Sequence[Cell]) -> None:
 
 def _described(cell: Cell) -> Iterator[str]:
     labels = list(dict.fromkeys(job.contender.label for job in cell.jobs))
-    seeds, rate = len(cell.comparison.seed_list), cell.settings.rate
+    seeds, factor = len(cell.comparison.seed_list), cell.part.rate_factor
     batch = cell.comparison.training.per_device_train_batch_size
     yield (
-        f"{cell.model} on {cell.part_name}, rank {cell.rank}, rate {rate:g} (full "
-        f"{cell.settings.full_rate:g}): {len(labels)} methods x {count(seeds, 'seed')}, "
+        f"{cell.model} on {cell.part_name}, rank {cell.rank}, rate "
+        f"{factor * cell.settings.rate:g} (full {factor * cell.settings.full_rate:g}): "
+        f"{len(labels)} methods x {count(seeds, 'seed')}, "
         f"{steps(cell)} steps of {batch} rows"
     )
     yield f"  methods: {', '.join(labels)}"
@@ -82,12 +84,12 @@ def _described(cell: Cell) -> Iterator[str]:
         yield "  hours and memory: not estimated for this model"
     else:
         memory = ", ".join(f"{name} {size(needed)}" for name, needed in _memory(cell))
-        yield f"  {spent / len(_runs(cell)):.1f} GPU hours a run; memory of a run: {memory}"
+        yield f"  {spent / len(_runs(cell)):.3g} GPU hours a run; memory of a run: {memory}"
 
 
 def _memory(cell: Cell) -> Iterator[tuple[str, int]]:
     """Bytes on one GPU, with checkpointing: of a low-rank run, and of full fine-tuning."""
-    shape: Decoder | None = DECODERS.get(cell.model)
+    shape = _SHAPES.get(cell.model)
     if shape is None:
         return
     low = capacity.sds_lora_bytes(shape, cell.rank, _tokens(cell))

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ...compare.contenders import contenders
 from ...compare.engines import engine
-from ...compare.run import Job, carry_out, outcome, settings, workload
+from ...compare.run import Job, carry_out, outcome, workload
 from ...compare.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec, TasksSection
 from ...errors import UserError, first_line, nearest
 from ...spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
@@ -31,7 +31,8 @@ class TableSpec:
         seeds: Number of seeds, where it shall be another than the table's.
         max_steps: Steps of a run, where it shall not be trained to its end.
         limit: Evaluate at most so many rows of each task.
-        data_dir: Read training sets and tasks from files below this directory instead of the Hub.
+        data_dir: Read training sets, tasks and images from files below this directory instead of
+            the Hub.
         allow_code_execution: Run the programs that the models write, in a sandbox.
         engine: Where the runs are carried out: "local" or "ray".
         slots: Runs at a time; by default one a GPU, or one where there is none.
@@ -117,7 +118,7 @@ def check(found: Sequence[Cell]) -> None:
         for job in cell.jobs:
             held(job)
             try:
-                job.contender.make().check(skeleton, settings(job.spec, work))
+                job.contender.make().check(skeleton, work.settings)
             except ValueError as error:
                 raise UserError(f"{job}: {first_line(error)}") from error
 
@@ -155,9 +156,19 @@ def _methods(scale: Scale, ranks: int) -> Iterator[tuple[Entry, ...]]:
         yield tuple(method for method in scale.methods if place == 0 or method != "full")
 
 
-def _rates(model: Model, methods: tuple[Entry, ...]) -> dict[str, float]:
-    full = {"full": model.full_rate} if "full" in methods else {}
-    return {"*": model.rate, **full}
+def _rates(model: Model, part: Part, methods: tuple[Entry, ...]) -> dict[str, float]:
+    full = {"full": part.rate_factor * model.full_rate} if "full" in methods else {}
+    return {"*": part.rate_factor * model.rate, **full}
+
+
+def _data(part: Part, data_dir: str | None) -> DataSpec:
+    """The part's data section; of local data, where there are any."""
+    given = dict(part.data)
+    if data_dir is not None and given["source"] in TRAINING_SETS:
+        given["options"] = {"dir": data_dir}
+    if data_dir is not None and part.folder is not None:
+        given["source"] = str(Path(data_dir) / part.folder)
+    return DataSpec(**given)
 
 
 def _cell(
@@ -170,18 +181,15 @@ def _cell(
     scale: Scale,
     spec: TableSpec,
 ) -> Cell:
-    data = dict(part.data)
-    if spec.data_dir is not None and data["source"] in TRAINING_SETS:
-        data["options"] = {"dir": spec.data_dir}
     steps = {} if spec.max_steps is None else {"max_steps": spec.max_steps}
     place = "-".join("".join(c if c.isalnum() else "-" for c in x) for x in (name, part_name))
     comparison = CompareSpec(
         output_dir=str(Path(spec.output_dir) / spec.scale / f"{place}-rank{rank}"),
         model=ModelSpec(model.name),
-        data=DataSpec(**data),
+        data=_data(part, spec.data_dir),
         training=TrainingConfig(**{**part.training, **steps}),
         evaluation=EvalSpec(exact_match=not part.tasks, limit=None),
-        grid=GridSpec(centers=_rates(model, methods)),
+        grid=GridSpec(centers=_rates(model, part, methods)),
         forgetting=ForgettingSpec(),
         engine=EngineSpec(threads=spec.threads),
         methods=[m if isinstance(m, str) else dict(m) for m in methods],

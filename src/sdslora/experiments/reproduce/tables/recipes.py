@@ -52,19 +52,23 @@ def recipes() -> dict[str, str]:
 
 
 def _text(path: str, table: Table, model: Model, part: Part, rank: int) -> str:
-    tasks = ",".join(part.tasks)
+    tasks = f" --tasks {','.join(part.tasks)}" if part.tasks else ""
     output = f"runs/paper/{path}"
+    data = dict(part.data)
+    if isinstance(part.test, str):
+        data["validation"] = part.test
+        del data["holdout"]
     recipe: Mapping[str, Any] = {
         "output_dir": output,
         "model": {"name_or_path": model.name},
-        "data": dict(part.data),
+        "data": data,
         "adapter": {"r": rank, "target_modules": model.target_modules},
-        "training": {"learning_rate": model.rate, **part.training},
-        "evaluation": {"exact_match": False},
+        "training": {"learning_rate": part.rate_factor * model.rate, **part.training},
+        "evaluation": {"exact_match": False} if part.tasks else {"limit": None},
     }
     header = (
         f"# {table.title}: SDS-LoRA. Made from the table of settings; do not edit.\n"
-        f"#   sdslora evaluate {output} --tasks {tasks}\n"
+        f"#   sdslora evaluate {output}{tasks}\n"
     )
     return header + yaml.safe_dump(recipe, sort_keys=False)
 
