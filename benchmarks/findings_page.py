@@ -13,7 +13,7 @@ from page import main, table
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "findings.md"
 RESULTS = ROOT / "docs" / "results"
-COMPARISONS = ["small-vision", "small-language", "small-vision-muon"]
+COMPARISONS = ["small-vision", "small-language", "small-vision-muon", "commonsense"]
 
 
 def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:

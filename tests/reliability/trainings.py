@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler
 from sdslora.cli import main
-from sdslora.experiments import train
+from sdslora.experiments import text
 from sdslora.experiments.record import Record
 from sdslora.experiments.trainer import GuardedTrainer
 from sdslora.training import steps
@@ -69,7 +69,7 @@ def by_trainer(inputs: Path, folder: Path, watch: Watch) -> int:
     watch.watch(GuardedTrainer, "_save_checkpoint", "checkpoint")
     watch.watch(GuardedTrainer, "save_model", "the adapter at the end")
     watch.watch(Record, "update", "run.json")
-    watch.watch(train, "measure", "evaluation")
+    watch.watch(text, "measure", "evaluation")
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         yaml.safe_dump(

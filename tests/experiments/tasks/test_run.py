@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdslora import SdsLoraConfig, experiments
 from sdslora.experiments import evaluate_tasks, models, tasks
 from sdslora.experiments.errors import UserError
-from sdslora.experiments.models import Source
+from sdslora.experiments.models import LanguageModel, Source
 from sdslora.experiments.saved import BaseModelSpec
 from sdslora.experiments.tasks import harness, source
 from sdslora.experiments.tasks.generator import generator
@@ -311,7 +311,7 @@ def test_a_model_larger_than_the_memory_is_refused(
     config = models.find(BaseModelSpec(str(wide_dir))).config
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 16384, 65536, 100
     config.head_dim = 8192
-    monkeypatch.setattr(models, "find", lambda spec: Source(spec, str(wide_dir), {}, config))
+    monkeypatch.setattr(models, "find", lambda spec: LanguageModel(spec, str(wide_dir), {}, config))
     spec = evaluate_tasks.TasksSpec("boolq", BaseModelSpec(str(wide_dir)), data_dir=str(rows_dir))
     with pytest.raises(UserError, match=r"needs \d+\.\d GiB for its weights"):
         evaluate_tasks.evaluate(spec)
