@@ -13,7 +13,10 @@ from page import main, table
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "findings.md"
 RESULTS = ROOT / "docs" / "results"
-COMPARISONS = ["small-vision", "small-language", "small-vision-muon", "commonsense"]
+TASKS = ["small-vision", "small-language"]
+WARMED = {task: f"{task}-warmup" for task in TASKS}
+"""The same with a warm-up of the learning rate."""
+COMPARISONS = [*TASKS, *WARMED.values(), "small-vision-muon", "commonsense"]
 
 
 def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
@@ -58,6 +61,20 @@ def comparison(name: str) -> str:
     return f"{table(header, rows)}\n\n[Everything](results/{name}/report.md), every rate and run."
 
 
+def warm_up() -> str:
+    """One line a contender: each task's test loss without and with a warm-up of the rate."""
+    found = {
+        name: sections((RESULTS / name / "report.md").read_text())["Results"]
+        for pair in WARMED.items()
+        for name in pair
+    }
+    common = [c for c in found[TASKS[0]] if all(c in results for results in found.values())]
+    header = ["contender"]
+    for task in TASKS:
+        header += [task.replace("-", " "), "with warm-up"]
+    return table(header, [[c, *(found[n][c]["test loss"] for n in found)] for c in common])
+
+
 def measured(figure: str) -> dict[str, Any]:
     """The numbers of one of the paper's figures."""
     found: dict[str, Any] = json.loads((RESULTS / f"figures/{figure}/{figure}.json").read_text())
@@ -93,7 +110,10 @@ def claims() -> str:
 
 def texts() -> dict[str, str]:
     """Every table, by the name of its place."""
-    return {name: comparison(name) for name in COMPARISONS} | {"claims": claims()}
+    return {name: comparison(name) for name in COMPARISONS} | {
+        "claims": claims(),
+        "warm-up": warm_up(),
+    }
 
 
 if __name__ == "__main__":
