@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_images
 import yaml
 from tiny import MakeRecipe, Result, Run
 
@@ -26,6 +27,16 @@ def outline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", tiny.rows(100))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_images.save_folder(tmp_path_factory.mktemp("images") / "digits")
+
+
+@pytest.fixture(scope="session")
+def vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_images.save_model(tmp_path_factory.mktemp("vit"))
 
 
 @pytest.fixture

@@ -23,20 +23,10 @@ HEAD = "base_model.model.classifier.weight"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_images.save_folder(tmp_path_factory.mktemp("images") / "digits")
-
-
-@pytest.fixture(scope="module")
-def vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_images.save_model(tmp_path_factory.mktemp("vit"))
-
-
-@pytest.fixture(scope="module")
-def given(folder: Path, vit_dir: Path) -> Train:
+def given(image_folder: Path, vit_dir: Path) -> Train:
     options = {
         "model.name_or_path": vit_dir,
-        "data.source": folder,
+        "data.source": image_folder,
         "data.holdout": 12,
         "adapter.r": 2,
         "adapter.warmup_steps": 3,
@@ -98,19 +88,19 @@ def test_a_run(trained: Path) -> None:
     assert not any("classifier.lora" in name for name in tensors(trained))
 
 
-def test_classes_and_accuracy_by_hand(trained: Path, folder: Path, vit_dir: Path) -> None:
+def test_classes_and_accuracy_by_hand(trained: Path, image_folder: Path, vit_dir: Path) -> None:
     """Over all images, from the saved files; the run's own figure is over those held out."""
     model = in_stock_libraries(trained, vit_dir)
     assert list(model.config.id2label.values()) == tiny_images.CLASSES
     processor = AutoImageProcessor.from_pretrained(trained, backend="pil")
     right = losses = 0.0
-    files = sorted(folder.rglob("*.png"))
+    files = sorted(image_folder.rglob("*.png"))
     for file in files:
         pixels = processor(Image.open(file).convert("RGB"), return_tensors="pt")
         logits = model(**pixels).logits[0]
         right += model.config.id2label[int(logits.argmax())] == file.parent.name
         losses -= logits.log_softmax(-1)[tiny_images.CLASSES.index(file.parent.name)].item()
-    by_command = evaluated(trained, "--data.holdout=0", f"--data.validation={folder}")
+    by_command = evaluated(trained, "--data.holdout=0", f"--data.validation={image_folder}")
     assert by_command["rows"] == len(files) == 60
     assert by_command["accuracy"] == pytest.approx(right / 60)
     assert by_command["loss"] == pytest.approx(losses / 60, rel=1e-4)
@@ -235,7 +225,7 @@ def test_bad_data_section(given, sdslora: Run, tmp_path, change, words) -> None:
 
 
 def test_text_model_with_images_and_the_reverse(
-    given, sdslora: Run, tmp_path, outline_dir, folder, monkeypatch
+    given, sdslora: Run, tmp_path, outline_dir, image_folder, monkeypatch
 ) -> None:
     out = f"--output_dir={tmp_path / 'run'}"
     result = sdslora("train", out, *given, f"--model.name_or_path={outline_dir}")
@@ -253,9 +243,11 @@ def test_text_model_with_images_and_the_reverse(
     assert "there are: question, answer" in result.err
 
 
-def test_a_file_cut_short_is_named_where_it_is_read(given, folder, sdslora: Run, tmp_path) -> None:
+def test_a_file_cut_short_is_named_where_it_is_read(
+    given, image_folder, sdslora: Run, tmp_path
+) -> None:
     images = tmp_path / "images"
-    shutil.copytree(folder, images)
+    shutil.copytree(image_folder, images)
     broken = sorted((images / "two").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:60])  # its header is whole
     out = tmp_path / "run"
@@ -266,9 +258,11 @@ def test_a_file_cut_short_is_named_where_it_is_read(given, folder, sdslora: Run,
     assert record(out)["status"] == "failed"
 
 
-def test_other_classes_are_refused(given, trained, folder, vit_dir, sdslora: Run, tmp_path) -> None:
+def test_other_classes_are_refused(
+    given, trained, image_folder, vit_dir, sdslora: Run, tmp_path
+) -> None:
     other = tmp_path / "other"
-    shutil.copytree(folder, other)
+    shutil.copytree(image_folder, other)
     (other / "two").rename(other / "seven")
     result = sdslora("evaluate", trained, f"--data.source={other}")
     assert result.status == 2
@@ -297,11 +291,11 @@ def test_tasks_are_for_language_models(trained, sdslora: Run) -> None:
     assert "the tasks are for language models" in result.err
 
 
-def test_hub_columns_by_type_and_by_name(given, folder, sdslora: Run, tmp_path, monkeypatch):
+def test_hub_columns_by_type_and_by_name(given, image_folder, sdslora: Run, tmp_path, monkeypatch):
     """A data set as the Hub gives it: bytes, and labels that are words."""
     import datasets
 
-    files = sorted(folder.rglob("*.png"))
+    files = sorted(image_folder.rglob("*.png"))
     found = Dataset.from_dict(
         {
             "picture": [{"bytes": f.read_bytes(), "path": None} for f in files],

@@ -92,14 +92,11 @@ _Splits = tuple[_Numbered, _Numbered, _Numbered]
 def _known(spec: DataSpec, test: Size | str) -> Examples:
     """One of :mod:`.training_sets`, whose words and lengths are its own."""
     tested_size = _number(spec, test)
-    default = DataSpec(spec.source)
-    own = ("name", "split", "prompt", "completion", "chat", "overlong")
-    changed = [name for name in own if getattr(spec, name) != getattr(default, name)]
-    if changed:
-        raise UserError(
-            f"data.{changed[0]}: {spec.source} has its own; give the rows as a file, or their Hub "
-            "id, to use another"
-        )
+    refuse_set(
+        spec,
+        ("name", "split", "prompt", "completion", "chat", "overlong"),
+        f": {spec.source} has its own; give the rows as a file, or their Hub id, to use another",
+    )
     chosen = TRAINING_SETS[spec.source]
     size = spec.size or chosen.size
     at_most = None
@@ -115,6 +112,14 @@ def _known(spec: DataSpec, test: Size | str) -> Examples:
         [Example(row["prompt"], row["completion"], row) for _, row in split] for split in splits
     )
     return Examples(train, validation, tested, None, chosen.manner, size, left_out)
+
+
+def refuse_set(spec: DataSpec, names: Sequence[str], why: str) -> None:
+    """Raise ``UserError`` where one of these keys, which have no effect, is set: key, then why."""
+    default = DataSpec(spec.source)
+    changed = [name for name in names if getattr(spec, name) != getattr(default, name)]
+    if changed:
+        raise UserError(f"data.{changed[0]}{why}")
 
 
 def _number(spec: DataSpec, test: Size | str) -> Size:

@@ -1,17 +1,14 @@
 """Images and their classes, for an image classifier."""
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from tqdm.auto import tqdm
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from . import pictures
 from .data import Size
@@ -37,6 +34,7 @@ class Images:
             channels.
     """
 
+    trainer_type = ImageTrainer
     left_out: Mapping[str, int] = {}
 
     def __init__(
@@ -73,30 +71,19 @@ class Images:
         """Number of images."""
         return len(self._splits[split])
 
+    def dataset(self, split: str) -> Dataset[tuple[Tensor, Any]]:
+        """The images, still unread."""
+        return self._splits[split]
+
     def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
         """``pixel_values`` (number, channels, height, width) and ``labels`` (number,)."""
         chosen = self._splits[split]
-        return self._collate([chosen[i] for i in range(*rows.indices(len(chosen)))])
+        return self.collate([chosen[i] for i in range(*rows.indices(len(chosen)))])
 
-    def trainer(
-        self,
-        model: nn.Module,
-        arguments: TrainingArguments,
-        callbacks: Iterable[TrainerCallback],
-        optimizer: Optimizer | None = None,
-    ) -> Trainer:
-        """Transformers'."""
-        return ImageTrainer(
-            model=model,
-            args=replace(arguments, label_names=["labels"]),
-            data_collator=self._collate,
-            train_dataset=self._splits["train"],
-            eval_dataset=self._splits["validation"] if self.size("validation") else None,
-            processing_class=self.processor,
-            compute_metrics=_accuracy,
-            callbacks=callbacks,
-            optimizers=(optimizer, None),
-        )
+    def collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
+        """Images and the data's labels as a batch, with the model's labels."""
+        pixels, labels = default_collate(rows)
+        return {"pixel_values": pixels, "labels": self._label[labels]}
 
     def measure(
         self, model: nn.Module, split: str, spec: EvalSpec, title: str = "evaluating"
@@ -106,7 +93,7 @@ class Images:
         start = time.perf_counter()
         rows = min(self.size(split), spec.limit or self.size(split))
         batches = DataLoader(
-            Subset(self._splits[split], range(rows)), spec.batch_size, collate_fn=self._collate
+            Subset(self._splits[split], range(rows)), spec.batch_size, collate_fn=self.collate
         )
         shown = tqdm(batches, desc=title, leave=False, disable=None if is_first() else True)
         figures = classified(model, shown)
@@ -116,12 +103,3 @@ class Images:
     def _read(self, image: Image.Image) -> Tensor:
         pixels = self.processor(image.convert(self._mode), return_tensors="pt")["pixel_values"]
         return pixels[0].to(self.source.dtype)
-
-    def _collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
-        pixels, labels = default_collate(rows)
-        return {"pixel_values": pixels, "labels": self._label[labels]}
-
-
-def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    logits: Any = found.predictions
-    return {"accuracy": float((logits.argmax(-1) == found.label_ids).mean())}

@@ -1,7 +1,7 @@
 """Images with labels: a folder, a data set of the Hub, or scikit-learn's digits; read lazily."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def load(spec: DataSpec, read: Read, test: data.Size | str = 0) -> Pictures:
         UserError: for a source without images or labels, an empty one, a class without an image, a
             file that is none, fewer than two classes, or a split with classes of its own.
     """
-    _refuse_set(spec, _WORDS, "is for text, and the model is an image classifier")
+    data.refuse_set(spec, _WORDS, " is for text, and the model is an image classifier")
     if spec.source == digits.SOURCE:
         return _digits(spec)
     if spec.options:
@@ -119,20 +119,14 @@ def load(spec: DataSpec, read: Read, test: data.Size | str = 0) -> Pictures:
 
 def _digits(spec: DataSpec) -> Pictures:
     """Tensors, in parts of their own."""
-    _refuse_set(spec, _PARTS, f"has no effect on {digits.SOURCE}, whose parts are always the same")
+    why = f" has no effect on {digits.SOURCE}, whose parts are always the same"
+    data.refuse_set(spec, _PARTS, why)
     try:
         found = digits.load(**spec.options)
     except TypeError as error:
         raise UserError(f"data.options: {first_line(error)}") from error
     splits = {name: TensorDataset(*part) for name, part in found._asdict().items()}
     return Pictures(list(digits.CLASSES), splits)
-
-
-def _refuse_set(spec: DataSpec, names: Sequence[str], why: str) -> None:
-    default = DataSpec(spec.source)
-    changed = [name for name in names if getattr(spec, name) != getattr(default, name)]
-    if changed:
-        raise UserError(f"data.{changed[0]} {why}")
 
 
 def _rows(spec: DataSpec, split: str) -> datasets.Dataset:

@@ -1,12 +1,11 @@
 """Prompts and completions, for a language model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from . import tokenized
 from .data import Examples
@@ -20,6 +19,9 @@ from .trainer import GuardedTrainer
 class Text:
     """Rows that are tokenized when they are asked for; a :class:`~.work.Work`."""
 
+    trainer_type = GuardedTrainer
+    collate = None
+
     def __init__(
         self,
         source: LanguageModel,
@@ -31,6 +33,7 @@ class Text:
         self.source, self.processor = source, processor
         self._spec, self._max_length, self._examples = spec, max_length, examples
         self._held: dict[str, list[Encoded]] = {}
+        self._datasets: dict[str, Dataset] = {}
 
     @property
     def left_out(self) -> Mapping[str, int]:
@@ -74,28 +77,15 @@ class Text:
         """Number of rows."""
         return len(self.rows(split))
 
+    def dataset(self, split: str) -> Dataset:
+        """As TRL takes them, made once."""
+        if split not in self._datasets:
+            self._datasets[split] = Dataset.from_list([r.training_row() for r in self.rows(split)])
+        return self._datasets[split]
+
     def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
         """Padded on the right; prompts bear no loss."""
         return padded_batch(self.rows(split)[rows], self._pad_id)
-
-    def trainer(
-        self,
-        model: nn.Module,
-        arguments: TrainingArguments,
-        callbacks: Iterable[TrainerCallback],
-        optimizer: Optimizer | None = None,
-    ) -> Trainer:
-        """TRL's."""
-        disable_progress_bars()  # of TRL's passes over rows that are prepared already
-        return GuardedTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=self._dataset("train"),
-            eval_dataset=self._dataset("validation") if self.size("validation") else None,
-            processing_class=self.processor,
-            callbacks=callbacks,
-            optimizers=(optimizer, None),
-        )
 
     def measure(
         self, model: nn.Module, split: str, spec: EvalSpec, title: str = "evaluating"
@@ -108,6 +98,3 @@ class Text:
     def _pad_id(self) -> int:
         pad_id: int = self.processor.pad_token_id
         return pad_id
-
-    def _dataset(self, split: str) -> Dataset:
-        return Dataset.from_list([row.training_row() for row in self.rows(split)])

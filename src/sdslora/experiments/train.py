@@ -14,7 +14,7 @@ from transformers import TrainerCallback, set_seed
 from .. import SdsLoraCallback
 from ..methods.sds_lora import SdsLora
 from ..training import CheckFailed
-from . import adapter, checkpoints, diagnosis, dry_run, plan
+from . import adapter, checkpoints, diagnosis, dry_run, plan, work
 from .diagnosis import DiagnosticsRecorder
 from .errors import RunFailed
 from .files import write_jsonl
@@ -72,7 +72,8 @@ def run(prepared: Plan) -> Trained:
     if prepared.held:
         _say_where_from(prepared)
     model = _model(prepared)
-    trainer = prepared.work.trainer(
+    trainer = work.make_trainer(
+        prepared.work,
         model,
         replace(spec.training, output_dir=spec.output_dir),
         [schedule, interrupt, *_diagnostics(prepared)],
@@ -114,9 +115,9 @@ def _record(prepared: Plan) -> Record:
         if prepared.held
         else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
     )
-    work = prepared.work
-    rows = {"train": work.size("train"), "validation": work.size("validation")}
-    record.update(status="running", rows={**rows, "left_out": dict(work.left_out)})
+    made = prepared.work
+    rows = {"train": made.size("train"), "validation": made.size("validation")}
+    record.update(status="running", rows={**rows, "left_out": dict(made.left_out)})
     return record
 
 

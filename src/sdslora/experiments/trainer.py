@@ -2,12 +2,15 @@
 
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from datasets import disable_progress_bars
 from transformers import (
+    EvalPrediction,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -64,15 +67,28 @@ class Guarded(Trainer):
 class GuardedTrainer(Guarded, SFTTrainer):
     """TRL's ``SFTTrainer``, for text."""
 
+    def __init__(self, **kwargs: Any) -> None:
+        disable_progress_bars()  # of TRL's passes over rows that are prepared already
+        super().__init__(**kwargs)
+
 
 class ImageTrainer(Guarded):
     """Transformers' ``Trainer``, for images."""
+
+    def __init__(self, *, args: TrainingArguments, **kwargs: Any) -> None:
+        args = replace(args, label_names=["labels"])
+        super().__init__(args=args, compute_metrics=_accuracy, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # PEFT keeps weights; how many classes there are, and their names, is the base's to say
         super()._save(output_dir, state_dict)
         model: Any = self.model
         model.config.save_pretrained(output_dir or self.args.output_dir)
+
+
+def _accuracy(found: EvalPrediction) -> dict[str, float]:
+    logits: Any = found.predictions
+    return {"accuracy": float((logits.argmax(-1) == found.label_ids).mean())}
 
 
 class StopOnInterrupt(TrainerCallback):

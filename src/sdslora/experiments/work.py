@@ -4,7 +4,7 @@ All that a training, an evaluation and a comparison have to know of the kind of 
 :class:`Work`, which :func:`make` chooses by the model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .measure import Measurement
 from .models import ImageClassifier, LanguageModel, Source
 from .spec import DataSpec, EvalSpec
 from .text import Text
+from .trainer import Guarded
 
 Split = Literal["train", "validation", "test"]
 
@@ -54,17 +55,16 @@ class Work(Protocol):
     def batch(self, split: Split, rows: slice) -> dict[str, Tensor]:
         """Rows as keyword arguments of the model, labels among them, on the CPU."""
 
-    def trainer(
-        self,
-        model: nn.Module,
-        arguments: TrainingArguments,
-        callbacks: Iterable[TrainerCallback],
-        optimizer: Optimizer | None = None,
-    ) -> Trainer:
-        """What trains ``model``, and stops where a loss is not a number.
+    @property
+    def trainer_type(self) -> type[Guarded]:
+        """What trains a model on such rows."""
 
-        Without an optimizer it makes the one that ``arguments`` say.
-        """
+    @property
+    def collate(self) -> Callable[[list[Any]], dict[str, Tensor]] | None:
+        """From a list of rows to a batch; None for the trainer's own way."""
+
+    def dataset(self, split: Split) -> Any:
+        """Rows as the trainer takes them."""
 
     def measure(
         self, model: nn.Module, split: Split, spec: EvalSpec, title: str = "evaluating"
@@ -99,6 +99,30 @@ def make(
         return Images(source, processor, spec, test)
     assert isinstance(source, LanguageModel)
     return Text(source, processor, spec, max_length, data.load(spec, test))
+
+
+def make_trainer(
+    made: Work,
+    model: nn.Module,
+    arguments: TrainingArguments,
+    callbacks: Iterable[TrainerCallback],
+    optimizer: Optimizer | None = None,
+) -> Trainer:
+    """What trains ``model``, and stops where a loss is not a number.
+
+    Without an optimizer it makes the one that ``arguments`` say.
+    """
+    evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
+    return made.trainer_type(
+        model=model,
+        args=arguments,
+        data_collator=made.collate,
+        train_dataset=made.dataset("train"),
+        eval_dataset=made.dataset("validation") if evaluates and made.size("validation") else None,
+        processing_class=made.processor,
+        callbacks=callbacks,
+        optimizers=(optimizer, None),
+    )
 
 
 def require_classes(made: Work, source: Source) -> None:

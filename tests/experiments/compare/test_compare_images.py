@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import tiny_images
 import torch
 
 from sdslora.experiments.compare.contenders import contenders
@@ -14,22 +13,12 @@ from sdslora.experiments.parsing import parse
 from sdslora.methods import METHODS
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_images.save_folder(tmp_path_factory.mktemp("compared") / "digits")
-
-
-@pytest.fixture(scope="module")
-def vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_images.save_model(tmp_path_factory.mktemp("compared-vit"))
-
-
 @pytest.fixture
-def spec(folder: Path, vit_dir: Path, tmp_path: Path) -> CompareSpec:
+def spec(image_folder: Path, vit_dir: Path, tmp_path: Path) -> CompareSpec:
     options = {
         "output_dir": tmp_path / "out",
         "model.name_or_path": vit_dir,
-        "data.source": folder,
+        "data.source": image_folder,
         "data.holdout": 10,
         "test": 15,
         "rank": 2,

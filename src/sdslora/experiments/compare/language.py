@@ -16,7 +16,7 @@ from ..models import LanguageModel
 from ..templates import Example, Template
 from ..text import Text
 from .spec import CompareSpec, ForgettingSpec, TasksSection
-from .workload import Split, Workload
+from .workload import Workload
 
 
 class LanguageWorkload(Workload):
@@ -34,12 +34,6 @@ class LanguageWorkload(Workload):
         self._tokenizer = tokenizer
         self._general = _general_rows(spec.forgetting, tokenizer)
         self._tasks = _tasks(spec.tasks)
-
-    def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
-        """Loss; on the test rows, where the evaluation section asks for it, exact match as well."""
-        asked = self.spec.evaluation
-        chosen_by = replace(asked, exact_match=asked.exact_match and split == "test")
-        return self.work.measure(model, split, chosen_by, split).metrics
 
     def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
         """By lm-evaluation-harness, as ``sdslora evaluate --tasks`` measures a trained adapter."""

@@ -19,6 +19,7 @@ from ..diagnosis import DiagnosticsRecorder
 from ..errors import RunFailed
 from ..files import write_json
 from ..models import ImageClassifier, LanguageModel
+from ..work import make_trainer
 from .contenders import Contender
 from .language import LanguageWorkload
 from .peak_memory import peak_memory
@@ -161,7 +162,7 @@ def _train(
             disable_tqdm=True,
         )
         callbacks = [*method.callbacks(), *_diagnostics(job, work, method)]
-        trainer = work.trainer(model, arguments, optimizer, callbacks)
+        trainer = make_trainer(work.work, model, arguments, callbacks, optimizer)
         trainer.remove_callback(PrinterCallback)  # in place of the progress bar
         start = time.perf_counter()
         try:

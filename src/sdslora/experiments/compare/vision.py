@@ -1,17 +1,18 @@
 """Image classifiers, among them one on scikit-learn's digits, turned, inverted or relabelled."""
 
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import work
 from ..bench import digits
 from ..errors import UserError
 from ..inference import classified
 from ..models import ImageClassifier
+from ..spec import EvalSpec
 from .spec import CompareSpec
-from .workload import Split, Workload
+from .workload import Workload
 
 
 class VisionWorkload(Workload):
@@ -31,15 +32,18 @@ class VisionWorkload(Workload):
         processor = None if spec.data.source == digits.SOURCE else source.processor()
         super().__init__(spec, work.make(source, processor, spec.data, test=spec.test))
 
-    def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
+    @property
+    def evaluation(self) -> EvalSpec:
         """Of all images, whatever ``evaluation.limit`` says: nothing is generated."""
-        everything = replace(self.spec.evaluation, limit=None)
-        return self.work.measure(model, split, everything, split).metrics
+        return replace(self.spec.evaluation, limit=None)
 
     def general_loss(self, model: nn.Module) -> float | None:
         """Loss on the test digits as they are."""
         if self.spec.data.source != digits.SOURCE:
-            return None
-        upright = digits.load().test
-        rows: dict[str, Any] = {"pixel_values": upright.pixels, "labels": upright.labels}
-        return classified(model, [rows])["loss"]
+            return super().general_loss(model)
+        return classified(model, [self._upright])["loss"]
+
+    @cached_property
+    def _upright(self) -> dict[str, Tensor]:
+        test = digits.load().test
+        return {"pixel_values": test.pixels, "labels": test.labels}

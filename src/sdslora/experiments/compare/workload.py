@@ -1,17 +1,18 @@
 """What is fine-tuned on what: the part of a comparison that its methods have nothing to do with."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Optimizer
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ...methods import Batches, Settings
 from ..errors import UserError
 from ..plan import total_steps
+from ..spec import EvalSpec
 from ..work import Work
 from .spec import CompareSpec
 
@@ -77,23 +78,24 @@ class Workload:
             for start in range(0, rows, _CALIBRATION_ROWS)
         )
 
-    def trainer(
-        self,
-        model: nn.Module,
-        arguments: TrainingArguments,
-        optimizer: Optimizer,
-        callbacks: Iterable[TrainerCallback],
-    ) -> Trainer:
-        """What trains ``model`` on the training rows, and stops where a loss is not a number."""
-        return self.work.trainer(model, arguments, callbacks, optimizer)
-
     def total_steps(self) -> int:
         """Optimizer steps of a run."""
         return total_steps(self.work.size("train"), self.spec.training)
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
-        """``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``."""
-        return self.work.measure(model, split, self.spec.evaluation, split).metrics
+        """``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``.
+
+        The answers of a language model, where the evaluation section asks for them, on the test
+        rows alone.
+        """
+        asked = self.evaluation
+        asked = replace(asked, exact_match=asked.exact_match and split == "test")
+        return self.work.measure(model, split, asked, split).metrics
+
+    @property
+    def evaluation(self) -> EvalSpec:
+        """How a model is measured."""
+        return self.spec.evaluation
 
     def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
         """By task of the tasks section, rows and scores; None where none is asked for."""
