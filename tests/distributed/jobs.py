@@ -95,7 +95,8 @@ def uneven() -> dict[str, Any]:
 
 
 def preserving() -> dict[str, Any]:
-    made = {name: ENGINES[name](refresh_mode="preserve") for name in ("DDP", "FSDP2")}
+    options = {"refresh_mode": "preserve", "transport_moments": True}
+    made = {name: ENGINES[name](**options) for name in ("DDP", "FSDP2")}
     return {name: trained(engine, end=WARMUP + 5) for name, engine in made.items()}
 
 

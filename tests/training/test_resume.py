@@ -83,12 +83,17 @@ class Whole:
 
 
 @pytest.fixture(
-    scope="module", params=[("qr", False), ("preserve", True)], ids=["qr", "preserve-fused"]
+    scope="module",
+    params=[
+        ({"refresh_mode": "qr"}, False),
+        ({"refresh_mode": "preserve", "transport_moments": True}, True),
+    ],
+    ids=["qr", "preserve-transported-fused"],
 )
 def whole(request, tmp_path_factory) -> Whole:
-    mode, fused = request.param
+    options, fused = request.param
     folder = tmp_path_factory.mktemp("whole")
-    run = prepare(sds_model(make_llama(), refresh_mode=mode, lora_dropout=0.1), fused)
+    run = prepare(sds_model(make_llama(), lora_dropout=0.1, **options), fused)
     losses, refreshes = [], []
     for step in range(1, TOTAL + 1):
         losses += run.go(step, step)

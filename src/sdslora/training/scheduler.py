@@ -11,6 +11,7 @@ from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
 from . import steps, watchdog
 from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
 from .sharing import sharing_of
+from .transport import MomentTransport
 from .zero import is_partitioned
 
 _REFRESHES = "sds_lora_refreshes"
@@ -221,6 +222,7 @@ class _Scheduled:
         self.adapter = adapter
         self.optimizer = optimizer
         self.mode = config.refresh_mode
+        self.follow = MomentTransport(optimizer, adapter) if config.transport_moments else None
         self.warming = adapter.in_warmup
         self.schedule = config.schedule(total_steps, in_warmup=self.warming)
         self.check_reset = check_reset
@@ -238,7 +240,7 @@ class _Scheduled:
             self.reset = None
         self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
         if self.refreshed:
-            return self.adapter.refresh_bases(self.mode, measure=measure)
+            return self.adapter.refresh_bases(self.mode, measure=measure, follow=self.follow)
         # later than its last step, for an adapter that met an optimizer already past the warm-up
         if self.warming and step >= self.schedule.warmup_steps:
             parameters = self.adapter.parameters

@@ -46,6 +46,8 @@ class SdsLoraConfig(LoraConfig):
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
+        transport_moments: carry the optimizer's moments into the new bases at each refresh (ours;
+            the paper leaves them as they are).
 
     Raises:
         ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
@@ -72,6 +74,10 @@ class SdsLoraConfig(LoraConfig):
     )
     refresh_every: int | None = field(
         default=None, metadata={"help": "Refresh every that many steps, instead of by phases."}
+    )
+    transport_moments: bool = field(
+        default=False,
+        metadata={"help": "Carry the optimizer's moments into the new bases at each refresh."},
     )
 
     def __post_init__(self) -> None:
@@ -144,6 +150,10 @@ class SdsLoraConfig(LoraConfig):
         _check_integer("refresh_phases", self.refresh_phases, at_least=1)
         if self.refresh_every is not None:
             _check_integer("refresh_every", self.refresh_every, at_least=1)
+        if not isinstance(self.transport_moments, bool):
+            raise ValueError(
+                f"transport_moments must be true or false, not {self.transport_moments!r}"
+            )
         if self.refresh_mode not in REFRESH_MODES:
             raise ValueError(
                 f"refresh_mode must be one of {', '.join(REFRESH_MODES)}, not {self.refresh_mode!r}"

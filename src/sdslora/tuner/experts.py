@@ -45,7 +45,7 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
 
     def new_state(self, adapter: str) -> SdsState:
         """Bases for each expert, on the parameter's device: A may be on none."""
-        A, B = self._matrices(adapter)
+        A, B = self.matrices(*self.adapter_parameters(adapter))
         experts, r, n = A.shape
         return SdsState(B.shape[1], n, r, A.dtype, self.get_param().device, experts=(experts,))
 
@@ -57,7 +57,7 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
 
     def sds_factors(self, adapter: str) -> SdsFactors:
         """A (E, r, n), B (E, m, r) and the bases, sharing the layer's memory, detached."""
-        A, B = self._matrices(adapter)
+        A, B = self.matrices(*self.adapter_parameters(adapter))
         state = self.adapter_state(adapter)
         return SdsFactors(A.detach(), B.detach(), state.Q_A, state.Q_B)
 
@@ -84,7 +84,7 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
 
         No branch on the phase, and gradients for A and B: Eq. (2) in the warm-up, then Eq. (6).
         """
-        A, B = map(upcast, self._matrices(adapter))
+        A, B = map(upcast, self.matrices(*self.adapter_parameters(adapter)))
         state = self.adapter_state(adapter)
         # B (Q_Aᵀ + gate A) + Q_B A
         pair = plain_pair(SdsFactors(A, B, state.Q_A + state.gate * A.mT, state.Q_B))
@@ -92,9 +92,8 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
             return pair.up, pair.down
         return pair.down.mT, pair.up.mT
 
-    def _matrices(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """A (E, r, n) and B (E, m, r), views of the parameters."""
-        A, B = self.adapter_parameters(adapter)
+    def matrices(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """A (E, r, n) and B (E, m, r), views of tensors as PEFT stores them."""
         experts = self.num_experts
         return A.view(experts, -1, A.shape[-1]), B.view(len(B), -1, experts).permute(2, 0, 1)
 

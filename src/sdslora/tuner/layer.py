@@ -91,6 +91,10 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         state.widen(A.shape[0])
         return state
 
+    def matrices(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors as A and B are stored, as matrices (r, n) and (m, r) that share their memory."""
+        return A.flatten(1), B.flatten(1)
+
     def sds_factors(self, adapter: str) -> SdsFactors:
         """A, B and the bases as matrices that share the layer's memory, detached.
 
@@ -98,7 +102,7 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         """
         A, B = self.adapter_parameters(adapter)
         state = self._state_of(adapter, A)
-        return SdsFactors(A.detach().flatten(1), B.detach().flatten(1), state.Q_A, state.Q_B)
+        return SdsFactors(*self.matrices(A.detach(), B.detach()), state.Q_A, state.Q_B)
 
     def plain_pair(self, adapter: str) -> LowRankPair:
         """The plain LoRA that equals the adapter, scaling left out; float32 or better.

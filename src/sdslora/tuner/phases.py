@@ -5,7 +5,7 @@ diffusers' ``add_adapter`` do) has none.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ from ..core import (
 from .config import SdsLoraConfig
 from .layer import SdsLayerMixin
 from .sharing import Alone, Sharing
+
+Follow = Callable[[Sequence[SdsLayerMixin], SdsFactors, SdsFactors], None]
+"""Told of layers of one shape, and the factors that this process refreshed, before and after."""
 
 
 class RefreshReport(NamedTuple):
@@ -116,16 +119,18 @@ class PhasedAdapter:
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
         with self.sharing.opened(self.parameters):
-            for group in self._groups():
+            for _, group in self._groups():
                 A, B = map(self.sharing.take, (group.A, group.B))
                 self._write(group, reparameterize(A, B, 1.0))
         for layer in self.layers.values():
             layer.adapter_state(self.name).gate.zero_()
 
     def refresh_bases(
-        self, mode: RefreshMode = "qr", *, measure: bool = False
+        self, mode: RefreshMode = "qr", *, measure: bool = False, follow: Follow | None = None
     ) -> RefreshReport | None:
         """Refresh the bases; with ``measure``, report how far that moved the adapter.
+
+        ``follow`` is called after each group of layers.
 
         Raises:
             RuntimeError: in the warm-up, or while the adapter is merged.
@@ -138,8 +143,8 @@ class PhasedAdapter:
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
         with self.sharing.opened(self.parameters):
-            for group in self._groups():
-                if mode == "qr" and not measure:
+            for layers, group in self._groups():
+                if mode == "qr" and not measure and follow is None:
                     self._replace_bases(group)
                     continue
                 before = SdsFactors(*map(self.sharing.take, group))
@@ -150,6 +155,8 @@ class PhasedAdapter:
                     drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B).flatten())
                     jumps.append(relative_change(before, after).flatten())
                 self._write(group, after)
+                if follow is not None:
+                    follow(layers, before, after)
         mean = self.sharing.mean
         return RefreshReport(mean(drifts), mean(jumps)) if measure else None
 
@@ -165,12 +172,12 @@ class PhasedAdapter:
         for targets, values in zip(group, factors, strict=True):
             self.sharing.give(targets, values)
 
-    def _groups(self) -> list["_Group"]:
-        """The factors of the layers, those of one shape together.
+    def _groups(self) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
+        """The layers and their factors, those of one shape together.
 
         All are checked before the first one changes.
         """
-        groups: dict[Any, list[SdsFactors]] = defaultdict(list)
+        groups: dict[Any, list[tuple[SdsLayerMixin, SdsFactors]]] = defaultdict(list)
         for name, layer in self.layers.items():
             if self.name in layer.merged_adapters:
                 raise RuntimeError(
@@ -181,8 +188,14 @@ class PhasedAdapter:
             factors = layer.sds_factors(self.name)
             A, B, _, _ = factors
             kinds = map(self.sharing.kind, (A, B))
-            groups[A.shape, B.shape, A.dtype, A.device, *kinds].append(factors)
-        return [_Group(*zip(*alike, strict=True)) for alike in groups.values()]
+            groups[A.shape, B.shape, A.dtype, A.device, *kinds].append((layer, factors))
+        return [
+            (
+                [layer for layer, _ in alike],
+                _Group(*zip(*(factors for _, factors in alike), strict=True)),
+            )
+            for alike in groups.values()
+        ]
 
 
 def in_warmup(model: nn.Module, adapter: str) -> bool:

@@ -1,0 +1,167 @@
+"""``transport_moments``: what the optimizer remembers follows the bases, and nothing else does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from observing import loss_of, trainable
+from torch import Tensor, nn
+
+from sdslora import SdsLoraConfig, SdsLoraScheduler
+from sdslora.optim import create_muon_optimizer
+from sdslora.training.transport import MomentTransport
+from sdslora.training.zero import ZeroOptimizer
+from sdslora.tuner import PhasedAdapter
+from toys import make_llama, make_mixtral, sds_model
+
+OPTIMIZERS = {
+    "adamw": lambda model: torch.optim.AdamW(trainable(model), lr=1e-2),
+    "amsgrad": lambda model: torch.optim.AdamW(trainable(model), lr=1e-2, amsgrad=True),
+    "momentum": lambda model: torch.optim.SGD(trainable(model), lr=1e-2, momentum=0.9),
+    "muon": lambda model: create_muon_optimizer(model, 1e-2),
+    "nothing": lambda model: torch.optim.SGD(trainable(model), lr=1e-2),
+}
+SECOND = {"exp_avg_sq", "max_exp_avg_sq"}
+
+
+def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], Tensor]:
+    """By parameter and name, copied; no counters."""
+    return {
+        (parameter_name, name): value.clone()
+        for parameter_name, parameter in model.named_parameters()
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor) and value.ndim
+    }
+
+
+def bases(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    layers = PhasedAdapter(model, "default").layers
+    return {
+        name: (state.Q_A.clone(), state.Q_B.clone())
+        for name, state in ((n, layer.adapter_state("default")) for n, layer in layers.items())
+    }
+
+
+def expected(moment: Tensor, old: Tensor, new: Tensor, second: bool) -> Tensor:
+    """One matrix (r, k), in float64, entry by entry of the change of coordinates."""
+    T, moment = new.double().T @ old.double(), moment.double()
+    if not second:
+        return T @ moment
+    shares = T * T
+    mean = moment.mean(0, keepdim=True)
+    return shares @ moment + (1 - shares.sum(1, keepdim=True)).clamp_min(0) * mean
+
+
+def to_the_brink(model: nn.Module, optimizer: torch.optim.Optimizer) -> SdsLoraScheduler:
+    """Four steps of T = 12: the scheduler's next call refreshes for the first time."""
+    scheduler = SdsLoraScheduler(model, optimizer, 12)
+    for step in range(1, 5):
+        loss_of(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step < 4:
+            scheduler.step()
+    return scheduler
+
+
+@pytest.mark.parametrize("mode", ["qr", "preserve"])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_moment_is_in_the_new_coordinates(kind, mode):
+    model = sds_model(make_llama(), refresh_mode=mode, transport_moments=True).train()
+    optimizer = OPTIMIZERS[kind](model)
+    scheduler = to_the_brink(model, optimizer)
+    before, old = moments(model, optimizer), bases(model)
+    scheduler.step()
+    assert scheduler.refresh_count == 1
+    after, new = moments(model, optimizer), bases(model)
+    assert len(before) == len(after) == 28 * {"amsgrad": 3, "adamw": 2, "nothing": 0}.get(kind, 1)
+    for layer, ((old_A, old_B), (new_A, new_B)) in zip(
+        old, zip(old.values(), new.values(), strict=True), strict=True
+    ):
+        assert not torch.equal(old_A, new_A)
+        for (parameter, name), moment in after.items():
+            second = name in SECOND
+            if parameter == f"{layer}.lora_A.default.weight":
+                wanted = expected(before[parameter, name], old_B, new_B, second)
+            elif parameter == f"{layer}.lora_B.default.weight":
+                wanted = expected(before[parameter, name].T, old_A, new_A, second).T
+            else:
+                continue
+            torch.testing.assert_close(moment.double(), wanted, rtol=1e-4, atol=1e-9)
+
+
+def test_without_it_a_refresh_leaves_the_moments():
+    model = sds_model(make_llama()).train()
+    optimizer = OPTIMIZERS["adamw"](model)
+    scheduler = to_the_brink(model, optimizer)
+    before = moments(model, optimizer)
+    scheduler.step()
+    assert scheduler.refresh_count == 1
+    for key, moment in moments(model, optimizer).items():
+        assert torch.equal(moment, before[key])
+
+
+def test_embeddings_and_what_never_had_a_gradient():
+    """A stands as (r, tokens) there; a frozen B has no moments, and gets none."""
+    options = {"target_modules": ["embed_tokens"], "transport_moments": True}
+    model = sds_model(make_llama(), **options).train()
+    [layer] = PhasedAdapter(model, "default").layers.values()
+    A, B = layer.adapter_parameters("default")
+    optimizer = torch.optim.AdamW([A, B], lr=1e-2)
+    scheduler = to_the_brink(model, optimizer)
+    del optimizer.state[B]
+    before, (_, old_B) = optimizer.state[A]["exp_avg"].clone(), bases(model).popitem()[1]
+    scheduler.step()
+    _, new_B = bases(model).popitem()[1]
+    wanted = expected(before, old_B, new_B, second=False)
+    torch.testing.assert_close(optimizer.state[A]["exp_avg"].double(), wanted, rtol=1e-4, atol=1e-9)
+    assert B not in optimizer.state
+
+
+def test_experts_each_in_their_own_basis():
+    model = sds_model(
+        make_mixtral(), target_modules=[], target_parameters=["mlp.experts.down_proj"],
+        transport_moments=True,
+    ).train()  # fmt: skip
+    optimizer = OPTIMIZERS["adamw"](model)
+    scheduler = to_the_brink(model, optimizer)
+    layers = PhasedAdapter(model, "default").layers
+    old = bases(model)
+
+    def by_expert(layer: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+        A, B = (optimizer.state[p][name].clone() for p in layer.adapter_parameters("default"))
+        # PEFT: the expert is the slow index of A's rows, and the fast one of B's columns
+        return A.view(4, -1, A.shape[1]), torch.stack([B[:, e::4] for e in range(4)])
+
+    before = {name: by_expert(layer, "exp_avg_sq") for name, layer in layers.items()}
+    scheduler.step()
+    new = bases(model)
+    for name, layer in layers.items():
+        A, B = by_expert(layer, "exp_avg_sq")
+        for e in range(4):
+            (old_A, old_B), (new_A, new_B) = ((Q[e] for Q in found[name]) for found in (old, new))
+            wanted = expected(before[name][0][e], old_B, new_B, second=True)
+            torch.testing.assert_close(A[e].double(), wanted, rtol=1e-4, atol=1e-12)
+            wanted = expected(before[name][1][e].T, old_A, new_A, second=True).T
+            torch.testing.assert_close(B[e].double(), wanted, rtol=1e-4, atol=1e-12)
+
+
+def test_an_optimizer_that_remembers_something_else_is_refused():
+    model = sds_model(make_llama(), transport_moments=True).train()
+    scheduler = to_the_brink(model, torch.optim.Adamax(trainable(model)))
+    with pytest.raises(ValueError, match="transport_moments with Adamax, which remembers exp_inf"):
+        scheduler.step()
+
+
+def test_zero_is_refused():
+    zero = ZeroOptimizer(SimpleNamespace(step=None))
+    with pytest.raises(ValueError, match="transport_moments with DeepSpeed's ZeRO"):
+        MomentTransport(zero, PhasedAdapter(sds_model(make_llama()), "default"))
+
+
+@pytest.mark.parametrize("value", [1, "yes", None])
+def test_another_value_is_refused(value):
+    with pytest.raises(ValueError, match="transport_moments must be true or false"):
+        SdsLoraConfig(transport_moments=value)
