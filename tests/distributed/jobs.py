@@ -95,7 +95,7 @@ def uneven() -> dict[str, Any]:
 
 
 def preserving() -> dict[str, Any]:
-    options = {"refresh_mode": "preserve", "transport_moments": True}
+    options = {"refresh_mode": "preserve", "transport_momentum": True}
     made = {name: ENGINES[name](**options) for name in ("DDP", "FSDP2")}
     return {name: trained(engine, end=WARMUP + 5) for name, engine in made.items()}
 

@@ -86,7 +86,7 @@ class Whole:
     scope="module",
     params=[
         ({"refresh_mode": "qr"}, False),
-        ({"refresh_mode": "preserve", "transport_moments": True}, True),
+        ({"refresh_mode": "preserve", "transport_momentum": True}, True),
     ],
     ids=["qr", "preserve-transported-fused"],
 )

@@ -25,7 +25,7 @@ from .refresh import REFRESH_MODES, RefreshMode, basis_rank, refresh, refreshed_
 from .reparameterize import reparameterize
 from .schedule import Action, RefreshSchedule
 from .svd import Svd, factored_svd
-from .transport import transport_first, transport_second
+from .transport import transport
 
 __all__ = [
     "REFRESH_MODES",
@@ -57,8 +57,7 @@ __all__ = [
     "sds_gradients",
     "sds_linear",
     "subspace_cosine",
-    "transport_first",
-    "transport_second",
+    "transport",
     "upcast",
     "widened",
 ]

@@ -52,7 +52,7 @@ class SdsLora(AnyUpdate):
         refresh_mode: ``"qr"``, the paper's, or ``"preserve"``.
         refresh_every: an interval in steps that replaces the phases (Table 7).
         refresh_phases: τ.
-        transport_moments: carry the optimizer's moments into the new bases.
+        transport_momentum: carry the optimizer's momentum into the new bases.
         warmup_steps: of plain LoRA.
     """
 
@@ -62,7 +62,7 @@ class SdsLora(AnyUpdate):
     refresh_mode: RefreshMode = "qr"
     refresh_every: int | None = None
     refresh_phases: int = 5
-    transport_moments: bool = False
+    transport_momentum: bool = False
     warmup_steps: int = 10
 
     def config(self, settings: Settings) -> SdsLoraConfig:
@@ -71,7 +71,7 @@ class SdsLora(AnyUpdate):
             refresh_mode=self.refresh_mode,
             refresh_every=self.refresh_every,
             refresh_phases=self.refresh_phases,
-            transport_moments=self.transport_moments,
+            transport_momentum=self.transport_momentum,
             warmup_steps=self.warmup_steps,
             **settings.peft_options(),
         )

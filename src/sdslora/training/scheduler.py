@@ -11,7 +11,7 @@ from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
 from . import steps, watchdog
 from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
 from .sharing import sharing_of
-from .transport import MomentTransport
+from .transport import MomentumTransport
 from .zero import is_partitioned
 
 _REFRESHES = "sds_lora_refreshes"
@@ -222,7 +222,7 @@ class _Scheduled:
         self.adapter = adapter
         self.optimizer = optimizer
         self.mode = config.refresh_mode
-        self.follow = MomentTransport(optimizer, adapter) if config.transport_moments else None
+        self.follow = MomentumTransport(optimizer, adapter) if config.transport_momentum else None
         self.warming = adapter.in_warmup
         self.schedule = config.schedule(total_steps, in_warmup=self.warming)
         self.check_reset = check_reset

@@ -46,8 +46,8 @@ class SdsLoraConfig(LoraConfig):
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
-        transport_moments: carry the optimizer's moments into the new bases at each refresh (ours;
-            the paper leaves them as they are).
+        transport_momentum: carry the optimizer's momentum into the new bases at each refresh
+            (ours; the paper leaves it as it is).
 
     Raises:
         ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
@@ -75,9 +75,9 @@ class SdsLoraConfig(LoraConfig):
     refresh_every: int | None = field(
         default=None, metadata={"help": "Refresh every that many steps, instead of by phases."}
     )
-    transport_moments: bool = field(
+    transport_momentum: bool = field(
         default=False,
-        metadata={"help": "Carry the optimizer's moments into the new bases at each refresh."},
+        metadata={"help": "Carry the optimizer's momentum into the new bases at each refresh."},
     )
 
     def __post_init__(self) -> None:
@@ -150,9 +150,9 @@ class SdsLoraConfig(LoraConfig):
         _check_integer("refresh_phases", self.refresh_phases, at_least=1)
         if self.refresh_every is not None:
             _check_integer("refresh_every", self.refresh_every, at_least=1)
-        if not isinstance(self.transport_moments, bool):
+        if not isinstance(self.transport_momentum, bool):
             raise ValueError(
-                f"transport_moments must be true or false, not {self.transport_moments!r}"
+                f"transport_momentum must be true or false, not {self.transport_momentum!r}"
             )
         if self.refresh_mode not in REFRESH_MODES:
             raise ValueError(
