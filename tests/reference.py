@@ -337,8 +337,11 @@ def train(
     phases: int = 5,
     every: int | None = None,
     optimizer: AdamW | None = None,
+    transport: bool = False,
 ) -> Run:
     """Algorithm 1 on ``problem``: plain LoRA, Eq. (8), reset, main stage with refreshes.
+
+    With ``transport`` the first moments are expressed in the new bases at each refresh.
 
     The action of the schedule follows the optimizer step, on ``t`` = completed steps; the loss
     of a step is the one its gradients come from.
@@ -382,6 +385,12 @@ def train(
             old = [Factors(A[i].copy(), B[i].copy(), *bases[i]) for i in count]
             run.before_refresh[t] = old
             new = [REFRESHES[refresh_mode](f) for f in old]
+            for i in count if transport else ():
+                # what the moment says of ΔW's gradient, seen from the new bases
+                steps, of_A, squares = optimizer.state[f"{i}.A"]
+                optimizer.state[f"{i}.A"] = steps, new[i].Q_B.T @ (old[i].Q_B @ of_A), squares
+                steps, of_B, squares = optimizer.state[f"{i}.B"]
+                optimizer.state[f"{i}.B"] = steps, (of_B @ old[i].Q_A.T) @ new[i].Q_A, squares
         A, B = [f.A.copy() for f in new], [f.B.copy() for f in new]
         bases = [(f.Q_A, f.Q_B) for f in new]
 

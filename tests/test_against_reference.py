@@ -432,6 +432,24 @@ def test_training_with_the_uniform_schedule(mode):
 
 
 @each_mode
+@pytest.mark.parametrize("every", [1, None])
+def test_training_with_transported_momentum(mode, every):
+    problem = ref.make_problem(steps=STEPS)
+    assert_same_training(
+        problem,
+        mode,
+        peft_options={"transport_momentum": True, "refresh_every": every},
+        reference_options={"transport": True, "every": every},
+    )
+    # and it is another training than without
+    runs = [
+        ref.train(problem, scaling(4), mode, every=every, transport=asked)
+        for asked in (False, True)
+    ]
+    assert abs(runs[0].losses[-1] - runs[1].losses[-1]) > 1e-5
+
+
+@each_mode
 @pytest.mark.parametrize("r", [1, 8, 10])
 def test_training_at_the_ends_of_the_rank(mode, r):
     """Rank 1, the third layer's smaller side (8), and beyond it."""

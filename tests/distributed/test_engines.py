@@ -69,7 +69,7 @@ def test_more_processes_than_layers_of_a_shape_and_rows():
 
 
 def test_the_other_refresh_and_its_report():
-    """A and B move too, and the moments; drift and jump are means over all layers."""
+    """A and B move too, and the momentum; drift and jump are means over all layers."""
     single, _ = alone(end=WARMUP + 5, refresh_mode="preserve", transport_momentum=True)
     assert single["report"][0] > 1e-3
     for of_rank in together(preserving):

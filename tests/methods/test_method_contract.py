@@ -196,8 +196,14 @@ def test_unknown_names_and_options():
 def test_options_reach_the_method():
     assert make_method("lora+", ratio=16.0).ratio == 16.0
     config = make_method(
-        "sds-lora", refresh_mode="preserve", refresh_every=2, refresh_phases=3, warmup_steps=4
+        "sds-lora",
+        refresh_mode="preserve",
+        refresh_every=2,
+        refresh_phases=3,
+        transport_momentum=True,
+        warmup_steps=4,
     ).config(Settings())
+    assert config.transport_momentum
     assert (config.refresh_mode, config.refresh_every) == ("preserve", 2)
     assert (config.refresh_phases, config.warmup_steps) == (3, 4)
 

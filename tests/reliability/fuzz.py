@@ -249,6 +249,7 @@ class _Loading:
 def _holds(config: SdsLoraConfig, given: dict[str, Any]) -> bool:
     """Whether the numbers of a configuration are those given."""
     names = ("r", "lora_alpha", "use_rslora", "warmup_steps", "refresh_phases", "refresh_mode")
+    names += ("refresh_every", "transport_momentum")
     return all(getattr(config, name) == given[name] for name in names if name in given)
 
 

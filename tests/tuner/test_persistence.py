@@ -132,6 +132,7 @@ def test_the_configuration_travels(tmp_path):
         "refresh_phases": 7,
         "refresh_mode": "preserve",
         "refresh_every": 9,
+        "transport_momentum": True,
         "lora_alpha": 5,
         "use_rslora": False,
     }

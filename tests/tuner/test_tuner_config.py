@@ -153,7 +153,7 @@ def test_refuses_refresh_modes(value):
 def test_defaults_are_the_paper_s():
     config = SdsLoraConfig()
     assert (config.warmup_steps, config.refresh_phases, config.refresh_mode) == (10, 5, "qr")
-    assert config.refresh_every is None
+    assert (config.refresh_every, config.transport_momentum) == (None, False)
     assert (config.lora_alpha, config.use_rslora, config.lora_dropout) == (4, True, 0.0)
     model = sds_model(make_llama(), r=16)
     assert {layer.scaling["default"] for layer in sds_layers(model).values()} == {4 / math.sqrt(16)}

@@ -25,6 +25,7 @@ class ConvertSpec:
         refresh_mode: "qr" (the paper's) or "preserve", for the training that follows.
         refresh_phases: Number of phases of the training that follows.
         refresh_every: Refresh every that many steps, instead of by phases.
+        transport_momentum: Carry the optimizer's momentum into the new bases at each refresh.
     """
 
     adapter_dir: str
@@ -33,6 +34,7 @@ class ConvertSpec:
     refresh_mode: RefreshMode = "qr"
     refresh_phases: int = 5
     refresh_every: int | None = None
+    transport_momentum: bool = False
 
 
 def command(argv: Sequence[str]) -> None:
@@ -55,6 +57,7 @@ def _converted(found: SavedAdapter, spec: ConvertSpec) -> PeftModel:
             refresh_mode=spec.refresh_mode,
             refresh_phases=spec.refresh_phases,
             refresh_every=spec.refresh_every,
+            transport_momentum=spec.transport_momentum,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{spec.adapter_dir}: {' '.join(str(error).split())}") from error

@@ -46,7 +46,8 @@ class SdsLoraScheduler:
 
     Raises:
         ValueError: where no adapter is trainable, the training would end within the warm-up, the
-            optimizer is of a kind whose state cannot be reset, or there is no such check.
+            optimizer is of a kind whose state cannot be reset, or its momentum not transported
+            where that is asked for, or there is no such check.
         RuntimeError: where the optimizer does not hold the adapters' parameters.
     """
 
@@ -138,6 +139,8 @@ class SdsLoraScheduler:
             measure: where the bases are refreshed, report how far that moved the (first) adapter.
 
         Raises:
+            ValueError: where the momentum is to be transported and the optimizer keeps something
+                else.
             RuntimeError: where more than one optimizer step was taken since the last call, or the
                 reset of the optimizer did not hold.
             CheckFailed: a ``RuntimeError`` too, where a check found something wrong.
@@ -238,6 +241,8 @@ class _Scheduled:
         if self.reset is not None:
             self.reset.verify()
             self.reset = None
+        if self.follow is not None:
+            self.follow.check()
         self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
         if self.refreshed:
             return self.adapter.refresh_bases(self.mode, measure=measure, follow=self.follow)

@@ -1,9 +1,11 @@
 """Carrying an optimizer's momentum of A and B into the new bases at a refresh."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..core import SdsFactors, transport
@@ -12,21 +14,23 @@ from .zero import ZeroOptimizer
 
 MOMENTUM = ("exp_avg", "momentum_buffer")
 """What torch's optimizers call their means of gradients."""
+SCALES = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
+"""What they may remember beside: sizes of gradients, entry by entry, which stay."""
 
 
 class MomentumTransport:
     """Follows the refreshes of an adapter.
 
-    Second moments stay as they are: carried over, they would become alike over the coordinates,
-    which was tried and is worse (docs/findings.md).
+    Each of A and B by itself: what the momentum of one knows of the other's new directions is left
+    out. Second moments stay as they are: carried over too, they made the loss higher
+    (docs/findings.md).
 
     Args:
         optimizer: trains the adapter's A and B.
         adapter: whose ``sharing`` says which layers this process works on.
 
     Raises:
-        ValueError: for DeepSpeed's ZeRO, which keeps the momentum in flat partitions; and at the
-            first refresh for an optimizer that remembers its parameters in another form.
+        ValueError: for DeepSpeed's ZeRO, which keeps the momentum in flat partitions.
     """
 
     def __init__(self, optimizer: Optimizer, adapter: PhasedAdapter) -> None:
@@ -37,6 +41,18 @@ class MomentumTransport:
             )
         self.optimizer = optimizer
         self.adapter = adapter
+        self._checked = False
+
+    def check(self) -> None:
+        """See, the first time, that the momentum is of a known kind; after an optimizer step.
+
+        Raises:
+            ValueError: where the optimizer remembers something else of its parameters.
+        """
+        if not self._checked:
+            for parameter in self.adapter.parameters:
+                self._momentum(parameter)
+            self._checked = True
 
     @torch.no_grad()
     def __call__(
@@ -59,17 +75,31 @@ class MomentumTransport:
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
         """None where the optimizer remembers nothing of the parameter."""
-        state = self.optimizer.state.get(parameter, {})
-        for name in MOMENTUM:
-            if isinstance(state.get(name), Tensor):
-                return state[name]
-        if others := sorted(n for n, v in state.items() if isinstance(v, Tensor) and v.ndim > 0):
-            raise ValueError(
-                "SDS-LoRA does not support transport_momentum with "
-                f"{type(self.optimizer).__name__}, which remembers {', '.join(others)} and none of "
-                f"{', '.join(MOMENTUM)}: use AdamW or Muon, or transport_momentum=False"
-            )
-        return None
+        state = {
+            name: value
+            for name, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None and not _is_number(value)
+        }
+        momentum = next((state.pop(name) for name in MOMENTUM if name in state), None)
+        if others := sorted(state.keys() - SCALES):
+            raise self._unsupported(f"which remembers {', '.join(others)}")
+        if momentum is not None and (
+            type(momentum) not in (Tensor, nn.Parameter, DTensor)
+            or momentum.shape != parameter.shape
+        ):
+            raise self._unsupported("whose momentum is not kept entry by entry")
+        return momentum
+
+    def _unsupported(self, reason: str) -> ValueError:
+        return ValueError(
+            f"SDS-LoRA does not support transport_momentum with {type(self.optimizer).__name__}, "
+            f"{reason}: use AdamW or Muon, or transport_momentum=False"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """As counters and products of decay rates are."""
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
 
 
 def _or_zeros(momentum: Tensor | None, parameter: nn.Parameter) -> Tensor:

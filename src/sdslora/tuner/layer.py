@@ -92,8 +92,12 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         return state
 
     def matrices(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Tensors as A and B are stored, as matrices (r, n) and (m, r) that share their memory."""
-        return A.flatten(1), B.flatten(1)
+        """Tensors as A and B are stored, as matrices (r, n) and (m, r) that share their memory.
+
+        Raises:
+            RuntimeError: for a convolution's that is not contiguous: flattened it would be a copy.
+        """
+        return _matrix(A), _matrix(B)
 
     def sds_factors(self, adapter: str) -> SdsFactors:
         """A, B and the bases as matrices that share the layer's memory, detached.
@@ -102,6 +106,10 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         """
         A, B = self.adapter_parameters(adapter)
         state = self._state_of(adapter, A)
+        for parameter in (A, B):
+            # model.to(memory_format=torch.channels_last) changes a convolution's
+            if not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()
         return SdsFactors(*self.matrices(A.detach(), B.detach()), state.Q_A, state.Q_B)
 
     def plain_pair(self, adapter: str) -> LowRankPair:
@@ -384,3 +392,7 @@ def _sds_class(peft_class: type, name: str) -> type[SdsLayerMixin]:
             "the base model with bitsandbytes, GPTQ, HQQ or torchao."
         )
     return found
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim == 2 else tensor.view(len(tensor), -1)

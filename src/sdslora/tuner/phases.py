@@ -6,6 +6,7 @@ diffusers' ``add_adapter`` do) has none.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -118,7 +119,7 @@ class PhasedAdapter:
         """
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
-        with self.sharing.opened(self.parameters):
+        with self._exactly(), self.sharing.opened(self.parameters):
             for _, group in self._groups():
                 A, B = map(self.sharing.take, (group.A, group.B))
                 self._write(group, reparameterize(A, B, 1.0))
@@ -142,7 +143,7 @@ class PhasedAdapter:
             )
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
-        with self.sharing.opened(self.parameters):
+        with self._exactly(), self.sharing.opened(self.parameters):
             for layers, group in self._groups():
                 if mode == "qr" and not measure and follow is None:
                     self._replace_bases(group)
@@ -154,11 +155,18 @@ class PhasedAdapter:
                     drifts.append(1 - subspace_cosine(before.Q_A, after.Q_A).flatten())
                     drifts.append(1 - subspace_cosine(before.Q_B, after.Q_B).flatten())
                     jumps.append(relative_change(before, after).flatten())
-                self._write(group, after)
+                if mode == "qr":
+                    self._write((group.Q_A, group.Q_B), (after.Q_A, after.Q_B))
+                else:
+                    self._write(group, after)
                 if follow is not None:
                     follow(layers, before, after)
         mean = self.sharing.mean
         return RefreshReport(mean(drifts), mean(jumps)) if measure else None
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        """Products in the dtype of their factors, in a loop that is under autocast too."""
+        return torch.autocast(self.parameters[0].device.type, enabled=False)
 
     def _replace_bases(self, group: "_Group") -> None:
         """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
@@ -168,7 +176,7 @@ class PhasedAdapter:
         give(Q_A, refreshed_basis(take(A).mT, rank, lambda: take(Q_A)))
         give(Q_B, refreshed_basis(take(B), rank, lambda: take(Q_B)))
 
-    def _write(self, group: "_Group", factors: SdsFactors) -> None:
+    def _write(self, group: Sequence[Sequence[Tensor]], factors: Sequence[Tensor]) -> None:
         for targets, values in zip(group, factors, strict=True):
             self.sharing.give(targets, values)
 
