@@ -10,12 +10,18 @@ from typing import Any
 
 from page import main, table
 
+from sdslora.experiments.compare import statistics
+from sdslora.experiments.compare.numbers import fixed, mean_std, rate
+from sdslora.experiments.compare.statistics import Contender
+from sdslora.experiments.compare.verdict import against_rivals
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "findings.md"
 RESULTS = ROOT / "docs" / "results"
 TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
+OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
 COMPARISONS = [*TASKS, *WARMED.values(), "small-vision-muon", "commonsense"]
 
 
@@ -75,6 +81,67 @@ def warm_up() -> str:
     return table(header, [[c, *(found[n][c]["test loss"] for n in found)] for c in common])
 
 
+def either_schedule(task: str) -> str:
+    """Ours against every method of the paper, each with or without the warm-up.
+
+    Chosen like the learning rate: by the lower validation loss.
+    """
+    chosen: dict[str, tuple[float, str, Contender]] = {}
+    for schedule, name in (("without", task), ("with", WARMED[task])):
+        runs = map(json.loads, (RESULTS / name / "runs.jsonl").read_text().splitlines())
+        for contender in statistics.compare(list(runs)).contenders:
+            if contender.best is not None and contender.label in {OURS, contender.method}:
+                loss = contender.best.validation.mean
+                if contender.label not in chosen or loss < chosen[contender.label][0]:
+                    chosen[contender.label] = loss, schedule, contender
+    results = {label: contender.test["loss"] for label, (_, _, contender) in chosen.items()}
+    pairs = {pair.rival: pair for pair in against_rivals(OURS, results, False)}
+    rows = []
+    for label, (_, schedule, contender) in sorted(chosen.items(), key=lambda c: c[1][0]):
+        row = [label.replace("_", r"\_"), schedule, rate(contender.best.learning_rate)]
+        row.append(mean_std(contender.test["loss"]))
+        if label in pairs:
+            pair = pairs[label]
+            found = pair.difference
+            mean, low, high = (fixed(v, 3) for v in (found.mean, *found.interval))
+            row += [f"{mean} ({low} to {high})", f"{pair.adjusted_p:.1g}", pair.verdict]
+        else:
+            row += ["–"] * 3
+        rows.append(row)
+    header = ["contender", "warm-up", "rate", "test loss", "ours less it (95% interval)"]
+    return table([*header, "adjusted p", "ours is"], rows)
+
+
+def refreshes() -> str:
+    """One line a way to refresh: each task's test loss, the best rate in brackets; warmed up."""
+    found = {
+        task: sections((RESULTS / name / "report.md").read_text())["Results"]
+        for task, name in WARMED.items()
+    }
+    rows = []
+    for mode in ("qr", "preserve"):
+        for every in ("", "1"):
+            for transported in ("", "True"):
+                options = {
+                    "refresh_mode": mode if mode != "qr" else "",
+                    "refresh_every": every,
+                    "transport_momentum": transported,
+                }
+                given = [f"{key}={value}" for key, value in options.items() if value]
+                label = " ".join(["sds-lora", *given]).replace("_", r"\_")
+                results = [found[task][label] for task in TASKS]
+                rows.append(
+                    [
+                        f"`{mode}`",
+                        "every step" if every else "by phases",
+                        "carried over" if transported else "left",
+                        *(f"{r['test loss']} ({r['best rate']})" for r in results),
+                    ]
+                )
+    header = ["refresh", "when", "momentum", *(task.replace("-", " ") for task in TASKS)]
+    return table(header, rows)
+
+
 def measured(figure: str) -> dict[str, Any]:
     """The numbers of one of the paper's figures."""
     found: dict[str, Any] = json.loads((RESULTS / f"figures/{figure}/{figure}.json").read_text())
@@ -113,6 +180,8 @@ def texts() -> dict[str, str]:
     return {name: comparison(name) for name in COMPARISONS} | {
         "claims": claims(),
         "warm-up": warm_up(),
+        "refreshes": refreshes(),
+        **{f"{task}-either": either_schedule(task) for task in TASKS},
     }
 
 

@@ -65,6 +65,20 @@ def readme(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
     names["model"](**batches(1)[0]).loss.backward()
     yield
     assert names["scheduler"].completed_steps == 1
+    yield
+    check_lowest_loss(names["config"])
+
+
+def choose(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
+    names["SdsLoraConfig"] = SdsLoraConfig
+    yield
+    check_lowest_loss(names["config"])
+
+
+def check_lowest_loss(config: SdsLoraConfig) -> None:
+    """What docs/findings.md calls ours."""
+    assert (config.refresh_mode, config.refresh_every) == ("preserve", 1)
+    assert config.transport_momentum
 
 
 def quickstart(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
@@ -223,6 +237,7 @@ def sdxl(names: Names, patch: pytest.MonkeyPatch) -> None:
 
 SETUPS: dict[str, Setup] = {
     "README.md": readme,
+    "docs/choose.md": choose,
     "docs/quickstart.md": quickstart,
     "docs/resume.md": resume,
     "docs/distribute.md": distribute,

@@ -18,7 +18,7 @@ def test_the_page_of_findings_is_what_the_results_say() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("page", ["docs/faq.md", "docs/choose.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/faq.md", "docs/choose.md"])
 def test_what_is_quoted_stands_in_a_report(page: str) -> None:
     reports = "".join(report.read_text() for report in ROOT.glob("docs/results/*/report.md"))
     quoted = set(FIGURE.findall((ROOT / page).read_text()))

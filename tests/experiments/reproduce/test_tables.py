@@ -14,7 +14,9 @@ from sdslora.experiments.reproduce.tables import TABLES, estimate, grid, page, r
 from sdslora.experiments.reproduce.tables.grid import TableSpec
 from sdslora.experiments.reproduce.tables.settings import TABLES as SETTINGS
 
-RECIPES = Path(__file__).parents[3] / "recipes/paper"
+ROOT = Path(__file__).parents[3]
+RECIPES = ROOT / "recipes/paper"
+RESULTS = ROOT / "docs/results/tables"
 QUESTION = "Please answer with true or false, question: is 1 odd?\n\nAnswer format: true/false"
 FOLDERS = ("boolq", "piqa", "social_i_qa", "winogrande", "ARC-Challenge", "ARC-Easy", "openbookqa")
 METHODS = ["full", "lora", "rslora", "lora+", "pissa", "dora", "sds-lora"]
@@ -65,11 +67,25 @@ def test_a_table_from_clean(table1):
     text = (table1 / "table1.md").read_text()
     assert "The paper's figures of this table are not at hand." in text
     assert "no reproduction of its figures" in text
+    assert "12 steps of 8 rows" in text
     assert "| model | 8 | sds-lora | 1e-3 |" in text
     assert "| model | – | full | 1e-4 |" in text
     latex = (table1 / "table1.tex").read_text()
     assert latex.count(r"\\") == 1 + len(METHODS)
     assert r"arc challenge" in latex
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in RESULTS.iterdir()))
+def test_the_committed_tables_are_of_the_grid_and_of_their_runs(name):
+    content = json.loads((RESULTS / name / f"{name}.json").read_text())
+    scale = SETTINGS[name].scales["small"]
+    runs = content["measured"]["runs"]
+    assert {run["checkpoint"] for run in runs} == {model.name for model in scale.models.values()}
+    assert {run["part"] for run in runs} == set(scale.parts)
+    assert {run["rank"] for run in runs} - {None} == set(scale.ranks)
+    assert sorted({run["seed"] for run in runs}) == list(range(scale.seeds))
+    assert len({run["method"] for run in runs}) == len(scale.methods)
+    assert (RESULTS / name / f"{name}.md").read_text() == page.markdown(content)
 
 
 def test_figures_are_the_records(table1):

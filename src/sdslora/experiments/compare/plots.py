@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Literal
 
 import matplotlib
@@ -28,6 +29,7 @@ _ZOOM = 2.0  # losses beyond this multiple of the (lower) median contender's bes
 _WIDE = 3.0  # a range of losses with this ratio or more is drawn on a logarithmic axis
 _STACK = 0.03  # height of a mark of what is off the axis, as a share of the axis's
 _MARKS = 12  # markers along a training curve
+_LEGEND_WIDTH = 34  # characters of a label in a line of the legend
 
 
 @dataclass(frozen=True)
@@ -278,5 +280,5 @@ def _legend(
         Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.dash)
         for _, style in _styled(comparison)
     ]
-    labels = [contender.label for contender in comparison.contenders]
+    labels = [fill(contender.label, _LEGEND_WIDTH) for contender in comparison.contenders]
     figure.legend([*lines, *notes], [*labels, *names], loc="outside right upper", fontsize=8)

@@ -20,8 +20,7 @@ _LOSS = "loss"
 
 def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[str, Any]) -> Path:
     """Write ``<name>.json``, ``.md`` and ``.tex``, and print the table; returns their folder."""
-    runs = measured["runs"]
-    header, rows = cells(name, runs)
+    header, rows = cells(name, measured["runs"])
     content = {
         "target": name,
         "title": title,
@@ -30,17 +29,19 @@ def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[st
         "hardware": record.hardware(),
         "measured": measured,
     }
-    body = table(header, rows)
-    print(body)
+    print(table(header, rows))
     return write_files(
         name,
         config,
-        {
-            ".json": content,
-            ".md": f"# {title}\n\n{_setting(name, config, runs)}\n\n{body}\n",
-            ".tex": latex(header, rows, title),
-        },
+        {".json": content, ".md": markdown(content), ".tex": latex(header, rows, title)},
     )
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The page of a table: what was run, then the figures."""
+    name, runs = content["target"], content["measured"]["runs"]
+    setting = _setting(name, content["config"], runs)
+    return f"# {content['title']}\n\n{setting}\n\n{table(*cells(name, runs))}\n"
 
 
 def write_files(name: str, config: Mapping[str, Any], contents: Mapping[str, Any]) -> Path:
@@ -120,7 +121,10 @@ def _setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, A
     for model, part in dict.fromkeys((run["model"], run["part"]) for run in runs):
         one = next(r for r in runs if (r["model"], r["part"]) == (model, part))
         sizes = ", ".join(f"{task} {number}" for task, number in one["rows"].items())
-        lines.append(f"{model} on {part}: {one['steps']} steps; rows evaluated: {sizes}.")
+        lines.append(
+            f"{model} (`{one['checkpoint']}`) on {part}: {one['steps']} steps of {one['batch']} "
+            f"rows; rows evaluated: {sizes}."
+        )
     known = paper.FIGURES.get(name)
     lines.append(
         "The paper's figures stand beside ours where they are at hand (arXiv 2606.16454), with the "

@@ -72,12 +72,14 @@ def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
     label = run["label"]
     return {
         "model": cell.model,
+        "checkpoint": cell.settings.name,
         "part": cell.part_name,
         "rank": None if run["method"] == "full" else cell.rank,
         "method": label,
         "rate": run["learning_rate"],
         "seed": run["seed"],
         "steps": estimate.steps(cell),
+        "batch": cell.comparison.training.per_device_train_batch_size,
         "seconds": run["seconds"],
         "rows": _rows(run),
         "figures": {**_figures(run), **_schedule(run, estimate.steps(cell))},
