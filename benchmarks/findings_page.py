@@ -22,7 +22,7 @@ TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
-COMPARISONS = [*TASKS, *WARMED.values(), "small-vision-muon", "commonsense"]
+COMPARISONS = [*TASKS, *WARMED.values(), "small-vision-muon", "commonsense", "smollm2-chain-sum"]
 
 
 def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
