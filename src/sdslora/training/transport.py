@@ -22,8 +22,7 @@ class MomentumTransport:
     """Follows the refreshes of an adapter.
 
     Each of A and B by itself: what the momentum of one knows of the other's new directions is left
-    out. Second moments stay as they are: carried over too, they made the loss higher
-    (docs/findings.md).
+    out, and second moments stay as they are. With either the loss was higher (docs/findings.md).
 
     Args:
         optimizer: trains the adapter's A and B.
