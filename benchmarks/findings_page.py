@@ -4,6 +4,7 @@ A comparison is a folder of docs/results with the report.md that ``sdslora compa
 """
 
 import json
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +36,16 @@ def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
             header, _, *rows = cells
             found[title] = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     return found
+
+
+def results(name: str) -> dict[str, dict[str, str]]:
+    """The first table of a comparison's report, by contender."""
+    return sections((RESULTS / name / "report.md").read_text())["Results"]
+
+
+def escaped(label: str) -> str:
+    """As the reports write it."""
+    return label.replace("_", r"\_")
 
 
 def comparison(name: str) -> str:
@@ -69,12 +80,8 @@ def comparison(name: str) -> str:
 
 def warm_up() -> str:
     """One line a contender: each task's test loss without and with a warm-up of the rate."""
-    found = {
-        name: sections((RESULTS / name / "report.md").read_text())["Results"]
-        for pair in WARMED.items()
-        for name in pair
-    }
-    common = [c for c in found[TASKS[0]] if all(c in results for results in found.values())]
+    found = {name: results(name) for pair in WARMED.items() for name in pair}
+    common = [c for c in found[TASKS[0]] if all(c in those for those in found.values())]
     header = ["contender"]
     for task in TASKS:
         header += [task.replace("-", " "), "with warm-up"]
@@ -94,12 +101,12 @@ def either_schedule(task: str) -> str:
                 loss = contender.best.validation.mean
                 if contender.label not in chosen or loss < chosen[contender.label][0]:
                     chosen[contender.label] = loss, schedule, contender
-    results = {label: contender.test["loss"] for label, (_, _, contender) in chosen.items()}
-    pairs = {pair.rival: pair for pair in against_rivals(OURS, results, False)}
+    losses = {label: contender.test["loss"] for label, (_, _, contender) in chosen.items()}
+    pairs = {pair.rival: pair for pair in against_rivals(OURS, losses, False)}
     rows = []
     for label, (_, schedule, contender) in sorted(chosen.items(), key=lambda c: c[1][0]):
-        row = [label.replace("_", r"\_"), schedule, rate(contender.best.learning_rate)]
-        row.append(mean_std(contender.test["loss"]))
+        row = [escaped(label), schedule, rate(contender.best.learning_rate)]
+        row.append(mean_std(losses[label]))
         if label in pairs:
             pair = pairs[label]
             found = pair.difference
@@ -114,30 +121,20 @@ def either_schedule(task: str) -> str:
 
 def refreshes() -> str:
     """One line a way to refresh: each task's test loss, the best rate in brackets; warmed up."""
-    found = {
-        task: sections((RESULTS / name / "report.md").read_text())["Results"]
-        for task, name in WARMED.items()
-    }
+    found = [results(WARMED[task]) for task in TASKS]
     rows = []
-    for mode in ("qr", "preserve"):
-        for every in ("", "1"):
-            for transported in ("", "True"):
-                options = {
-                    "refresh_mode": mode if mode != "qr" else "",
-                    "refresh_every": every,
-                    "transport_momentum": transported,
-                }
-                given = [f"{key}={value}" for key, value in options.items() if value]
-                label = " ".join(["sds-lora", *given]).replace("_", r"\_")
-                results = [found[task][label] for task in TASKS]
-                rows.append(
-                    [
-                        f"`{mode}`",
-                        "every step" if every else "by phases",
-                        "carried over" if transported else "left",
-                        *(f"{r['test loss']} ({r['best rate']})" for r in results),
-                    ]
-                )
+    for mode, every, carried in product(
+        ("", "refresh_mode=preserve"), ("", "refresh_every=1"), ("", "transport_momentum=True")
+    ):
+        label = escaped(" ".join(filter(None, ("sds-lora", mode, every, carried))))
+        rows.append(
+            [
+                "`preserve`" if mode else "`qr`",
+                "every step" if every else "by phases",
+                "carried over" if carried else "left",
+                *(f"{those[label]['test loss']} ({those[label]['best rate']})" for those in found),
+            ]
+        )
     header = ["refresh", "when", "momentum", *(task.replace("-", " ") for task in TASKS)]
     return table(header, rows)
 

@@ -108,7 +108,7 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         state = self._state_of(adapter, A)
         for parameter in (A, B):
             # model.to(memory_format=torch.channels_last) changes a convolution's
-            if not parameter.is_contiguous():
+            if parameter.ndim > 2 and not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
         return SdsFactors(*self.matrices(A.detach(), B.detach()), state.Q_A, state.Q_B)
 

@@ -13,6 +13,7 @@ from sdslora.experiments.compare import run as compare_run
 from sdslora.experiments.reproduce.tables import TABLES, estimate, grid, page, recipes
 from sdslora.experiments.reproduce.tables.grid import TableSpec
 from sdslora.experiments.reproduce.tables.settings import TABLES as SETTINGS
+from sdslora.experiments.reproduce.text import table
 
 ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "recipes/paper"
@@ -85,7 +86,9 @@ def test_the_committed_tables_are_of_the_grid_and_of_their_runs(name):
     assert {run["rank"] for run in runs} - {None} == set(scale.ranks)
     assert sorted({run["seed"] for run in runs}) == list(range(scale.seeds))
     assert len({run["method"] for run in runs}) == len(scale.methods)
-    assert (RESULTS / name / f"{name}.md").read_text() == page.markdown(content)
+    setting, body = page.setting(name, content["config"], runs), table(*page.cells(name, runs))
+    written = (RESULTS / name / f"{name}.md").read_text()
+    assert written == page.markdown(content["title"], setting, body)
 
 
 def test_figures_are_the_records(table1):

@@ -118,7 +118,7 @@ class CostTable:
             config,
             {
                 ".json": content,
-                ".md": f"# {self.title}\n\n{setting}\n\n{body}\n",
+                ".md": page.markdown(self.title, setting, body),
                 ".tex": page.latex(header, rows, self.title),
             },
         )

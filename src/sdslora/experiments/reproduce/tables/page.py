@@ -20,7 +20,8 @@ _LOSS = "loss"
 
 def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[str, Any]) -> Path:
     """Write ``<name>.json``, ``.md`` and ``.tex``, and print the table; returns their folder."""
-    header, rows = cells(name, measured["runs"])
+    runs = measured["runs"]
+    header, rows = cells(name, runs)
     content = {
         "target": name,
         "title": title,
@@ -29,19 +30,22 @@ def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[st
         "hardware": record.hardware(),
         "measured": measured,
     }
-    print(table(header, rows))
+    body = table(header, rows)
+    print(body)
     return write_files(
         name,
         config,
-        {".json": content, ".md": markdown(content), ".tex": latex(header, rows, title)},
+        {
+            ".json": content,
+            ".md": markdown(title, setting(name, config, runs), body),
+            ".tex": latex(header, rows, title),
+        },
     )
 
 
-def markdown(content: Mapping[str, Any]) -> str:
+def markdown(title: str, setting: str, body: str) -> str:
     """The page of a table: what was run, then the figures."""
-    name, runs = content["target"], content["measured"]["runs"]
-    setting = _setting(name, content["config"], runs)
-    return f"# {content['title']}\n\n{setting}\n\n{table(*cells(name, runs))}\n"
+    return f"# {title}\n\n{setting}\n\n{body}\n"
 
 
 def write_files(name: str, config: Mapping[str, Any], contents: Mapping[str, Any]) -> Path:
@@ -111,7 +115,7 @@ def _beside(ours: Sample | None, theirs: float | None) -> str:
     return f"{100 * theirs:.4g}% ({points:+.1f})".replace("-", "−")
 
 
-def _setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
     """Models, data, sizes and seeds, and what is known of the paper's figures."""
     seeds = sorted({run["seed"] for run in runs})
     lines = [
