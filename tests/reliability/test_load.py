@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import load
-import pytest
 
 
 def test_adapters_saved_and_loaded_in_turn_leave_nothing_behind(tmp_path: Path) -> None:
@@ -28,6 +27,4 @@ def test_a_refresh_takes_memory_of_the_bases_size() -> None:
     assert result["largest |QᵀQ − I|"] < 1e-5
     for mode, bound in load.BOUNDS.items():
         taken = result[f"memory of a {mode} refresh, in sizes of the bases"]
-        if taken is None:
-            pytest.skip("the system does not say how much memory a process has held")
-        assert taken <= bound
+        assert bound / 2 < taken <= bound
