@@ -13,6 +13,7 @@ from page import main, table
 
 from sdslora.experiments.compare import statistics
 from sdslora.experiments.compare.numbers import fixed, mean_std, rate
+from sdslora.experiments.compare.sample import Sample
 from sdslora.experiments.compare.statistics import Contender
 from sdslora.experiments.compare.verdict import against_rivals
 
@@ -23,7 +24,16 @@ TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
-COMPARISONS = [*TASKS, *WARMED.values(), "small-vision-muon", "commonsense", "smollm2-chain-sum"]
+HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
+COMPARISONS = [
+    *TASKS,
+    *WARMED.values(),
+    "small-vision-muon",
+    "commonsense",
+    "smollm2-chain-sum",
+    *HYPOTHESES,
+]
+NOT_YET = "Not run to its end yet."
 
 
 def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
@@ -52,7 +62,7 @@ def comparison(name: str) -> str:
     """One line a contender: its result, the verdict on it, its tolerance of the learning rate."""
     report = RESULTS / name / "report.md"
     if not report.exists():
-        return "Not run to its end yet."
+        return NOT_YET
     tables = sections(report.read_text())
     verdicts, tolerances = tables["Verdicts"], tables["Tolerance of the learning rate"]
     [reference] = tables["Results"].keys() - verdicts.keys()
@@ -139,6 +149,35 @@ def refreshes() -> str:
     return table(header, rows)
 
 
+def side_by_side(change: str) -> str:
+    """One line a contender: each task's test loss, the best rate in brackets."""
+    names = [f"{task}-{change}" for task in TASKS]
+    if not all((RESULTS / name).exists() for name in names):
+        return NOT_YET
+    found = [results(name) for name in names]
+    rows = [
+        [label, *(f"{those[label]['test loss']} ({those[label]['best rate']})" for those in found)]
+        for label in found[0]
+    ]
+    return table(["contender", *(task.replace("-", " ") for task in TASKS)], rows)
+
+
+def steps() -> str:
+    """One line a length of the step: the validation loss of each method, on each task."""
+    found: dict[str, dict[float, Sample]] = {}
+    for task in TASKS:
+        path = RESULTS / f"{task}-steps" / "runs.jsonl"
+        if not path.exists():
+            return NOT_YET
+        runs = map(json.loads, path.read_text().splitlines())
+        for contender in statistics.compare(list(runs)).contenders:
+            of_rates = {each.learning_rate: each.validation for each in contender.rates}
+            found[f"{task.replace('-', ' ')}, {contender.label}"] = of_rates
+    lengths = sorted(set().union(*found.values()))
+    rows = [[rate(x), *(mean_std(losses.get(x)) for losses in found.values())] for x in lengths]
+    return table(["length", *found], rows)
+
+
 def measured(figure: str) -> dict[str, Any]:
     """The numbers of one of the paper's figures."""
     found: dict[str, Any] = json.loads((RESULTS / f"figures/{figure}/{figure}.json").read_text())
@@ -178,6 +217,8 @@ def texts() -> dict[str, str]:
         "claims": claims(),
         "warm-up": warm_up(),
         "refreshes": refreshes(),
+        "steps": steps(),
+        "core": side_by_side("core"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
     }
 

@@ -1,0 +1,141 @@
+"""``sdslora compare`` with variants that a hypothesis of docs/findings.md asks for.
+
+They answer a question and are no options of the package::
+
+    python benchmarks/hypotheses.py recipes/hypotheses/small-vision-core.yaml --fresh_seeds 0
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sdslora.experiments.compare.command import command
+from sdslora.methods import METHODS, Method
+from sdslora.methods.layers import ADAPTER, LayerState, factors, lora_layers
+from sdslora.methods.lora import RsLora
+from sdslora.methods.lora_plus import LoraPlus
+from sdslora.methods.method import AdamOptions
+from sdslora.methods.sds_lora import SdsLora
+
+SOURCE = "docs/findings.md"
+
+
+@dataclass(frozen=True)
+class SingleCore(SdsLora):
+    """Hypothesis 5: what lies in both subspaces is left to B.
+
+    ``B Q_Aᵀ + Q_B A`` counts it twice. With A's gradient projected, gradient descent moves W by
+    ``−η s² (P_B G + G P_A − P_B G P_A)``.
+    """
+
+    name = "sds-lora-single-core"
+    source = SOURCE
+
+    def optimizer(
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
+    ) -> Optimizer:
+        """Of gradients that are projected before each step."""
+        optimizer = super().optimizer(model, learning_rate, **options)
+        optimizer.register_step_pre_hook(
+            partial(_leave_core_to_B, list(lora_layers(model).values()))
+        )
+        return optimizer
+
+
+@torch.no_grad()
+def _leave_core_to_B(layers: list[Any], *_: Any) -> None:
+    for layer in layers:
+        if not layer.adapter_state(ADAPTER).in_warmup:
+            gradient, Q_A = factors(layer)[0].grad, layer.sds_factors(ADAPTER).Q_A
+            # ∇A (I − Q_A Q_Aᵀ)
+            gradient -= (gradient @ Q_A) @ Q_A.mT
+
+
+class EqualStep(Method):
+    """Hypothesis 1: a step moves each ΔW by a given length, whatever the method.
+
+    The optimizer says where to; its step is then made longer or shorter until the root mean square
+    of the entries of δΔW, to first order, is the learning rate.
+    """
+
+    def optimizer(
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
+    ) -> Optimizer:
+        """Its steps are scaled, layer by layer, after it has taken them."""
+        optimizer = super().optimizer(model, learning_rate, **options)
+        before: dict[str, Before] = {}
+        optimizer.register_step_pre_hook(partial(_remember, self, model, before))
+        optimizer.register_step_post_hook(partial(_scale_step, model, before))
+        return optimizer
+
+
+class Before(NamedTuple):
+    """A and B of a layer before a step, and what their gradients come through."""
+
+    A: Tensor
+    B: Tensor
+    frame: LayerState
+
+
+@torch.no_grad()
+def _remember(method: Method, model: nn.Module, before: dict[str, Before], *_: Any) -> None:
+    for name, state in method.layer_states(model).items():
+        frame = method.frame(state)
+        assert frame is not None
+        frame = replace(frame, A=frame.A.clone(), B=frame.B.clone())
+        before[name] = Before(state.A.clone(), state.B.clone(), frame)
+
+
+@torch.no_grad()
+def _scale_step(model: nn.Module, before: dict[str, Before], optimizer: Optimizer, *_: Any) -> None:
+    rate = optimizer.param_groups[0]["lr"]  # of A
+    for name, layer in lora_layers(model).items():
+        old, new = before[name], factors(layer)
+        starts = old.A, old.B
+        steps = [factor - start for factor, start in zip(new, starts, strict=True)]
+        # δΔW = s (δB F_A + F_B δA), of the gradients' own factors F
+        change = old.frame.scaling * (steps[1] @ old.frame.A + old.frame.B @ steps[0])
+        scale = rate / change.square().mean().sqrt().clamp_min(torch.finfo(change.dtype).tiny)
+        for factor, start, step in zip(new, starts, steps, strict=True):
+            factor.copy_(start + scale * step)
+
+
+@dataclass(frozen=True)
+class EqualStepSds(EqualStep, SdsLora):
+    """SDS-LoRA's directions."""
+
+    name = "sds-lora-equal-step"
+    source = SOURCE
+
+
+@dataclass(frozen=True)
+class EqualStepRsLora(EqualStep, RsLora):
+    """rsLoRA's."""
+
+    name = "rslora-equal-step"
+    source = SOURCE
+
+
+@dataclass(frozen=True)
+class EqualStepLoraPlus(EqualStep, LoraPlus):
+    """LoRA+'s."""
+
+    name = "lora+-equal-step"
+    source = SOURCE
+
+
+# at the top of the module: the processes of the runs import it too
+METHODS.update(
+    {
+        method.name: method
+        for method in (SingleCore, EqualStepSds, EqualStepRsLora, EqualStepLoraPlus)
+    }
+)
+
+if __name__ == "__main__":
+    command(sys.argv[1:])
