@@ -128,12 +128,23 @@ def _lora_pro(method: Method, model: nn.Module, rate: float) -> None:
             B -= rate * g_B
 
 
+@torch.no_grad()
+def _lora_rite(method: Method, model: nn.Module, rate: float) -> None:
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
+            steps = torch.linalg.pinv(B.mT @ B) @ A.grad, B.grad @ torch.linalg.pinv(A @ A.mT)
+            A -= rate * steps[0]
+            B -= rate * steps[1]
+
+
 DESCENT: dict[str, Callable[[Method, nn.Module, float], None]] = {
     "orthonormal": _retracted_sgd,
     "altlora": _altlora,
     "altlora+": _altlora,
     "scaled-adamw": _riemannian_sgd,
     "lora-pro": _lora_pro,
+    "lora-rite": _lora_rite,
 }
 
 

@@ -149,10 +149,10 @@ def test_the_scaling(name):
 # --- the registry
 
 
-def test_the_methods_of_the_paper_are_all_there():
+def test_the_methods_are_all_there():
     assert list(METHODS) == [
         "full", "lora", "rslora", "lora+", "pissa", "dora", "lora-ga", "lora-pro", "scaled-adamw",
-        "altlora", "altlora+", "orthonormal", "sds-lora",
+        "altlora", "altlora+", "lora-rite", "orthonormal", "sds-lora",
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from sdslora.methods.layers import factors, lora_layers
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_pair_method = pytest.mark.parametrize("name", [n for n in METHODS if n != "full"])
-PRECONDITIONED = ("lora-pro", "scaled-adamw", "altlora", "altlora+")
+PRECONDITIONED = ("lora-pro", "scaled-adamw", "altlora", "altlora+", "lora-rite")
 HELD = contract.batches(1, seed=8)[0]
 """The diagnostic batch, which is not trained on."""
 

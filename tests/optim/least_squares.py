@@ -9,7 +9,7 @@ from slow_optimizers import Layer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdslora.optim import AltLora, LoraPro, Muon, ScaledAdamW
+from sdslora.optim import AltLora, LoraPro, LoraRite, Muon, ScaledAdamW
 
 S = 0.7
 
@@ -22,6 +22,7 @@ PAIR_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "AltLoRA+": lambda params, **o: AltLora(params, plus=True, **o),
     "AltLoRA+ alternate": lambda params, **o: AltLora(params, plus=True, alternate=True, **o),
     "ScaledAdamW": ScaledAdamW,
+    "LoRA-RITE": LoraRite,
 }
 """Those that move A and B together; called with the parameters and options that all have."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Layer:
     B: Array
     target: Array
     s: float
-    memory: dict[str, Array | int] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def gradients(self) -> tuple[Array, Array]:
         """Of ``½ ‖s B A − target‖²``."""
@@ -123,6 +124,45 @@ def altlora(
                 _altlora_A(layer, g_A, rate(t), betas, eps, weight_decay, reg, plus)
             if not alternate or block == 0 or block % 2 == 0:
                 _altlora_B(layer, g_B, rate(t), betas, eps, weight_decay, reg, plus)
+
+
+def lora_rite(
+    layers: list[Layer],
+    steps: int,
+    rate: Rate,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Both at once, each in the other's polar basis."""
+    for t in range(1, steps + 1):
+        for layer in layers:
+            g_A, g_B = layer.gradients()
+            b1, b2 = (sum(b**i for i in range(1, t)) / sum(b**i for i in range(t)) for b in betas)
+            of_A = _lora_rite(layer, "A", g_A, layer.B, b1, b2, eps)
+            of_B = _lora_rite(layer, "B", g_B.T, layer.A.T, b1, b2, eps).T
+            shrunk = 1 - rate(t) * weight_decay
+            layer.A = shrunk * layer.A - rate(t) * of_A
+            layer.B = shrunk * layer.B - rate(t) * of_B
+
+
+def _lora_rite(
+    layer: Layer, name: str, g: Array, partner: Array, b1: float, b2: float, eps: float
+) -> Array:
+    r, k = g.shape
+    # B = U Σ Vᵀ = (U Vᵀ) (V Σ Vᵀ)
+    U, S, Vt = np.linalg.svd(partner, full_matrices=False)
+    Q, H = U @ Vt, np.linalg.pinv(Vt.T @ np.diag(S) @ Vt)
+    old, M, V = layer.memory.get(name, (np.zeros_like(Q), np.zeros((r, k)), np.zeros((r, r))))
+    P = Q.T @ old
+    plain = H @ g
+    V = b2 * P @ V @ P.T + (1 - b2) * plain @ plain.T / k
+    values, vectors = np.linalg.eigh(V)
+    whitened = vectors @ np.diag(1 / (np.sqrt(np.maximum(values, 0)) + eps)) @ vectors.T @ plain
+    M = b1 * P @ M + (1 - b1) * whitened
+    layer.memory[name] = Q, M, V
+    return H @ M
 
 
 def _altlora_A(

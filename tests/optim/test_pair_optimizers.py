@@ -39,7 +39,9 @@ def test_parameters_that_are_no_pairs_are_refused(make):
 
 
 def test_a_negative_damping_is_refused(make):
-    with pytest.raises(ValueError, match="reg must not be negative"):
-        make(Problem().params, reg=-1.0)
-    with pytest.raises(ValueError, match="reg must not be negative"):
-        make([{"params": Problem().params, "reg": -1.0}])
+    """λ, or LoRA-RITE's ε."""
+    name = "reg" if "reg" in make(Problem().params).defaults else "eps"
+    with pytest.raises(ValueError, match=f"{name} must not be negative"):
+        make(Problem().params, **{name: -1.0})
+    with pytest.raises(ValueError, match=f"{name} must not be negative"):
+        make([{"params": Problem().params, name: -1.0}])

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from sdslora.optim import (
     create_altlora_optimizer,
     create_lora_pro_optimizer,
+    create_lora_rite_optimizer,
     create_scaled_adamw,
 )
 from sdslora.optim.groups import lora_pairs, parameter_groups
@@ -27,6 +28,7 @@ CREATE = {
     "AltLoRA": create_altlora_optimizer,
     "AltLoRA+": lambda model, lr: create_altlora_optimizer(model, lr, plus=True),
     "ScaledAdamW": create_scaled_adamw,
+    "LoRA-RITE": create_lora_rite_optimizer,
 }
 each_optimizer = pytest.mark.parametrize("create", CREATE.values(), ids=CREATE.keys())
 

@@ -1,4 +1,4 @@
-"""Every method of the paper behind one interface. One family a file, one line here."""
+"""The methods of the paper, and one more rival, behind one interface. One family a file."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ from .lora_plus import LoraPlus
 from .method import Method
 from .orthonormal import Orthonormal
 from .pissa import Pissa
-from .preconditioned import AltLora, AltLoraPlus, LoraPro, ScaledAdamW
+from .preconditioned import AltLora, AltLoraPlus, LoraPro, LoraRite, ScaledAdamW
 from .sds_lora import SdsLora
 from .settings import Batches, Settings
 
@@ -32,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
         ScaledAdamW,
         AltLora,
         AltLoraPlus,
+        LoraRite,
         Orthonormal,
         SdsLora,
     )

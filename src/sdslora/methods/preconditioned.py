@@ -10,6 +10,7 @@ from ..core import FactorGradients, lora_gradients
 from ..optim import (
     create_altlora_optimizer,
     create_lora_pro_optimizer,
+    create_lora_rite_optimizer,
     create_scaled_adamw,
     lora_pro_gradient,
     scaled_gradient,
@@ -118,6 +119,33 @@ class AltLoraPlus(AltLora):
 
     name = "altlora+"
     plus = True
+
+
+@dataclass(frozen=True)
+class LoraRite(Method):
+    """rsLoRA whose moments live in orthonormal bases of its factors, and move with them.
+
+    Like SDS-LoRA its gradients pass through orthonormal bases only, ``s Q_Bᵀ G`` and ``s G Q_A``;
+    its second moment is an (r, r) matrix in place of one for each entry.
+    """
+
+    name = "lora-rite"
+    source = "LoRA-RITE, arXiv 2410.20625; github.com/gkevinyen5418/LoRA-RITE at 67fd532e"
+
+    def optimizer(
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
+    ) -> Optimizer:
+        """LoRA-RITE's own, as in :class:`sdslora.optim.LoraRite`."""
+        return create_lora_rite_optimizer(model, learning_rate, **options)
+
+    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+        """What their orthonormal coordinates stand for: (BᵀB)⁻¹ g_A and g_B (AAᵀ)⁻¹."""
+        g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
+        return scaled_gradient(state.A, state.B, g_A, g_B, 0.0)
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """``s² (P_B G + G P_A)``."""
+        return _applied(state, self.factor_gradients(state, G))
 
 
 def _applied(state: LayerState, gradients: FactorGradients) -> Tensor:

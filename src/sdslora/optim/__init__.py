@@ -1,21 +1,25 @@
-"""Optimizers, one a file: Muon for any adapter; LoRA-Pro, AltLoRA, ScaledAdamW to compare with."""
+"""Optimizers, one a file: Muon for any adapter, the others, of plain LoRA, to compare with."""
 
 from .altlora import AltLora, altlora_direction, create_altlora_optimizer
 from .lora_pro import LoraPro, create_lora_pro_optimizer, lora_pro_gradient
+from .lora_rite import LoraRite, create_lora_rite_optimizer, lora_rite_direction
 from .muon import Muon, create_muon_optimizer, muon_direction, polar_factor
 from .scaled_adamw import ScaledAdamW, create_scaled_adamw, scaled_gradient
 
 __all__ = [
     "AltLora",
     "LoraPro",
+    "LoraRite",
     "Muon",
     "ScaledAdamW",
     "altlora_direction",
     "create_altlora_optimizer",
     "create_lora_pro_optimizer",
+    "create_lora_rite_optimizer",
     "create_muon_optimizer",
     "create_scaled_adamw",
     "lora_pro_gradient",
+    "lora_rite_direction",
     "muon_direction",
     "polar_factor",
     "scaled_gradient",

@@ -17,7 +17,7 @@ class PairAdamW(PairOptimizer):
         raise NotImplementedError
 
     def _step_pairs(self, group: Group, pairs: list[Pair]) -> None:
-        for alike in self._alike(filter(_has_gradients, pairs)):
+        for alike in self._alike(filter(has_gradients, pairs)):
             A, B = [pair.A for pair in alike], [pair.B for pair in alike]
             g_A, g_B = matrices(gradients(A)), matrices(gradients(B))
             changed = self._gradients(group, matrices(A), matrices(B), g_A, g_B)
@@ -25,7 +25,7 @@ class PairAdamW(PairOptimizer):
             self._adamw(group, B, changed.B)
 
 
-def _has_gradients(pair: Pair) -> bool:
+def has_gradients(pair: Pair) -> bool:
     """Whether a pair is to move.
 
     Raises:

@@ -1,0 +1,100 @@
+"""LoRA-RITE: invariance to the factoring, moments that move with the bases, the slow definition."""
+
+from __future__ import annotations
+
+import pytest
+import slow_optimizers as slow
+import torch
+from least_squares import Problem, S, random, scheduled
+from torch import nn
+
+from sdslora.core import lora_gradients
+from sdslora.optim import LoraRite, lora_rite_direction
+from sdslora.optim.lora_rite import LoraRiteMemory, corrected
+
+m, n, r = 9, 13, 3
+A, B, G = random(r, n, seed=1), random(m, r, seed=2), random(m, n, seed=3)
+g_A, _ = lora_gradients(A, B, G, S)
+
+
+def memory(*, basis: torch.Tensor | None = None) -> LoraRiteMemory:
+    """Of some steps, in the basis of some partner."""
+    V = random(r, 7, seed=6)
+    Q = torch.linalg.qr(random(m, r, seed=4)).Q if basis is None else basis
+    return LoraRiteMemory(Q, random(r, n, seed=5), V @ V.mT)
+
+
+def test_the_first_step_is_the_orthogonalized_gradient():
+    """B d = √n Q polar(s Qᵀ G): one gradient whitens itself."""
+    nothing = LoraRiteMemory(*(torch.zeros_like(x) for x in memory()))
+    direction, _ = lora_rite_direction(g_A, B, nothing, 1, eps=0.0)
+    Q = torch.linalg.qr(B).Q
+    U, _, Vt = torch.linalg.svd(Q.mT @ G, full_matrices=False)
+    torch.testing.assert_close(B @ direction, n**0.5 * Q @ U @ Vt)
+
+
+@pytest.mark.parametrize("zero_B", [False, True])
+def test_the_product_moves_the_same_however_it_is_factored(zero_B: bool) -> None:
+    """(R⁻¹ A, B R) trains to the same B A: the moments follow."""
+    problems = [Problem(zero_B=zero_B), Problem(zero_B=zero_B)]
+    R = random(r, r, seed=8)
+    for A, B in problems[1].pairs:
+        A.data, B.data = torch.linalg.inv(R) @ A.data, B.data @ R
+    for problem in problems:
+        problem.train(LoraRite(problem.params, lr=0.05), 12)
+    for (A, B), (A_other, B_other) in zip(*(problem.pairs for problem in problems), strict=True):
+        torch.testing.assert_close(B @ A, B_other @ A_other, rtol=1e-6, atol=1e-8)
+        assert not torch.allclose(A, A_other)
+
+
+def test_what_is_kept_is_projected_onto_the_new_basis():
+    """Q M of no gradient is β₁ P_B (Q_old M), Q V Qᵀ is β₂ P_B (Q_old V Q_oldᵀ) P_B."""
+    old = memory()
+    _, new = lora_rite_direction(torch.zeros_like(A), B, old, 7)
+    P_B = B @ torch.linalg.pinv(B)
+    beta1, beta2 = corrected(0.9, 7), corrected(0.999, 7)
+    torch.testing.assert_close(new.basis @ new.momentum, beta1 * P_B @ old.basis @ old.momentum)
+    torch.testing.assert_close(
+        new.basis @ new.covariance @ new.basis.mT,
+        beta2 * P_B @ old.basis @ old.covariance @ old.basis.mT @ P_B,
+    )
+
+
+def test_the_decays_make_means_of_what_was_seen():
+    mean = 0.0
+    for step, value in enumerate([3.0, -1.0, 7.0], start=1):
+        beta = corrected(0.9, step)
+        mean = beta * mean + (1 - beta) * value
+    assert mean == pytest.approx((0.81 * 3 - 0.9 + 7) / (0.81 + 0.9 + 1))
+
+
+def test_at_zero_B_A_rests():
+    nothing = LoraRiteMemory(*(torch.zeros_like(x) for x in memory()))
+    direction, _ = lora_rite_direction(torch.zeros_like(A), torch.zeros_like(B), nothing, 1)
+    assert not direction.any()
+
+
+def test_a_rank_above_the_layers_width():
+    """The bases have as many columns as the layer has rows."""
+    torch.manual_seed(0)
+    pair = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(3, 5))
+    optimizer = LoraRite(pair, lr=5e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (pair[1] @ pair[0]).square().sum()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    assert optimizer.state[pair[0]]["basis"].shape == (3, 3)
+    assert losses[-1] < losses[0] / 2
+
+
+@pytest.mark.parametrize("zero_B", [False, True])
+def test_steps_are_those_of_the_slow_definition(zero_B: bool) -> None:
+    problem = Problem(zero_B=zero_B)
+    layers = problem.slow()
+    options = {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}
+    rate = scheduled(LoraRite(problem.params, lr=0.05, **options), problem, 10)
+    slow.lora_rite(layers, 10, rate, **options)
+    problem.assert_equals(layers)
