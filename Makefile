@@ -67,6 +67,7 @@ distribution: install ## every engine in two processes, then docs/distribute.md
 docs: install ## the site, in build/site
 	$(BIN)/python benchmarks/capacity_page.py
 	$(BIN)/python benchmarks/findings_page.py
+	$(BIN)/python benchmarks/evaluation_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone

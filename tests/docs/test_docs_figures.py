@@ -12,8 +12,9 @@ from pages import ROOT
 FIGURE = re.compile(r"\d[\d.]* ± [\d.]*\d")
 
 
-def test_the_page_of_findings_is_what_the_results_say() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks/findings_page.py"), "--check"]
+@pytest.mark.parametrize("program", ["findings_page.py", "evaluation_page.py"])
+def test_a_page_is_what_the_results_say(program: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / program), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

@@ -97,7 +97,7 @@ class CostTable:
             UserError: where the model is not there.
         """
         measured = measure(spec)
-        header, rows = _cells(measured)
+        header, rows = cells(measured)
         body = table(header, rows)
         print(body)
         content = {
@@ -108,20 +108,24 @@ class CostTable:
             "hardware": record.hardware(),
             "measured": measured,
         }
-        setting = (
-            f"{spec.model}, rank {spec.rank}, {spec.rows} x {spec.tokens} random tokens, "
-            f"{spec.rounds} rounds on {measured['device']} ({measured['threads']} threads). The "
-            "paper's figures: LLaMA3-8B on an H200, the range over its settings."
-        )
         return page.write_files(
             name,
             config,
             {
                 ".json": content,
-                ".md": page.markdown(self.title, setting, body),
+                ".md": page.markdown(self.title, setting(config, measured), body),
                 ".tex": page.latex(header, rows, self.title),
             },
         )
+
+
+def setting(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    """What was measured, and where."""
+    return (
+        f"{config['model']}, rank {config['rank']}, {config['rows']} x {config['tokens']} random "
+        f"tokens, {config['rounds']} rounds on {measured['device']} ({measured['threads']} "
+        "threads). The paper's figures: LLaMA3-8B on an H200, the range over its settings."
+    )
 
 
 def measure(spec: CostSpec) -> dict[str, Any]:
@@ -215,7 +219,8 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _cells(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def cells(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: medians of both methods, their ratio, and the paper's."""
     lora, ours = METHODS
     medians = {name: statistics.median(found) for name, found in measured["seconds"].items()}
     mib = {name: found / 2**20 for name, found in measured["bytes"].items()}
