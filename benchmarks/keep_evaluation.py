@@ -1,7 +1,7 @@
 """Keep an evaluation's figures and generations in docs/results/evaluation.
 
-``sdslora evaluate --tasks`` writes ``metrics.json`` and ``generations.jsonl``. The prompts, which
-are the data sets' own, are left out; the rest is compressed, to the same bytes for the same rows.
+``sdslora evaluate --tasks`` writes ``metrics.json`` and ``generations.jsonl``. The prompts and
+HumanEval's tests, which are the data sets' own, are left out; the rest is compressed, to the same bytes for the same rows.
 Of paths only the last part is kept.
 """
 
@@ -25,6 +25,8 @@ def keep(evaluation: Path) -> Path:
     for line in (evaluation / "generations.jsonl").read_text().splitlines():
         record = json.loads(line)
         del record["prompt"]
+        if record["task"] == "humaneval":
+            del record["target"]
         lines.append(json.dumps(record))
     text = "\n".join(lines) + "\n"
     (folder / "generations.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
