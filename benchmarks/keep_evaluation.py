@@ -1,8 +1,8 @@
 """Keep an evaluation's figures and generations in docs/results/evaluation.
 
 ``sdslora evaluate --tasks`` writes ``metrics.json`` and ``generations.jsonl``. The prompts and
-HumanEval's tests, which are the data sets' own, are left out; the rest is compressed, to the same bytes for the same rows.
-Of paths only the last part is kept.
+HumanEval's tests, which are the data sets' own, are left out; the rest is compressed, to the same
+bytes for the same rows. Of paths only the last part is kept.
 """
 
 import argparse
