@@ -98,14 +98,21 @@ def warm_up() -> str:
     return table(header, [[c, *(found[n][c]["test loss"] for n in found)] for c in common])
 
 
-def either_schedule(task: str) -> str:
-    """Ours against every method of the paper, each with or without the warm-up.
+def either_schedule(task: str, suffix: str = "") -> str:
+    """Ours against every method, each with or without the warm-up.
 
     Chosen like the learning rate: by the lower validation loss.
+
+    Args:
+        task: of :data:`TASKS`.
+        suffix: of the comparisons' names: ``-fresh`` for those with fresh seeds.
     """
     chosen: dict[str, tuple[float, str, Contender]] = {}
     for schedule, name in (("without", task), ("with", WARMED[task])):
-        runs = map(json.loads, (RESULTS / name / "runs.jsonl").read_text().splitlines())
+        path = RESULTS / f"{name}{suffix}" / "runs.jsonl"
+        if not path.exists():
+            return NOT_YET
+        runs = map(json.loads, path.read_text().splitlines())
         for contender in statistics.compare(list(runs)).contenders:
             if contender.best is not None and contender.label in {OURS, contender.method}:
                 loss = contender.best.validation.mean
@@ -220,6 +227,7 @@ def texts() -> dict[str, str]:
         "steps": steps(),
         "core": side_by_side("core"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
+        **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
     }
 
 

@@ -54,6 +54,17 @@ def test_contenders_without_any_finite_loss_can_be_drawn(tmp_path) -> None:
     plots.save(compare(grid({1e-3: ["diverged"], 1e-2: ["failed"]})), tmp_path)
 
 
+@pytest.mark.parametrize("contenders", [1, 40])
+def test_the_legend_is_whole(contenders: int) -> None:
+    drawn = compare([run(f"method {n}", seed=seed) for n in range(contenders) for seed in (0, 1)])
+    figure = plots.learning_rate(drawn)
+    figure.canvas.draw()
+    [legend] = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+    assert (figure.get_figheight() > 5) == (contenders == 40)
+
+
 @pytest.mark.parametrize(("worst", "scale"), [(10.0, "log"), (1.2, "linear")])
 def test_a_wide_range_of_training_losses_is_logarithmic(worst: float, scale: str) -> None:
     drawn = comparison(curve=[[1, worst], [2, 1.0]])

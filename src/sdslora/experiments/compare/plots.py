@@ -281,4 +281,9 @@ def _legend(
         for _, style in _styled(comparison)
     ]
     labels = [fill(contender.label, _LEGEND_WIDTH) for contender in comparison.contenders]
-    figure.legend([*lines, *notes], [*labels, *names], loc="outside right upper", fontsize=8)
+    legend = figure.legend(
+        [*lines, *notes], [*labels, *names], loc="outside right upper", fontsize=8
+    )
+    # as high as the legend, with a tenth of an inch to spare
+    needed = legend.get_window_extent().height / figure.dpi + 0.1
+    figure.set_figheight(max(needed, figure.get_figheight()))
