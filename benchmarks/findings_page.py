@@ -4,6 +4,7 @@ A comparison is a folder of docs/results with the report.md that ``sdslora compa
 """
 
 import json
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -51,6 +52,19 @@ def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
 def results(name: str) -> dict[str, dict[str, str]]:
     """The first table of a comparison's report, by contender."""
     return sections((RESULTS / name / "report.md").read_text())["Results"]
+
+
+def at_best(result: dict[str, str]) -> str:
+    """A test loss, its learning rate in brackets."""
+    return f"{result['test loss']} ({result['best rate']})"
+
+
+def contenders_of(name: str) -> Sequence[Contender]:
+    """What a comparison's runs give; nothing where it has not run to its end."""
+    path = RESULTS / name / "runs.jsonl"
+    if not path.exists():
+        return ()
+    return statistics.compare([*map(json.loads, path.read_text().splitlines())]).contenders
 
 
 def escaped(label: str) -> str:
@@ -109,11 +123,10 @@ def either_schedule(task: str, suffix: str = "") -> str:
     """
     chosen: dict[str, tuple[float, str, Contender]] = {}
     for schedule, name in (("without", task), ("with", WARMED[task])):
-        path = RESULTS / f"{name}{suffix}" / "runs.jsonl"
-        if not path.exists():
+        contenders = contenders_of(f"{name}{suffix}")
+        if not contenders:
             return NOT_YET
-        runs = map(json.loads, path.read_text().splitlines())
-        for contender in statistics.compare(list(runs)).contenders:
+        for contender in contenders:
             if contender.best is not None and contender.label in {OURS, contender.method}:
                 loss = contender.best.validation.mean
                 if contender.label not in chosen or loss < chosen[contender.label][0]:
@@ -149,7 +162,7 @@ def refreshes() -> str:
                 "`preserve`" if mode else "`qr`",
                 "every step" if every else "by phases",
                 "carried over" if carried else "left",
-                *(f"{those[label]['test loss']} ({those[label]['best rate']})" for those in found),
+                *(at_best(those[label]) for those in found),
             ]
         )
     header = ["refresh", "when", "momentum", *(task.replace("-", " ") for task in TASKS)]
@@ -162,10 +175,7 @@ def side_by_side(change: str) -> str:
     if not all((RESULTS / name).exists() for name in names):
         return NOT_YET
     found = [results(name) for name in names]
-    rows = [
-        [label, *(f"{those[label]['test loss']} ({those[label]['best rate']})" for those in found)]
-        for label in found[0]
-    ]
+    rows = [[label, *(at_best(those[label]) for those in found)] for label in found[0]]
     return table(["contender", *(task.replace("-", " ") for task in TASKS)], rows)
 
 
@@ -173,11 +183,10 @@ def steps() -> str:
     """One line a length of the step: the validation loss of each method, on each task."""
     found: dict[str, dict[float, Sample]] = {}
     for task in TASKS:
-        path = RESULTS / f"{task}-steps" / "runs.jsonl"
-        if not path.exists():
+        contenders = contenders_of(f"{task}-steps")
+        if not contenders:
             return NOT_YET
-        runs = map(json.loads, path.read_text().splitlines())
-        for contender in statistics.compare(list(runs)).contenders:
+        for contender in contenders:
             of_rates = {each.learning_rate: each.validation for each in contender.rates}
             found[f"{task.replace('-', ' ')}, {contender.label}"] = of_rates
     lengths = sorted(set().union(*found.values()))

@@ -118,24 +118,23 @@ def _riemannian_sgd(method: Method, model: nn.Module, rate: float) -> None:
     create(model, torch.optim.SGD, lr=rate, reg=method.reg).step()
 
 
-@torch.no_grad()
-def _lora_pro(method: Method, model: nn.Module, rate: float) -> None:
-    for module in model.modules():
-        if hasattr(module, "lora_A"):
-            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
-            g_A, g_B = lora_pro_gradient(A, B, A.grad, B.grad, module.scaling["default"])
-            A -= rate * g_A
-            B -= rate * g_B
+def _along(change: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., None]:
+    """Descent of every pair along ``change(A, B, g_A, g_B, s)``."""
+
+    @torch.no_grad()
+    def descend(method: Method, model: nn.Module, rate: float) -> None:
+        for module in model.modules():
+            if hasattr(module, "lora_A"):
+                A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
+                d_A, d_B = change(A, B, A.grad, B.grad, module.scaling["default"])
+                A -= rate * d_A
+                B -= rate * d_B
+
+    return descend
 
 
-@torch.no_grad()
-def _lora_rite(method: Method, model: nn.Module, rate: float) -> None:
-    for module in model.modules():
-        if hasattr(module, "lora_A"):
-            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
-            steps = torch.linalg.pinv(B.mT @ B) @ A.grad, B.grad @ torch.linalg.pinv(A @ A.mT)
-            A -= rate * steps[0]
-            B -= rate * steps[1]
+def _by_grams(A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor, s: float) -> tuple[Tensor, Tensor]:
+    return torch.linalg.pinv(B.mT @ B) @ g_A, g_B @ torch.linalg.pinv(A @ A.mT)
 
 
 DESCENT: dict[str, Callable[[Method, nn.Module, float], None]] = {
@@ -143,8 +142,8 @@ DESCENT: dict[str, Callable[[Method, nn.Module, float], None]] = {
     "altlora": _altlora,
     "altlora+": _altlora,
     "scaled-adamw": _riemannian_sgd,
-    "lora-pro": _lora_pro,
-    "lora-rite": _lora_rite,
+    "lora-pro": _along(lora_pro_gradient),
+    "lora-rite": _along(_by_grams),
 }
 
 

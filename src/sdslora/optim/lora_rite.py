@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from ..core import factorization_dtype, upcast
+from ..core import upcast
 from .groups import parameter_groups
-from .pair_adamw import has_gradients
-from .pairs import Pair, PairOptimizer
+from .pairs import Pair, PairOptimizer, has_gradients
 from .stacks import Group, advance, gradients, matrices, write
 
 
@@ -117,8 +116,11 @@ class LoraRite(PairOptimizer):
     def _direction(
         self, group: Group, parameters: list[Tensor], gradient: Tensor, partner: Tensor
     ) -> Tensor:
+        """Of A; of B on transposes, what is kept as well (:class:`LoraRiteMemory`)."""
+        j, k = partner.shape[-2], gradient.shape[-1]
+        q = min(partner.shape[-2:])
         memory = [
-            self._remembered(parameter, partner.shape[-2], gradient.shape[-2:])
+            self._memory(parameter, basis=(j, q), exp_avg=(q, k), covariance=(q, q))
             for parameter in parameters
         ]
         step = advance(memory)
@@ -134,18 +136,6 @@ class LoraRite(PairOptimizer):
         for targets, values in zip(kept, new, strict=True):
             write(targets, values)
         return direction
-
-    def _remembered(self, parameter: Tensor, j: int, size: torch.Size) -> dict[str, Any]:
-        """Zeros before the first step; of B all is transposed, as in :class:`LoraRiteMemory`."""
-        state = self.state[parameter]
-        if not state:
-            r, k = size
-            q = min(j, r)
-            state["step"] = torch.tensor(0.0)
-            for name, shape in (("basis", (j, q)), ("exp_avg", (q, k)), ("covariance", (q, q))):
-                dtype = factorization_dtype(parameter.dtype)
-                state[name] = parameter.new_zeros(shape, dtype=dtype)
-        return state
 
 
 def create_lora_rite_optimizer(model: nn.Module, lr: float, **options: Any) -> LoraRite:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..core import FactorGradients
-from .pairs import Pair, PairOptimizer
+from .pairs import Pair, PairOptimizer, has_gradients
 from .stacks import Group, gradients, matrices
 
 
@@ -23,18 +23,3 @@ class PairAdamW(PairOptimizer):
             changed = self._gradients(group, matrices(A), matrices(B), g_A, g_B)
             self._adamw(group, A, changed.A)
             self._adamw(group, B, changed.B)
-
-
-def has_gradients(pair: Pair) -> bool:
-    """Whether a pair is to move.
-
-    Raises:
-        RuntimeError: where only one of its factors has a gradient.
-    """
-    A, B = (parameter.grad is not None for parameter in pair)
-    if A != B:
-        raise RuntimeError(
-            f"only {'A' if A else 'B'} of a LoRA pair has a gradient: the method moves A and B "
-            "together, and neither may be frozen"
-        )
-    return A

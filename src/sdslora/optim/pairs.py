@@ -52,3 +52,18 @@ class PairOptimizer(StackOptimizer):
                     "A and B of a pair must have one dtype and device, got "
                     f"{A.dtype} on {A.device} and {B.dtype} on {B.device}"
                 )
+
+
+def has_gradients(pair: Pair) -> bool:
+    """Whether a pair is to move.
+
+    Raises:
+        RuntimeError: where only one of its factors has a gradient.
+    """
+    A, B = (parameter.grad is not None for parameter in pair)
+    if A != B:
+        raise RuntimeError(
+            f"only {'A' if A else 'B'} of a LoRA pair has a gradient: the method moves A and B "
+            "together, and neither may be frozen"
+        )
+    return A

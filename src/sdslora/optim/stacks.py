@@ -98,14 +98,16 @@ class StackOptimizer(Optimizer):
         for targets, values in ((parameters, theta), (first, m), (second, v)):
             write(targets, values)
 
-    def _memory(self, parameter: Tensor, *names: str) -> dict[str, Any]:
-        """The state of ``parameter``, begun with zeros."""
+    def _memory(self, parameter: Tensor, *names: str, **shapes: tuple[int, ...]) -> dict[str, Any]:
+        """The state of ``parameter``, begun with zeros: like it, and of other shapes."""
         state = self.state[parameter]
         if not state:
+            dtype = factorization_dtype(parameter.dtype)
             state["step"] = torch.tensor(0.0)
             for name in names:
-                dtype = factorization_dtype(parameter.dtype)
                 state[name] = torch.zeros_like(parameter, dtype=dtype)
+            for name, shape in shapes.items():
+                state[name] = parameter.new_zeros(shape, dtype=dtype)
         return state
 
     def _kind(self, parameter: Tensor) -> Hashable:
