@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from sdslora.experiments.compare.command import command
 from sdslora.methods import METHODS, Method
+from sdslora.methods.full import Full
 from sdslora.methods.layers import ADAPTER, LayerState, factors, lora_layers
 from sdslora.methods.lora import RsLora
 from sdslora.methods.lora_plus import LoraPlus
@@ -129,11 +130,47 @@ class EqualStepLoraPlus(EqualStep, LoraPlus):
     source = SOURCE
 
 
+@dataclass(frozen=True)
+class FullOfRank(Full):
+    """Hypothesis 11: after each step on the weights, the nearest change of them of a given rank.
+
+    What this loses against full fine-tuning is the rank's doing; what a low-rank method loses
+    against this is that of its factors.
+
+    Args:
+        keep: the rank.
+    """
+
+    name = "full-of-rank"
+    source = SOURCE
+
+    keep: int = 4
+
+    def optimizer(
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
+    ) -> Optimizer:
+        """Of the weights, which are brought back after each of its steps."""
+        optimizer = super().optimizer(model, learning_rate, **options)
+        weights = self.matrices(model)
+        starts = [weight.detach().clone() for weight in weights]
+        optimizer.register_step_post_hook(partial(_nearest_of_rank, self.keep, weights, starts))
+        return optimizer
+
+
+@torch.no_grad()
+def _nearest_of_rank(rank: int, weights: list[Tensor], starts: list[Tensor], *_: Any) -> None:
+    for weight, start in zip(weights, starts, strict=True):
+        change = weight - start
+        # the last of Vᵀ in ΔWᵀ ΔW = V S² Vᵀ, whose S² come smallest first
+        V = torch.linalg.eigh(change.mT @ change).eigenvectors[:, -rank:]
+        weight.copy_(start + (change @ V) @ V.mT)
+
+
 # at the top of the module: the processes of the runs import it too
 METHODS.update(
     {
         method.name: method
-        for method in (SingleCore, EqualStepSds, EqualStepRsLora, EqualStepLoraPlus)
+        for method in (SingleCore, EqualStepSds, EqualStepRsLora, EqualStepLoraPlus, FullOfRank)
     }
 )
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sdslora.methods import METHODS, Method
+from sdslora.methods.full import Full
 from toys import sds_layers
 
 ROOT = Path(__file__).parents[2]
@@ -79,3 +80,20 @@ def test_a_step_has_the_length_that_is_asked_for(
     optimizer.step()
     for layer, W in contract.weights(model, names).items():
         assert (W - before[layer]).square().mean().sqrt() == pytest.approx(RATE, rel=0.01)
+
+
+def test_the_change_has_the_rank_that_is_asked_for(variants: ModuleType) -> None:
+    """The nearest of that rank to what full fine-tuning would have made of it, by an SVD."""
+    method = variants.FullOfRank(keep=2)
+    model, full = contract.trained(method, 1), contract.trained(Full(), 1)
+    start = contract.attached(method)
+    names = list(method.layer_states(model))
+    before, free = contract.weights(start, names), contract.weights(full, names)
+    for name, W in contract.weights(model, names).items():
+        U, S, Vh = torch.linalg.svd(free[name] - before[name])
+        nearest = (U[:, :2] * S[:2]) @ Vh[:2]
+        torch.testing.assert_close(W - before[name], nearest, atol=1e-10, rtol=1e-7)
+    later = contract.weights(contract.trained(method, 6), names)
+    for name, W in later.items():
+        singular = torch.linalg.svdvals(W - before[name])
+        assert singular[2] < 1e-9 * singular[0]
