@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from observing import loss_of, trainable
 from peft import get_peft_model
 from torch import Tensor, nn
+from transformers import get_cosine_schedule_with_warmup
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler
 from sdslora.optim import create_muon_optimizer
@@ -237,3 +239,33 @@ def test_zero_is_refused():
 def test_another_value_is_refused(value):
     with pytest.raises(ValueError, match="transport_momentum must be true or false"):
         SdsLoraConfig(transport_momentum=value)
+
+
+@pytest.mark.parametrize(
+    ("rise", "carried", "warned"),
+    [
+        (0, True, True),
+        (3, True, True),  # the adapter's own
+        (12, True, False),
+        (0, False, False),
+        (None, True, False),  # nobody drives the rate
+    ],
+)
+def test_a_rate_that_no_longer_rises_is_warned_of(
+    rise: int | None, carried: bool, warned: bool
+) -> None:
+    model = sds_model(make_llama(), warmup_steps=3, transport_momentum=carried).train()
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    rate = None if rise is None else get_cosine_schedule_with_warmup(optimizer, rise, 40)
+    scheduler = SdsLoraScheduler(model, optimizer, 40)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(6):
+            loss_of(model, step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if rate is not None:
+                rate.step()
+            scheduler.step()
+    found = [str(w.message) for w in caught if "warm-up of the learning rate" in str(w.message)]
+    assert len(found) == warned

@@ -253,6 +253,8 @@ class _Scheduled:
             self.adapter.start_main_stage()
             steps.reset_state(self.optimizer, parameters)
             self.warming = False
+            if self.follow is not None:
+                self.follow.begin()
             # masters apart from the parameters are written and reset as one
             if self.check_reset and not any(map(is_partitioned, parameters)):
                 self.reset = ResetHeld(self.optimizer, parameters, before)

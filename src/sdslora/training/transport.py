@@ -1,5 +1,6 @@
 """Carrying an optimizer's momentum of A and B into the new bases at a refresh."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ MOMENTUM = ("exp_avg", "momentum_buffer")
 """What torch's optimizers call their means of gradients."""
 SCALES = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 """What they may remember beside: sizes of gradients, entry by entry, which stay."""
+
+_FULL = 0.9
+"""A learning rate of this share of its base is past its warm-up."""
 
 
 class MomentumTransport:
@@ -52,6 +56,28 @@ class MomentumTransport:
             for parameter in self.adapter.parameters:
                 self._momentum(parameter)
             self._checked = True
+
+    def begin(self) -> None:
+        """Warn, as the main stage begins, where the learning rate has stopped rising.
+
+        Its warm-up has to outlast the adapter's: without one that does, carrying the momentum over
+        gained nothing (docs/findings.md). A rate that no scheduler of torch drives is not looked
+        at.
+        """
+        shares = [
+            float(group["lr"]) / group["initial_lr"]
+            for group in self.optimizer.param_groups
+            if group.get("initial_lr")
+        ]
+        if shares and max(shares) > _FULL:
+            warnings.warn(
+                "transport_momentum=True lowers the loss only with a warm-up of the learning rate "
+                "that outlasts the adapter's own. The adapter's is over, and the rate is at "
+                f"{max(shares):.0%} of its full height: let the trainer's warmup_steps be about "
+                "30% of the training",
+                UserWarning,
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def __call__(
