@@ -4,12 +4,15 @@ A comparison is a folder of docs/results with the report.md that ``sdslora compa
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
+from math import inf, isfinite, log2, nan
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
+import numpy as np
 from page import main, table
 
 from sdslora.experiments.compare import statistics
@@ -26,6 +29,7 @@ WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
+GAP = [f"small-vision-{change}" for change in ("gap", "rank")]
 COMPARISONS = [
     *TASKS,
     *WARMED.values(),
@@ -33,6 +37,7 @@ COMPARISONS = [
     "commonsense",
     "smollm2-chain-sum",
     *HYPOTHESES,
+    *GAP,
 ]
 NOT_YET = "Not run to its end yet."
 
@@ -194,6 +199,48 @@ def steps() -> str:
     return table(["length", *found], rows)
 
 
+def one_rate() -> str:
+    """One line a method: the one setting for both tasks, and by how much it misses the best ones.
+
+    The rate and the schedule of the lowest geometric mean over the tasks. Between two rates of a
+    grid the validation loss is taken as linear in the rate's logarithm.
+    """
+    settings = defaultdict(list)
+    best = defaultdict(lambda: [inf] * len(TASKS))
+    for schedule, names in (("without", TASKS), ("with", WARMED.values())):
+        of_tasks = [{c.label: c for c in contenders_of(name)} for name in names]
+        for label in of_tasks[0].keys() & of_tasks[1].keys():
+            if label in {OURS, of_tasks[0][label].method}:
+                tuned = [each[label].best.validation.mean for each in of_tasks]
+                best[label] = [*map(min, best[label], tuned)]
+                for x in _OCTAVES:
+                    losses = [_validation(each[label], x) for each in of_tasks]
+                    if all(map(isfinite, losses)):
+                        settings[label].append((geometric_mean(losses), schedule, x, losses))
+    rows = []
+    for label, tried in sorted(settings.items(), key=lambda each: min(each[1])):
+        _, schedule, x, losses = min(tried)
+        cells = [
+            f"{loss:#.3g} (+{loss / lowest - 1:.0%})"
+            for loss, lowest in zip(losses, best[label], strict=True)
+        ]
+        rows.append([escaped(label), schedule, f"{2**x:.1e}", *cells])
+    header = ["contender", "warm-up", "rate", *(task.replace("-", " ") for task in TASKS)]
+    return table(header, rows)
+
+
+_OCTAVES = np.arange(-13, 1, 1 / 16)
+"""Rates that are tried as the one for all, as powers of two."""
+
+
+def _validation(contender: Contender, octave: float) -> float:
+    """The mean validation loss at ``2 ** octave``; not a number outside the grid."""
+    counted = [each for each in contender.rates if each.counts]
+    octaves = [log2(each.learning_rate) for each in counted]
+    losses = [each.validation.mean for each in counted]
+    return float(np.interp(octave, octaves, losses, nan, nan))
+
+
 def measured(figure: str) -> dict[str, Any]:
     """The numbers of one of the paper's figures."""
     found: dict[str, Any] = json.loads((RESULTS / f"figures/{figure}/{figure}.json").read_text())
@@ -234,6 +281,7 @@ def texts() -> dict[str, str]:
         "warm-up": warm_up(),
         "refreshes": refreshes(),
         "steps": steps(),
+        "one-rate": one_rate(),
         "core": side_by_side("core"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
         **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
