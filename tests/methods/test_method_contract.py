@@ -13,7 +13,7 @@ from sdslora import methods
 from sdslora.methods import METHODS, Method, Settings, make_method
 
 each_method = pytest.mark.parametrize("name", METHODS)
-NOT_PLAIN = ("full", "dora")
+NOT_PLAIN = ("full", "dora", "hira")
 each_plain_method = pytest.mark.parametrize("name", [n for n in METHODS if n not in NOT_PLAIN])
 
 
@@ -43,7 +43,9 @@ def test_the_plain_pairs_are_the_change(name, steps):
     contract.check_plain_pairs(method, contract.trained(method, steps))
 
 
-@pytest.mark.parametrize(("name", "way_out"), [("full", "save_pretrained"), ("dora", "merge")])
+@pytest.mark.parametrize(
+    ("name", "way_out"), [("full", "save_pretrained"), ("dora", "merge"), ("hira", "merge")]
+)
 def test_methods_without_a_plain_lora_say_what_to_do(name, way_out, tmp_path):
     method = make_method(name)
     model = contract.attached(method)
@@ -62,8 +64,8 @@ def test_a_directory_that_holds_something_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-# AltLoRA divides by no second moment: its steps are as small as the gradients
-RATES = {"altlora": 3e-1, "full": 2e-3}
+# AltLoRA's steps are as small as the gradients, HiRA's as the weights
+RATES = {"altlora": 3e-1, "full": 2e-3, "hira": 3e-1}
 
 
 @each_method
@@ -132,7 +134,7 @@ def test_modules_to_save_are_exported(name, tmp_path):
 @each_method
 def test_the_scaling(name):
     """LoRA's is 2, every other's 4/√r."""
-    if name == "full":
+    if name in ("full", "hira"):
         pytest.skip("nothing is scaled")
     model = contract.attached(make_method(name), Settings(rank=4, target_modules=["q_proj"]))
     scalings = {
@@ -152,7 +154,7 @@ def test_the_scaling(name):
 def test_the_methods_are_all_there():
     assert list(METHODS) == [
         "full", "lora", "rslora", "lora+", "pissa", "dora", "lora-ga", "lora-pro", "scaled-adamw",
-        "altlora", "altlora+", "lora-rite", "orthonormal", "sds-lora",
+        "altlora", "altlora+", "lora-rite", "hira", "orthonormal", "sds-lora",
     ]  # fmt: skip
 
 

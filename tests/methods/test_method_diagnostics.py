@@ -19,7 +19,9 @@ from sdslora.methods import METHODS
 from sdslora.methods.layers import factors, lora_layers
 
 each_method = pytest.mark.parametrize("name", METHODS)
-each_pair_method = pytest.mark.parametrize("name", [n for n in METHODS if n != "full"])
+each_pair_method = pytest.mark.parametrize(
+    "name", [n for n in METHODS if n not in ("full", "hira")]
+)
 PRECONDITIONED = ("lora-pro", "scaled-adamw", "altlora", "altlora+", "lora-rite")
 HELD = contract.batches(1, seed=8)[0]
 """The diagnostic batch, which is not trained on."""
@@ -50,6 +52,20 @@ def test_factor_gradients_are_autograds_or_what_replaces_them(name):
             torch.testing.assert_close(found, FactorGradients(A.grad, B.grad))
 
 
+def test_hiras_factor_gradients_are_autograds():
+    """Its layers call their factors otherwise."""
+    method = METHODS["hira"]()
+    model = contract.trained(method, 5)
+    states = method.layer_states(model)
+    full = contract.full_gradients(model, list(states))
+    model(**contract.BATCH).loss.backward()
+    for layer, state in states.items():
+        module = model.get_submodule(f"base_model.model.{layer}")
+        A, B = module.hira_A["default"], module.hira_B["default"]
+        found = method.factor_gradients(state, full[layer])
+        torch.testing.assert_close(found, FactorGradients(A.grad, B.grad))
+
+
 @each_method
 def test_weight_change_is_the_change_of_the_merged_weights(name):
     method = contract.short(name)
@@ -67,7 +83,7 @@ def test_weight_change_is_the_change_of_the_merged_weights(name):
     for layer in before:
         change = method.weight_change(before[layer], after[layer])
         torch.testing.assert_close(change, new[layer] - old[layer], atol=1e-12, rtol=0)
-        assert change.norm() > 1e-4
+        assert change.norm() > 1e-4 * contract.UNIT.get(name, 1.0)
 
 
 def recorded_step(method, model, optimizer, path, step: int) -> dict:
@@ -124,7 +140,7 @@ def test_the_recorded_figures(name, steps, tmp_path):
             assert found["direction_rank_B"] == figure(effective_rank(G[layer] @ P_A))
         else:
             assert found["direction_rank_A"] == found["gradient_rank_A"] == 0
-        if name == "dora":
+        if name in ("dora", "hira"):
             assert found["singular_values"] is None
         else:
             base = contract.weights(contract.base(), [layer])[layer]

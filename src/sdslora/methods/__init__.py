@@ -1,4 +1,4 @@
-"""The methods of the paper, and one more rival, behind one interface. One family a file."""
+"""The methods of the paper, and two more rivals, behind one interface. One family a file."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -6,6 +6,7 @@ from typing import Any
 
 from .dora import Dora
 from .full import Full
+from .hira import Hira
 from .initial_pair import restore_base
 from .layers import LayerState
 from .lora import Lora, RsLora
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
         AltLora,
         AltLoraPlus,
         LoraRite,
+        Hira,
         Orthonormal,
         SdsLora,
     )
