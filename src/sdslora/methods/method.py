@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
@@ -75,7 +75,7 @@ class Method:
         require_linear(self.name, layers, settings)
         return layers
 
-    def config(self, settings: Settings) -> LoraConfig:
+    def config(self, settings: Settings) -> PeftConfig:
         """PEFT's configuration of the adapter."""
         return LoraConfig(lora_alpha=4, use_rslora=True, **settings.peft_options())
 
