@@ -29,7 +29,7 @@ WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
-GAP = [f"small-vision-{change}" for change in ("gap", "rank")]
+GAP = [f"small-vision-{change}" for change in ("gap", "rank", "rank8")]
 COMPARISONS = [
     *TASKS,
     *WARMED.values(),

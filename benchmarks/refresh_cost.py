@@ -12,10 +12,12 @@ from torch import nn
 
 from sdslora import SdsLoraConfig
 from sdslora.core import REFRESH_MODES, RefreshSchedule, orthonormal_basis
+from sdslora.training.transport import MomentumTransport
 from sdslora.tuner import PhasedAdapter, start_main_stage
 
 LOOP, AGAINST = "loop of torch.linalg.qr", "against the loop"
 SHARE = "share of a training step at the default schedule"
+OFTEN = "share of a training step, preserve after every step with the momentum carried over"
 
 
 class Shapes(nn.Module):
@@ -114,19 +116,27 @@ def _share(device: str, rounds: int) -> dict[str, Any]:
     tokens = torch.randint(0, base.config.vocab_size, (16, 128), device=device)
     run = training("SDS-LoRA", base, 32, tokens)
     adapter = PhasedAdapter(run.model, "default")
-    seconds = alternate({"step": run.step, "refresh": adapter.refresh_bases}, rounds, device)
-    part = ratios(seconds, "step")["refresh"]["median"]
+    carrying = MomentumTransport(run.optimizer, adapter)
+    runs: dict[str, Callable[[], object]] = {
+        "step": run.step,
+        "refresh": adapter.refresh_bases,
+        "preserving refresh": partial(adapter.refresh_bases, "preserve", follow=carrying),
+    }
+    seconds = alternate(runs, rounds, device)
+    parts = {name: found["median"] for name, found in ratios(seconds, "step").items()}
     total = 3125
     schedule = RefreshSchedule(total)
     refreshes = sum(schedule.action(step) == "refresh" for step in range(1, total + 1)) / total
-    print(SHARE, f"{part * refreshes:.4f}")
+    shares = {SHARE: parts["refresh"] * refreshes, OFTEN: parts["preserving refresh"]}
+    for name, share in shares.items():
+        print(name, f"{share:.4f}")
     return {
         "model": "smollm2-135m",
         "rank": 32,
         "tokens per step": tokens.numel(),
         "seconds": seconds,
         "refreshes per step": refreshes,
-        SHARE: part * refreshes,
+        **shares,
     }
 
 
