@@ -7,6 +7,7 @@ from peft import HiraConfig
 from torch import Tensor, nn
 
 from ..core import FactorGradients, LowRankPair, lora_delta_weight, lora_gradients, upcast
+from ..export.adapter import PEFT_PREFIX
 from .layers import ADAPTER, LayerState, base_weight
 from .method import Method
 from .settings import Settings
@@ -33,7 +34,7 @@ class Hira(Method):
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
         """The factors and the base weight of each layer, by name in the base model."""
         return {
-            name.removeprefix("base_model.model."): _state(layer)
+            name.rpartition(PEFT_PREFIX)[2]: _state(layer)
             for name, layer in model.named_modules()
             if hasattr(layer, "hira_A")
         }
