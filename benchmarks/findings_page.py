@@ -209,7 +209,7 @@ def one_rate() -> str:
     best = defaultdict(lambda: [inf] * len(TASKS))
     for schedule, names in (("without", TASKS), ("with", WARMED.values())):
         of_tasks = [{c.label: c for c in contenders_of(name)} for name in names]
-        for label in of_tasks[0].keys() & of_tasks[1].keys():
+        for label in (each for each in of_tasks[0] if each in of_tasks[1]):
             if label in {OURS, of_tasks[0][label].method}:
                 tuned = [each[label].best.validation.mean for each in of_tasks]
                 best[label] = [*map(min, best[label], tuned)]

@@ -65,6 +65,7 @@ def test_a_training_again(recipe: MakeRecipe, sdslora: Run, tmp_path: Path) -> N
          "training__lr_scheduler_kwargs": {"min_lr": 1e-5}},
         {"adapter__target_modules": ["q_proj", "down_proj"], "adapter__rank_pattern": {"q.*": 2},
          "adapter__refresh_every": 3, "adapter__refresh_mode": "preserve"},
+        {"adapter__preset": "tuned", "adapter__refresh_every": 3},
         {"data__options": {"dir": "here"}, "data__holdout": 0.25, "data__prompt": "{question}\n"},
         {"evaluation__limit": None, "checks": ["base"], "diagnostics__every": 5},
         {"model__options": {"attn_implementation": "eager"}, "model__dtype": "float64"},
@@ -83,6 +84,13 @@ def test_what_is_given_beside_it_counts(recipe: MakeRecipe) -> None:
     path = recorded(read(recipe()))
     assert read(path, "--training.learning_rate=1e-5").training.learning_rate == 1e-5
     assert read("--config", str(path), "--adapter.r=2").adapter.r == 2
+    tuned = read(path, "--adapter.preset=tuned").adapter
+    assert (tuned.refresh_mode, tuned.refresh_every) == ("preserve", 1)
+    assert tuned.transport_momentum
+    path = recorded(read(recipe(adapter__preset="tuned", adapter__refresh_mode="qr")))
+    paper = read(path, "--adapter.preset=paper").adapter
+    assert (paper.refresh_mode, paper.refresh_every) == ("qr", None)
+    assert not paper.transport_momentum
 
 
 def test_secrets_are_not_in_it_and_masks_are_not_taken_for_them(recipe: MakeRecipe) -> None:

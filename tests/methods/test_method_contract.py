@@ -210,6 +210,17 @@ def test_options_reach_the_method():
     assert (config.refresh_phases, config.warmup_steps) == (3, 4)
 
 
+def test_a_preset_reaches_the_method():
+    tuned = make_method("sds-lora", preset="tuned")
+    config = tuned.config(Settings())
+    for found in (tuned, config):
+        assert (found.refresh_mode, found.refresh_every) == ("preserve", 1)
+        assert found.transport_momentum
+    assert make_method("sds-lora").refresh_mode == "qr"
+    with pytest.raises(ValueError, match="preset must be one of paper, tuned, not 'best'"):
+        make_method("sds-lora", preset="best")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [

@@ -247,10 +247,10 @@ class _Loading:
 
 
 def _holds(config: SdsLoraConfig, given: dict[str, Any]) -> bool:
-    """Whether the numbers of a configuration are those given."""
+    """Whether the numbers of a configuration are those given; null stands for a preset's."""
     names = ("r", "lora_alpha", "use_rslora", "warmup_steps", "refresh_phases", "refresh_mode")
     names += ("refresh_every", "transport_momentum")
-    return all(getattr(config, name) == given[name] for name in names if name in given)
+    return all(getattr(config, n) == given[n] for n in names if given.get(n) is not None)
 
 
 def _state(model: nn.Module) -> Any:

@@ -144,7 +144,7 @@ def test_refuses_dropouts(value):
         SdsLoraConfig(lora_dropout=value)
 
 
-@pytest.mark.parametrize("value", ["QR", "", None, "polar", True])
+@pytest.mark.parametrize("value", ["QR", "", "polar", True])
 def test_refuses_refresh_modes(value):
     with pytest.raises(ValueError, match=r"^refresh_mode must be one of qr, preserve, not"):
         SdsLoraConfig(refresh_mode=value)
@@ -159,6 +159,35 @@ def test_defaults_are_the_paper_s():
     assert {layer.scaling["default"] for layer in sds_layers(model).values()} == {4 / math.sqrt(16)}
     plain = sds_model(make_llama(), r=16, use_rslora=False)
     assert {layer.scaling["default"] for layer in sds_layers(plain).values()} == {4 / 16}
+
+
+REFRESHES = ("refresh_mode", "refresh_every", "transport_momentum")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ("qr", None, False)),
+        ({"preset": "paper"}, ("qr", None, False)),
+        ({"preset": "tuned"}, ("preserve", 1, True)),
+        ({"preset": "tuned", "refresh_mode": "qr"}, ("qr", 1, True)),
+        ({"preset": "tuned", "refresh_every": 4}, ("preserve", 4, True)),
+        ({"preset": "tuned", "transport_momentum": False}, ("preserve", 1, False)),
+        ({"preset": "paper", "transport_momentum": True}, ("qr", None, True)),
+        ({"refresh_mode": None, "transport_momentum": None}, ("qr", None, False)),
+    ],
+)
+def test_a_preset_is_what_is_left_out(options, expected):
+    config = SdsLoraConfig(**options)
+    assert tuple(getattr(config, name) for name in REFRESHES) == expected
+    again = SdsLoraConfig(**config.to_dict())
+    assert tuple(getattr(again, name) for name in REFRESHES) == expected
+
+
+@pytest.mark.parametrize("value", ["Tuned", "", None, True, 1])
+def test_refuses_presets(value):
+    with pytest.raises(ValueError, match=rf"^preset must be one of paper, tuned, not {value!r}"):
+        SdsLoraConfig(preset=value)
 
 
 def test_schedule():

@@ -7,7 +7,7 @@ from pathlib import Path
 from peft import PeftModel
 
 from ..core import RefreshMode
-from ..tuner import from_plain_lora
+from ..tuner import Preset, from_plain_lora
 from . import saved
 from .errors import UserError
 from .parsing import parse
@@ -22,19 +22,21 @@ class ConvertSpec:
         adapter_dir: The plain LoRA adapter, as PEFT saves it.
         output_dir: Where to write; must not exist, or be empty.
         model: The base model; the one that the adapter names where not given.
-        refresh_mode: "qr" (the paper's) or "preserve", for the training that follows.
-        refresh_phases: Number of phases of the training that follows.
+        preset: "paper" or "tuned", for the training that follows: the next three where not given.
+        refresh_mode: "qr" (the paper's) or "preserve".
         refresh_every: Refresh every that many steps, instead of by phases.
         transport_momentum: Carry the optimizer's momentum into the new bases at each refresh.
+        refresh_phases: Number of phases.
     """
 
     adapter_dir: str
     output_dir: str
     model: BaseModelSpec
-    refresh_mode: RefreshMode = "qr"
-    refresh_phases: int = 5
+    preset: Preset = "paper"
+    refresh_mode: RefreshMode | None = None
     refresh_every: int | None = None
-    transport_momentum: bool = False
+    transport_momentum: bool | None = None
+    refresh_phases: int = 5
 
 
 def command(argv: Sequence[str]) -> None:
@@ -54,10 +56,11 @@ def _converted(found: SavedAdapter, spec: ConvertSpec) -> PeftModel:
         return from_plain_lora(
             found.source.load(),
             found.directory,
+            preset=spec.preset,
             refresh_mode=spec.refresh_mode,
-            refresh_phases=spec.refresh_phases,
             refresh_every=spec.refresh_every,
             transport_momentum=spec.transport_momentum,
+            refresh_phases=spec.refresh_phases,
         )
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{spec.adapter_dir}: {' '.join(str(error).split())}") from error

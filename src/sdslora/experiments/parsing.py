@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import SdsLoraConfig
+from ..tuner import PRESETS
 from . import record
 from .adapter import make_config
 from .errors import UserError, nearest
@@ -182,13 +183,19 @@ def _read(path: str) -> dict[Any, Any]:
 
 
 def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration without what no recipe sets, and what Transformers masks."""
+    """A recorded configuration without what no recipe sets, and what Transformers masks.
+
+    What the adapter's preset gave is left to the preset, so that another one can be given.
+    """
     training = {
         key: value
         for key, value in config.get("training", {}).items()
         if key not in _SKIPPED[TrainingConfig] and value != f"<{key.upper()}>"
     }
     sections = {key: value for key, value in config.items() if value is not None}
+    if adapter := sections.get("adapter"):
+        given = PRESETS.get(adapter.get("preset", "paper"), {}).items()
+        sections["adapter"] = {k: v for k, v in adapter.items() if (k, v) not in given}
     return sections | {"training": training}
 
 

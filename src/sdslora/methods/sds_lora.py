@@ -19,7 +19,7 @@ from ..core import (
 )
 from ..export import PlainLoraExport, to_plain_lora
 from ..training import SdsLoraCallback, SdsLoraScheduler
-from ..tuner import SdsLoraConfig
+from ..tuner import Preset, SdsLoraConfig, complete
 from .layers import ADAPTER, LayerState, lora_layers
 from .settings import Settings
 from .update import AnyUpdate
@@ -49,25 +49,32 @@ class SdsLora(AnyUpdate):
     """Gradients through orthonormal bases only; see :class:`sdslora.SdsLoraConfig`.
 
     Args:
+        preset: ``"paper"`` or ``"tuned"``: what the next three are where they are left out.
         refresh_mode: ``"qr"``, the paper's, or ``"preserve"``.
         refresh_every: an interval in steps that replaces the phases (Table 7).
-        refresh_phases: τ.
         transport_momentum: carry the optimizer's momentum into the new bases.
+        refresh_phases: τ.
         warmup_steps: of plain LoRA.
     """
 
     name = "sds-lora"
     source = "SDS-LoRA, arXiv 2606.16454; sdslora.SdsLoraConfig"
 
-    refresh_mode: RefreshMode = "qr"
+    preset: Preset = "paper"
+    refresh_mode: RefreshMode | None = None
     refresh_every: int | None = None
+    transport_momentum: bool | None = None
     refresh_phases: int = 5
-    transport_momentum: bool = False
     warmup_steps: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        complete(self)
 
     def config(self, settings: Settings) -> SdsLoraConfig:
         """The tuner's configuration of the adapter."""
         return SdsLoraConfig(
+            preset=self.preset,
             refresh_mode=self.refresh_mode,
             refresh_every=self.refresh_every,
             refresh_phases=self.refresh_phases,

@@ -224,6 +224,7 @@ class _Scheduled:
     ) -> None:
         self.adapter = adapter
         self.optimizer = optimizer
+        assert config.refresh_mode is not None  # its preset has seen to that
         self.mode = config.refresh_mode
         self.follow = MomentumTransport(optimizer, adapter) if config.transport_momentum else None
         self.warming = adapter.in_warmup

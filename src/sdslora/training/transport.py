@@ -1,6 +1,7 @@
 """Carrying an optimizer's momentum of A and B into the new bases at a refresh."""
 
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ SCALES = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 """What they may remember beside: sizes of gradients, entry by entry, which stay."""
 
 _FULL = 0.9
-"""A learning rate of this share of its base is past its warm-up."""
+"""A learning rate of this share of its base has had its warm-up."""
 
 
 class MomentumTransport:
@@ -45,9 +46,10 @@ class MomentumTransport:
         self.optimizer = optimizer
         self.adapter = adapter
         self._checked = False
+        self._heights: deque[float | None] = deque(maxlen=2)
 
     def check(self) -> None:
-        """See, the first time, that the momentum is of a known kind; after an optimizer step.
+        """After every optimizer step: see that the momentum is of a known kind, note the rate.
 
         Raises:
             ValueError: where the optimizer remembers something else of its parameters.
@@ -56,25 +58,22 @@ class MomentumTransport:
             for parameter in self.adapter.parameters:
                 self._momentum(parameter)
             self._checked = True
+        self._heights.append(_height_of_rate(self.optimizer))
 
     def begin(self) -> None:
-        """Warn, as the main stage begins, where the learning rate has stopped rising.
+        """Warn, as the main stage begins, where the learning rate's warm-up is over.
 
-        Its warm-up has to outlast the adapter's: without one that does, carrying the momentum over
-        gained nothing (docs/findings.md). A rate that no scheduler of torch drives is not looked
-        at.
+        It has to outlast the adapter's: without one that does, carrying the momentum over gained
+        nothing (docs/findings.md).
         """
-        shares = [
-            float(group["lr"]) / group["initial_lr"]
-            for group in self.optimizer.param_groups
-            if group.get("initial_lr")
-        ]
-        if shares and max(shares) > _FULL:
+        *before, height = self._heights
+        if height is None:
+            return
+        if height >= _FULL or any(earlier is not None and earlier >= height for earlier in before):
             warnings.warn(
                 "transport_momentum=True lowers the loss only with a warm-up of the learning rate "
-                "that outlasts the adapter's own. The adapter's is over, and the rate is at "
-                f"{max(shares):.0%} of its full height: let the trainer's warmup_steps be about "
-                "30% of the training",
+                "that outlasts the adapter's own, which ends now: let the trainer's warmup_steps "
+                "be about 30% of the training",
                 UserWarning,
                 stacklevel=2,
             )
@@ -120,6 +119,16 @@ class MomentumTransport:
             f"SDS-LoRA does not support transport_momentum with {type(self.optimizer).__name__}, "
             f"{reason}: use AdamW or Muon, or transport_momentum=False"
         )
+
+
+def _height_of_rate(optimizer: Optimizer) -> float | None:
+    """The learning rate by its base; None where no scheduler of torch drives it."""
+    shares = [
+        float(group["lr"]) / group["initial_lr"]
+        for group in optimizer.param_groups
+        if group.get("initial_lr")
+    ]
+    return max(shares, default=None)
 
 
 def _is_number(value: Any) -> bool:

@@ -17,6 +17,7 @@ from .phases import (
     refresh_bases,
     start_main_stage,
 )
+from .presets import PRESETS, Preset, complete
 from .registry import SdsPeftType, register
 from .sharing import Alone, Sharing
 from .state import SdsState
@@ -26,8 +27,10 @@ install()
 
 __all__ = [
     "LIVE_LAYERS",
+    "PRESETS",
     "Alone",
     "PhasedAdapter",
+    "Preset",
     "RefreshReport",
     "SdsLayerMixin",
     "SdsLoraConfig",
@@ -38,6 +41,7 @@ __all__ = [
     "Sharing",
     "adapter_configs",
     "adapter_layers",
+    "complete",
     "from_plain_lora",
     "in_warmup",
     "refresh_bases",

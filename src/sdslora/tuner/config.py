@@ -9,6 +9,7 @@ from peft import LoraConfig
 from ..core import REFRESH_MODES, RefreshMode, RefreshSchedule
 from .kinds import refuse_other_kinds
 from .patterns import refuse_invalid
+from .presets import Preset, complete
 from .registry import PEFT_SAVES_BY_HOOK, SdsPeftType
 
 # Options of LoraConfig that change what A and B mean, each with the way out.
@@ -42,6 +43,9 @@ class SdsLoraConfig(LoraConfig):
     The defaults are the paper's: ``s = 4 / √r``, ten steps of warm-up, five phases.
 
     Args:
+        preset: ``"paper"``, or ``"tuned"``: ``refresh_mode="preserve"``, ``refresh_every=1`` and
+            ``transport_momentum=True``, for trainings with a long warm-up of the learning rate. It
+            is what the three are where they are None.
         warmup_steps: optimizer steps of plain LoRA before the main stage begins.
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
@@ -68,19 +72,24 @@ class SdsLoraConfig(LoraConfig):
         default=5,
         metadata={"help": "Number of phases; phase k refreshes the bases every k-th step."},
     )
-    refresh_mode: RefreshMode = field(
-        default="qr",
+    preset: Preset = field(
+        default="paper",
+        metadata={"help": "What the three options below are where they are left out."},
+    )
+    refresh_mode: RefreshMode | None = field(
+        default=None,
         metadata={"help": "'qr' (the paper's refresh) or 'preserve' (leaves the function as is)."},
     )
     refresh_every: int | None = field(
         default=None, metadata={"help": "Refresh every that many steps, instead of by phases."}
     )
-    transport_momentum: bool = field(
-        default=False,
+    transport_momentum: bool | None = field(
+        default=None,
         metadata={"help": "Carry the optimizer's momentum into the new bases at each refresh."},
     )
 
     def __post_init__(self) -> None:
+        complete(self)
         self.validate()
         try:
             super().__post_init__()

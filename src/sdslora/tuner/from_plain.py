@@ -34,8 +34,8 @@ def from_plain_lora(
     Args:
         model: the base model of the adapter, without adapters.
         adapter_dir: what PEFT saved.
-        schedule: ``refresh_phases``, ``refresh_mode``, ``refresh_every``, ``transport_momentum`` of
-            :class:`SdsLoraConfig`.
+        schedule: ``preset``, ``refresh_mode``, ``refresh_every``, ``transport_momentum``,
+            ``refresh_phases`` of :class:`SdsLoraConfig`.
 
     Raises:
         ValueError: where the adapter is no plain LoRA (naming the option and the way out), has

@@ -92,6 +92,7 @@ def layer_figures(
         figures["alignment_applied"] = _alignment_of_step(G, method.weight_change(state, stepped))
     last = state if stepped is None else stepped
     if isinstance(method, SdsLora) and not last.in_warmup:
+        assert method.refresh_mode is not None  # its preset has seen to that
         refreshed = refresh(last.factors, method.refresh_mode)
         figures |= _of_refresh(last.factors, refreshed)
         if stepped is not None:

@@ -1,0 +1,30 @@
+"""``preset``: how the bases are refreshed, in one word."""
+
+from typing import Any, Literal
+
+Preset = Literal["paper", "tuned"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"refresh_mode": "qr", "refresh_every": None, "transport_momentum": False},
+    "tuned": {"refresh_mode": "preserve", "refresh_every": 1, "transport_momentum": True},
+}
+"""The paper's refresh by phases; or an exact one after every step, which the momentum follows.
+
+With a long warm-up of the learning rate the second had the lower loss (docs/findings.md).
+"""
+
+
+def complete(options: Any) -> None:
+    """Give every option of a preset that is None the value that ``options.preset`` has for it.
+
+    Args:
+        options: a dataclass with ``preset`` and the options of :data:`PRESETS`, frozen or not.
+
+    Raises:
+        ValueError: for another preset.
+    """
+    if options.preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {options.preset!r}")
+    for name, value in PRESETS[options.preset].items():
+        if getattr(options, name) is None:
+            object.__setattr__(options, name, value)
