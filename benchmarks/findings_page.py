@@ -283,6 +283,7 @@ def texts() -> dict[str, str]:
         "steps": steps(),
         "one-rate": one_rate(),
         "core": side_by_side("core"),
+        "variants": side_by_side("variants"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
         **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
     }

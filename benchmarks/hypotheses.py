@@ -8,14 +8,15 @@ They answer a question and are no options of the package::
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdslora.experiments.compare.command import command
-from sdslora.methods import METHODS, Method
+from sdslora.methods import METHODS, Batches, Method, Settings
+from sdslora.methods.calibration import mean_gradients
 from sdslora.methods.full import Full
 from sdslora.methods.layers import ADAPTER, LayerState, factors, lora_layers
 from sdslora.methods.lora import RsLora
@@ -55,6 +56,86 @@ def _leave_core_to_B(layers: list[Any], *_: Any) -> None:
             gradient, Q_A = factors(layer)[0].grad, layer.sds_factors(ADAPTER).Q_A
             # ∇A (I − Q_A Q_Aᵀ)
             gradient -= (gradient @ Q_A) @ Q_A.mT
+
+
+@dataclass(frozen=True)
+class SharedMoments(SdsLora):
+    """Hypothesis 2: Adam whose second moments are shared, by a direction or by all of a matrix.
+
+    Args:
+        share: ``"direction"``: each row of A, each column of B has one; ``"matrix"``: each A and B.
+    """
+
+    name = "sds-lora-shared-moments"
+    source = SOURCE
+
+    share: Literal["direction", "matrix"] = "direction"
+
+    def optimizer(
+        self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
+    ) -> Optimizer:
+        """Of A and B alone, without weight decay."""
+        pairs = [factors(layer) for layer in lora_layers(model).values()]
+        groups = [
+            {"params": list(same), "over": (0, 1) if self.share == "matrix" else over}
+            for same, over in zip(zip(*pairs, strict=True), (1, 0), strict=True)
+        ]
+        return SharingAdam(groups, learning_rate, options.get("betas", (0.9, 0.999)))
+
+
+class SharingAdam(Optimizer):
+    """Adam with one second moment for all entries that a group's ``over`` runs over."""
+
+    def __init__(self, groups: Any, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        g, (beta1, beta2), state = parameter.grad, group["betas"], self.state[parameter]
+        squared = g.square().mean(group["over"], keepdim=True)
+        if not state:
+            state |= {
+                "step": 0,
+                "exp_avg": torch.zeros_like(g),
+                "exp_avg_sq": torch.zeros_like(squared),
+            }
+        state["step"] += 1
+        m, v = state["exp_avg"].lerp_(g, 1 - beta1), state["exp_avg_sq"].lerp_(squared, 1 - beta2)
+        m_hat, v_hat = m / (1 - beta1 ** state["step"]), v / (1 - beta2 ** state["step"])
+        parameter -= group["lr"] * m_hat / (v_hat.sqrt() + 1e-8)
+
+
+@dataclass(frozen=True)
+class GradientStart(SdsLora):
+    """Hypothesis 3: the bases start as the leading singular vectors of the full gradient.
+
+    Averaged over a few batches; A = B = 0, so that ΔW = 0, and there is no warm-up and no reset.
+    """
+
+    name = "sds-lora-gradient-start"
+    source = SOURCE
+
+    def attach(
+        self, model: nn.Module, settings: Settings, calibration: Batches | None = None
+    ) -> nn.Module:
+        """Wrap a plain model, past the warm-up."""
+        assert calibration is not None
+        gradients = mean_gradients(model, self.check(model, settings), calibration)
+        adapted = super().attach(model, settings)
+        for name, layer in lora_layers(adapted).items():
+            U, _, Vh = torch.linalg.svd(gradients[name], full_matrices=False)
+            A, B, Q_A, Q_B = layer.sds_factors(ADAPTER)
+            rank = A.shape[0]
+            for target, value in ((A, 0), (B, 0), (Q_A, Vh.mT[:, :rank]), (Q_B, U[:, :rank])):
+                target.copy_(torch.as_tensor(value))
+            layer.adapter_state(ADAPTER).gate.zero_()
+        return adapted
 
 
 class EqualStep(Method):
@@ -170,7 +251,15 @@ def _nearest_of_rank(rank: int, weights: list[Tensor], starts: list[Tensor], *_:
 METHODS.update(
     {
         method.name: method
-        for method in (SingleCore, EqualStepSds, EqualStepRsLora, EqualStepLoraPlus, FullOfRank)
+        for method in (
+            SingleCore,
+            SharedMoments,
+            GradientStart,
+            EqualStepSds,
+            EqualStepRsLora,
+            EqualStepLoraPlus,
+            FullOfRank,
+        )
     }
 )
 

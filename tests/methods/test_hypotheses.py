@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import contract
 import pytest
@@ -97,3 +98,48 @@ def test_the_change_has_the_rank_that_is_asked_for(variants: ModuleType) -> None
     for name, W in later.items():
         singular = torch.linalg.svdvals(W - before[name])
         assert singular[2] < 1e-9 * singular[0]
+
+
+@pytest.mark.parametrize(("share", "over"), [("direction", 1), ("matrix", (0, 1))])
+def test_second_moments_are_shared(variants: ModuleType, share: str, over: Any) -> None:
+    """Against Adam's equations, written down once more, for A; B is the transposed case."""
+    method = variants.SharedMoments(share=share, warmup_steps=3)
+    model = contract.attached(method)
+    optimizer = method.optimizer(model, RATE)
+    A, B = (
+        next(iter(sds_layers(model).values())).get_submodule(f"lora_{side}.default").weight
+        for side in "AB"
+    )
+    expected, starts = [], (A.detach().clone(), B.detach().mT.clone())
+    m, v = [0.0, 0.0], [0.0, 0.0]
+    for t in (1, 2, 3):
+        optimizer.zero_grad()
+        backward(model)
+        for i, g in enumerate((A.grad.clone(), B.grad.mT.clone())):
+            m[i] = 0.9 * m[i] + 0.1 * g
+            v[i] = 0.999 * v[i] + 0.001 * g.square().mean(over, keepdim=True)
+            step = m[i] / (1 - 0.9**t) / ((v[i] / (1 - 0.999**t)).sqrt() + 1e-8)
+            expected.append(RATE * step)
+        optimizer.step()
+    for i, (start, now) in enumerate(zip(starts, (A, B.mT), strict=True)):
+        torch.testing.assert_close(start - now, sum(expected[i::2]), atol=1e-15, rtol=1e-9)
+
+
+def test_the_bases_start_as_the_gradients(variants: ModuleType) -> None:
+    """ΔW = 0; the first step's effective gradient is the best one of any bases of rank r."""
+    method = variants.GradientStart(preset="tuned")
+    contract.check_function_kept(method)
+    model = contract.attached(method)
+    batches = contract.batches()
+    mean = {
+        name: sum(contract.full_gradients(model, [name], batch)[name] for batch in batches) / 2
+        for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
+    }
+    states = method.layer_states(model)
+    for name, G in mean.items():
+        _, _, Q_A, Q_B = states[name].factors
+        assert not states[name].in_warmup
+        leading = torch.linalg.svdvals(G)[: Q_A.shape[1]]
+        torch.testing.assert_close(torch.linalg.svdvals(Q_B.mT @ G @ Q_A), leading)
+    losses = contract.train(method, model, 10)
+    assert losses[-1] < losses[0] - 0.1
