@@ -194,7 +194,7 @@ def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     sections = {key: value for key, value in config.items() if value is not None}
     if adapter := sections.get("adapter"):
-        given = PRESETS.get(adapter.get("preset", "paper"), {}).items()
+        given = PRESETS.get(str(adapter.get("preset", "paper")), {}).items()
         sections["adapter"] = {k: v for k, v in adapter.items() if (k, v) not in given}
     return sections | {"training": training}
 

@@ -49,7 +49,7 @@ class MomentumTransport:
         self._heights: deque[float | None] = deque(maxlen=2)
 
     def check(self) -> None:
-        """After every optimizer step: see that the momentum is of a known kind, note the rate.
+        """See, the first time, that the momentum is of a known kind; after an optimizer step.
 
         Raises:
             ValueError: where the optimizer remembers something else of its parameters.
@@ -58,6 +58,9 @@ class MomentumTransport:
             for parameter in self.adapter.parameters:
                 self._momentum(parameter)
             self._checked = True
+
+    def watch_rate(self) -> None:
+        """Note the learning rate, after each step of the adapter's warm-up."""
         self._heights.append(_height_of_rate(self.optimizer))
 
     def begin(self) -> None:

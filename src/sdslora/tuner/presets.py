@@ -23,7 +23,7 @@ def complete(options: Any) -> None:
     Raises:
         ValueError: for another preset.
     """
-    if options.preset not in PRESETS:
+    if options.preset not in list(PRESETS):  # a list is no key
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {options.preset!r}")
     for name, value in PRESETS[options.preset].items():
         if getattr(options, name) is None:
