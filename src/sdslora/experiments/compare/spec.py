@@ -28,13 +28,11 @@ class GridSpec:
     centers: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.number < 2:
+        if self.number < 3 or self.number % 2 == 0:
             raise UserError(
-                f"grid.number must be 2 or more, not {self.number}: with one rate, the best cannot "
-                "be told from the rest, and every method would be compared at an untuned one"
+                f"grid.number must be an odd number of 3 or more, not {self.number}: the "
+                "recommended rate is in the middle, and alone could not be told to be the best"
             )
-        if self.number % 2 == 0:
-            raise UserError(f"grid.number must be odd, not {self.number}")
         if self.factor <= 1:
             raise UserError(f"grid.factor must be above 1, not {self.factor}")
         if self.extend < 0:
