@@ -224,13 +224,13 @@ def one_rate() -> str:
             f"{loss:#.3g} (+{loss / lowest - 1:.0%})"
             for loss, lowest in zip(losses, best[label], strict=True)
         ]
-        rows.append([escaped(label), schedule, f"{2**x:.1e}", *cells])
+        rows.append([escaped(label), schedule, rate(2**x), *cells])
     header = ["contender", "warm-up", "rate", *(task.replace("-", " ") for task in TASKS)]
     return table(header, rows)
 
 
-_OCTAVES = np.arange(-13, 1, 1 / 16)
-"""Rates that are tried as the one for all, as powers of two."""
+_OCTAVES = np.log2(1e-3) + np.arange(-3, 11, 1 / 16)
+"""Rates that are tried as the one for all, as powers of two; the measured ones are among them."""
 
 
 def _validation(contender: Contender, octave: float) -> float:

@@ -71,6 +71,13 @@ class SharedMoments(SdsLora):
 
     share: Literal["direction", "matrix"] = "direction"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share not in ("direction", "matrix") or self.update != "adamw":
+            raise ValueError(
+                f"share must be direction or matrix, not {self.share!r}, and update adamw"
+            )
+
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
@@ -215,8 +222,8 @@ class EqualStepLoraPlus(EqualStep, LoraPlus):
 class FullOfRank(Full):
     """Hypothesis 11: after each step on the weights, the nearest change of them of a given rank.
 
-    What this loses against full fine-tuning is the rank's doing; what a low-rank method loses
-    against this is that of its factors.
+    It has no factors that could hold it back. But a new direction has to outweigh the last of those
+    kept within one step, so that this is no bound on what the rank allows.
 
     Args:
         keep: the rank.

@@ -65,8 +65,10 @@ def readme(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
     names["model"](**batches(1)[0]).loss.backward()
     yield
     assert names["scheduler"].completed_steps == 1
+    names["TrainingArguments"] = TrainingArguments
     yield
     check_lowest_loss(names["config"])
+    assert names["args"].get_warmup_steps(100) == 30
 
 
 def choose(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:

@@ -250,15 +250,20 @@ def test_another_value_is_refused(value):
         (2, True, True),
         (6, True, False),
         (0, False, False),
-        (None, True, False),  # nobody drives the rate
+        (None, True, True),  # nobody drives the rate
+        ("one cycle", True, False),  # a rise of 30%
     ],
 )
 def test_a_rate_that_no_longer_rises_is_warned_of(
-    rise: int | None, carried: bool, warned: bool, total: int
+    rise: int | str | None, carried: bool, warned: bool, total: int
 ) -> None:
     model = sds_model(make_llama(), warmup_steps=3, transport_momentum=carried).train()
     optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
-    rate = None if rise is None else get_cosine_schedule_with_warmup(optimizer, rise, total)
+    rate = None
+    if rise == "one cycle":
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=2 * total)
+    elif rise is not None:
+        rate = get_cosine_schedule_with_warmup(optimizer, rise, total)
     scheduler = SdsLoraScheduler(model, optimizer, total)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

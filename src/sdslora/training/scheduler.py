@@ -244,8 +244,7 @@ class _Scheduled:
             self.reset = None
         if self.follow is not None:
             self.follow.check()
-            if self.warming:
-                self.follow.watch_rate()
+            self.follow.watch_rate()
         self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
         if self.refreshed:
             return self.adapter.refresh_bases(self.mode, measure=measure, follow=self.follow)

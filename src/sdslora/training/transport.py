@@ -1,7 +1,6 @@
 """Carrying an optimizer's momentum of A and B into the new bases at a refresh."""
 
 import warnings
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,6 @@ MOMENTUM = ("exp_avg", "momentum_buffer")
 """What torch's optimizers call their means of gradients."""
 SCALES = {"exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 """What they may remember beside: sizes of gradients, entry by entry, which stay."""
-
-_FULL = 0.9
-"""A learning rate of this share of its base has had its warm-up."""
 
 
 class MomentumTransport:
@@ -46,7 +42,7 @@ class MomentumTransport:
         self.optimizer = optimizer
         self.adapter = adapter
         self._checked = False
-        self._heights: deque[float | None] = deque(maxlen=2)
+        self._rate: float | None = None
 
     def check(self) -> None:
         """See, the first time, that the momentum is of a known kind; after an optimizer step.
@@ -59,27 +55,25 @@ class MomentumTransport:
                 self._momentum(parameter)
             self._checked = True
 
-    def watch_rate(self) -> None:
-        """Note the learning rate, after each step of the adapter's warm-up."""
-        self._heights.append(_height_of_rate(self.optimizer))
-
     def begin(self) -> None:
-        """Warn, as the main stage begins, where the learning rate's warm-up is over.
+        """The main stage begins: note the learning rate, which has to rise for a while yet."""
+        self._rate = _highest_rate(self.optimizer)
 
-        It has to outlast the adapter's: without one that does, carrying the momentum over gained
-        nothing (docs/findings.md).
+    def watch_rate(self) -> None:
+        """Warn, one step later, where the learning rate has not risen since.
+
+        Its warm-up has to outlast the adapter's: without one that does, carrying the momentum over
+        gained nothing (docs/findings.md).
         """
-        *before, height = self._heights
-        if height is None:
-            return
-        if height >= _FULL or any(earlier is not None and earlier >= height for earlier in before):
+        if self._rate is not None and _highest_rate(self.optimizer) <= self._rate:
             warnings.warn(
-                "transport_momentum=True lowers the loss only with a warm-up of the learning rate "
-                "that outlasts the adapter's own, which ends now: let the trainer's warmup_steps "
-                "be about 30% of the training",
+                'preset="tuned" (transport_momentum=True) lowers the loss only with a warm-up of '
+                "the learning rate that outlasts the adapter's own, which is over: let the "
+                "trainer's warmup_steps be about 30% of the training",
                 UserWarning,
                 stacklevel=2,
             )
+        self._rate = None
 
     @torch.no_grad()
     def __call__(
@@ -124,14 +118,8 @@ class MomentumTransport:
         )
 
 
-def _height_of_rate(optimizer: Optimizer) -> float | None:
-    """The learning rate by its base; None where no scheduler of torch drives it."""
-    shares = [
-        float(group["lr"]) / group["initial_lr"]
-        for group in optimizer.param_groups
-        if group.get("initial_lr")
-    ]
-    return max(shares, default=None)
+def _highest_rate(optimizer: Optimizer) -> float:
+    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _is_number(value: Any) -> bool:

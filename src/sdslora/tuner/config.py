@@ -45,7 +45,8 @@ class SdsLoraConfig(LoraConfig):
     Args:
         preset: ``"paper"``, or ``"tuned"``: ``refresh_mode="preserve"``, ``refresh_every=1`` and
             ``transport_momentum=True``, for trainings with a long warm-up of the learning rate. It
-            is what the three are where they are None.
+            is what the three are where they are None when the configuration is made; in a copy of
+            a configuration they are given already.
         warmup_steps: optimizer steps of plain LoRA before the main stage begins.
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
