@@ -6,6 +6,7 @@ A comparison is a folder of docs/results with the report.md that ``sdslora compa
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from math import inf, isfinite, log2, nan
 from pathlib import Path
@@ -64,6 +65,7 @@ def at_best(result: dict[str, str]) -> str:
     return f"{result['test loss']} ({result['best rate']})"
 
 
+@cache
 def contenders_of(name: str) -> Sequence[Contender]:
     """What a comparison's runs give; nothing where it has not run to its end."""
     path = RESULTS / name / "runs.jsonl"
@@ -213,10 +215,12 @@ def one_rate() -> str:
             if label in {OURS, of_tasks[0][label].method}:
                 tuned = [each[label].best.validation.mean for each in of_tasks]
                 best[label] = [*map(min, best[label], tuned)]
-                for x in _OCTAVES:
-                    losses = [_validation(each[label], x) for each in of_tasks]
-                    if all(map(isfinite, losses)):
-                        settings[label].append((geometric_mean(losses), schedule, x, losses))
+                curves = [_validation(each[label]) for each in of_tasks]
+                settings[label] += [
+                    (geometric_mean(losses), schedule, x, losses)
+                    for x, *losses in zip(_OCTAVES, *curves, strict=True)
+                    if all(map(isfinite, losses))
+                ]
     rows = []
     for label, tried in sorted(settings.items(), key=lambda each: min(each[1])):
         _, schedule, x, losses = min(tried)
@@ -233,12 +237,13 @@ _OCTAVES = np.log2(1e-3) + np.arange(-3, 11, 1 / 16)
 """Rates that are tried as the one for all, as powers of two; the measured ones are among them."""
 
 
-def _validation(contender: Contender, octave: float) -> float:
-    """The mean validation loss at ``2 ** octave``; not a number outside the grid."""
+def _validation(contender: Contender) -> list[float]:
+    """The mean validation loss at each of :data:`_OCTAVES`; not a number outside the grid."""
     counted = [each for each in contender.rates if each.counts]
     octaves = [log2(each.learning_rate) for each in counted]
     losses = [each.validation.mean for each in counted]
-    return float(np.interp(octave, octaves, losses, nan, nan))
+    found: list[float] = np.interp(_OCTAVES, octaves, losses, nan, nan).tolist()
+    return found
 
 
 def measured(figure: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sdslora.methods.calibration import mean_gradients
 from sdslora.methods.full import Full
 from sdslora.methods.layers import ADAPTER, LayerState, factors, lora_layers
 from sdslora.methods.lora import RsLora
+from sdslora.methods.lora_ga import leading_directions
 from sdslora.methods.lora_plus import LoraPlus
 from sdslora.methods.method import AdamOptions
 from sdslora.methods.sds_lora import SdsLora
@@ -136,11 +137,10 @@ class GradientStart(SdsLora):
         gradients = mean_gradients(model, self.check(model, settings), calibration)
         adapted = super().attach(model, settings)
         for name, layer in lora_layers(adapted).items():
-            U, _, Vh = torch.linalg.svd(gradients[name], full_matrices=False)
             A, B, Q_A, Q_B = layer.sds_factors(ADAPTER)
-            rank = A.shape[0]
-            for target, value in ((A, 0), (B, 0), (Q_A, Vh.mT[:, :rank]), (Q_B, U[:, :rank])):
-                target.copy_(torch.as_tensor(value))
+            U, V = leading_directions(gradients[name], A.shape[0])
+            for target, value in ((A, 0), (B, 0), (Q_A, V), (Q_B, U)):
+                target[:] = value
             layer.adapter_state(ADAPTER).gate.zero_()
         return adapted
 

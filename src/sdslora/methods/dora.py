@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ..core import FactorGradients, LowRankPair, lora_delta_weight, lora_gradients, upcast
+from ..core import FactorGradients, lora_delta_weight, lora_gradients, upcast
+from .full_rank import FullRankChange
 from .layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
-from .method import Method
 from .settings import Settings
 
 
@@ -22,7 +22,7 @@ class DoraState(LayerState):
 
 
 @dataclass(frozen=True)
-class Dora(Method):
+class Dora(FullRankChange):
     """``W' = diag(mag / c) (W + s B A)`` with ``c`` the norms of the rows of ``W + s B A``.
 
     Scaling 4/√r. ``c`` follows A and B but is a constant of the backward pass.
@@ -60,14 +60,6 @@ class Dora(Method):
         """Of W', of full rank."""
         (V, c, mag), (new_V, new_c, new_mag) = _parts(before), _parts(after)
         return new_mag * new_V / new_c - mag * V / c
-
-    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
-        """Raises: ValueError: always."""
-        raise ValueError(
-            "dora changes the weights by a matrix of full rank, for which there is no plain LoRA: "
-            "save the adapter with save_pretrained, which stock PEFT loads, or merge it with "
-            "merge_and_unload"
-        )
 
 
 def _parts(state: DoraState) -> tuple[Tensor, Tensor, Tensor]:

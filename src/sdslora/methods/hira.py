@@ -6,10 +6,10 @@ from typing import Any
 from peft import HiraConfig
 from torch import Tensor, nn
 
-from ..core import FactorGradients, LowRankPair, lora_delta_weight, lora_gradients, upcast
+from ..core import FactorGradients, lora_delta_weight, lora_gradients, upcast
 from ..export.adapter import PEFT_PREFIX
+from .full_rank import FullRankChange
 from .layers import ADAPTER, LayerState, base_weight
-from .method import Method
 from .settings import Settings
 
 
@@ -21,7 +21,7 @@ class HiraState(LayerState):
 
 
 @dataclass(frozen=True)
-class Hira(Method):
+class Hira(FullRankChange):
     """``W' = W + W ⊙ (B A)``, of full rank; no scaling."""
 
     name = "hira"
@@ -51,14 +51,6 @@ class Hira(Method):
         """``W ⊙ (B' A' − B A)``, of full rank."""
         change: Tensor = before.weight * (_product(after) - _product(before))
         return change
-
-    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
-        """Raises: ValueError: always."""
-        raise ValueError(
-            "hira changes the weights by a matrix of full rank, for which there is no plain LoRA: "
-            "save the adapter with save_pretrained, which stock PEFT loads, or merge it with "
-            "merge_and_unload"
-        )
 
 
 def _product(state: HiraState) -> Tensor:

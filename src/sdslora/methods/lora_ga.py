@@ -67,14 +67,14 @@ class LoraGa(ChangedBaseMethod):
 
 def gradient_factors(G: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor]:
     """A (r, n) and B (m, r) of the gradient ``G`` (m, n), float32 or better."""
-    U, V = _leading_directions(upcast(G), 2 * rank)
+    U, V = leading_directions(upcast(G), 2 * rank)
     # c = m^¼ / √γ
     c = G.shape[0] ** 0.25 / gamma**0.5
     # A = c V[:, :r]ᵀ,  B = c U[:, r:2r]
     return c * V[:, :rank].mT, c * U[:, rank:]
 
 
-def _leading_directions(G: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def leading_directions(G: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The first ``count`` left (m, count) and right (n, count) singular vectors.
 
     Randomized for large matrices, as in the authors' code; from torch's generator.
