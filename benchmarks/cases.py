@@ -15,6 +15,9 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "plain": {},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "compiled": {"compile": True},
+    # as transformers' Trainer does with bf16=True
+    "autocast": {"autocast": True},
+    "autocast, dropout": {"autocast": True, "dropout": True},
 }
 
 
@@ -31,7 +34,8 @@ class Case:
     layers: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}, rank {self.rank}, {self.dtype}, {self.variant}"
+        tokens = self.batch * self.sequence
+        return f"{self.model}, {tokens} tokens, rank {self.rank}, {self.dtype}, {self.variant}"
 
     def to_dict(self) -> dict[str, Any]:
         """As a row of the results begins."""
@@ -85,9 +89,13 @@ def benches(options: argparse.Namespace, cpu: list[Case], gpu: list[Case]) -> It
 
 
 GPU = [
-    Case(model, batch, 1024, rank, "bfloat16", variant)
-    for model, batch in (("llama-3-8b", 1), ("gemma-2b", 4))
-    for variant in VARIANTS
-    for rank in (8, 32)
+    *(Case("llama-3-8b", batch, 1024, rank, "bfloat16") for batch in (4, 1) for rank in (8, 32)),
+    *(
+        Case("llama-3-8b", 4, 1024, 32, "bfloat16", variant)
+        for variant in ("gradient checkpointing", "autocast", "autocast, dropout")
+    ),
+    *(Case("gemma-2b", 4, 1024, rank, "bfloat16") for rank in (8, 32)),
+    # two layers, for they are compiled one by one
+    Case("llama-3-8b", 4, 1024, 32, "bfloat16", "compiled", layers=2),
 ]
 """bf16, as these models are trained."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
@@ -153,18 +154,21 @@ CONTENDERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
 
 @dataclass
 class Training:
-    """A contender's training step on fixed random tokens."""
+    """A contender's training step on fixed random tokens, with the optimizer of a Trainer."""
 
     model: nn.Module
     tokens: Tensor
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4) if parameters else None
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True) if parameters else None
 
     def step(self) -> None:
         """Forward, backward, optimizer."""
-        self.model(input_ids=self.tokens, labels=self.tokens).loss.backward()
+        with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+        loss.backward()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -178,13 +182,18 @@ def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: b
         base: the frozen model, left as it is.
         rank: r.
         tokens: (batch, sequence).
-        options: ``gradient_checkpointing``, ``compile``.
+        options: ``gradient_checkpointing``, ``compile``, ``autocast`` to bfloat16, ``dropout`` of
+            what enters the adapters (the fused LoRA has none).
     """
     model = CONTENDERS[name](sharing_weights(base), rank).train()
     if options.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
+    if options.get("dropout"):
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.lora_dropout["default"] = nn.Dropout(0.05)
     if options.get("compile"):
         model = torch.compile(model)
-    return Training(model, tokens)
+    return Training(model, tokens, autocast=options.get("autocast", False))

@@ -87,13 +87,15 @@ def ratios(seconds: dict[str, list[float]], reference: str) -> dict[str, dict[st
 
 
 def write(name: str, device: str, rows: list[dict[str, Any]]) -> None:
-    """Write ``results/<name>-<device>.json`` under a temporary name, then rename it."""
+    """Write ``results/<name>-<device>.json`` under a temporary name, then rename it.
+
+    After every row, so that a measurement that is cut short keeps what it has.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{device}.json"
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1) + "\n")
     partial.replace(path)
-    print(f"wrote {path}")
 
 
 def _synchronize(device: str) -> None:

@@ -87,8 +87,8 @@ def main() -> None:
             print(f"  {name:12} {share:.4f} of PEFT LoRA; MiB: {parts}")
         against = {name: size / total["PEFT LoRA"] for name, size in total.items()}
         rows.append({**bench.case.to_dict(), "bytes": measured, "against PEFT LoRA": against})
-    if not options.quick:
-        write("memory", options.device, rows)
+        if not options.quick:
+            write("memory", options.device, rows)
 
 
 if __name__ == "__main__":

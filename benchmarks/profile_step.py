@@ -9,15 +9,22 @@ from statistics import median
 from cases import Case, benches, step_arguments
 from contenders import Training
 from measuring import write
+from torch.autograd import DeviceType
 from torch.profiler import profile
 
 CONTENDERS = ("PEFT LoRA", "fused LoRA", "SDS-LoRA")
 CPU = [Case("smollm2-135m", 4, 128, rank) for rank in (8, 32)]
-GPU = [Case("llama-3-8b", 1, 1024, rank, "bfloat16") for rank in (8, 32)]
+GPU = [Case("llama-3-8b", 4, 1024, 32, "bfloat16")]
 KINDS = {
     "matrix products": ("aten::mm", "aten::bmm", "aten::addmm", "aten::addmm_", "aten::linear"),
     "full-size elementwise": ("aten::mul", "aten::add", "aten::add_", "aten::mul_", "aten::sum"),
-    "packing, copies, casts": ("aten::cat", "aten::copy_", "aten::clone", "aten::_to_copy"),
+    "packing, copies, casts": (
+        "aten::cat",
+        "aten::copy_",
+        "aten::clone",
+        "aten::_to_copy",
+        "aten::addcmul",
+    ),
 }
 
 
@@ -34,6 +41,9 @@ def milliseconds(run: Training, device: str) -> Counter[str]:
         run.step()
     total: Counter[str] = Counter()
     for event in profiler.key_averages():
+        # a GPU's kernels are listed by themselves as well, beside what launched them
+        if event.device_type != DeviceType.CPU:
+            continue
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
         total[kind(event.key)] += own / 1000
     return total
@@ -60,8 +70,8 @@ def main() -> None:
         for name, kinds in measured.items():
             parts = ", ".join(f"{what} {time:.1f}" for what, time in sorted(kinds.items()))
             print(f"  {name:12} {sum(kinds.values()):8.1f} ms: {parts}")
-    if not options.quick:
-        write("profile_step", options.device, rows)
+        if not options.quick:
+            write("profile_step", options.device, rows)
 
 
 if __name__ == "__main__":

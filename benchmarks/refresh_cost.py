@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from cases import Case
 from contenders import CONFIGS, base_model, training
 from measuring import alternate, arguments, ratios, write
 from peft import get_peft_model
@@ -86,6 +87,8 @@ def main() -> None:
     models = {"smollm2-135m": None, "llama-3-8b": None if gpu else 8}
     # of SmolLM2's layers, the narrowest has 192 outputs
     ranks = {"smollm2-135m": (8, 16, 32, 64, 128), "llama-3-8b": (8, 16, 32, 64, 128, 256)}
+    if gpu:  # where the loop takes seconds
+        ranks = {"smollm2-135m": (8, 32, 128), "llama-3-8b": (8, 32, 128)}
     if options.quick:
         models, ranks = {"smollm2-135m": 2}, {"smollm2-135m": (8,)}
     rows: list[dict[str, Any]] = []
@@ -99,22 +102,32 @@ def main() -> None:
                     LOOP: partial(loop, adapter),
                     mode: partial(adapter.refresh_bases, mode),
                 }
-                seconds = alternate(runs, options.rounds, device, warmup=2)
+                seconds = alternate(runs, options.rounds, device, warmup=1 if gpu else 2)
                 row["seconds"][mode] = seconds
                 row[AGAINST][mode] = ratios(seconds, LOOP)[mode]
             rows.append(row)
             times = (f"{mode} {1 / row[AGAINST][mode]['median']:.2f}x" for mode in REFRESH_MODES)
             print(f"{name}, rank {rank}, faster than the loop:", *times)
+            if not options.quick:
+                write("refresh_cost", device, rows)
     if not options.quick:
         rows.append(_share(device, options.rounds))
         write("refresh_cost", device, rows)
 
 
+SHARED_IN = {
+    "cpu": Case("smollm2-135m", 16, 128, 32),
+    "cuda": Case("llama-3-8b", 4, 1024, 32, "bfloat16"),
+}
+
+
 def _share(device: str, rounds: int) -> dict[str, Any]:
-    """The refreshes' part of the training time of SmolLM2 at rank 32."""
-    base = base_model("smollm2-135m", device, torch.float32)
-    tokens = torch.randint(0, base.config.vocab_size, (16, 128), device=device)
-    run = training("SDS-LoRA", base, 32, tokens)
+    """The refreshes' part of the time of a training."""
+    case = SHARED_IN[device]
+    base = base_model(case.model, device, getattr(torch, case.dtype))
+    shape = (case.batch, case.sequence)
+    tokens = torch.randint(0, base.config.vocab_size, shape, device=device)
+    run = training("SDS-LoRA", base, case.rank, tokens)
     adapter = PhasedAdapter(run.model, "default")
     carrying = MomentumTransport(run.optimizer, adapter)
     runs: dict[str, Callable[[], object]] = {
@@ -131,8 +144,8 @@ def _share(device: str, rounds: int) -> dict[str, Any]:
     for name, share in shares.items():
         print(name, f"{share:.4f}")
     return {
-        "model": "smollm2-135m",
-        "rank": 32,
+        "model": case.model,
+        "rank": case.rank,
         "tokens per step": tokens.numel(),
         "seconds": seconds,
         "refreshes per step": refreshes,

@@ -33,8 +33,8 @@ def main() -> None:
                 f"  {name:12} {ratio['median']:.3f} of PEFT LoRA "
                 f"({ratio['low']:.3f} to {ratio['high']:.3f}), {fused:.3f} of fused LoRA"
             )
-    if not options.quick:
-        write("step_cost", options.device, rows)
+        if not options.quick:
+            write("step_cost", options.device, rows)
 
 
 if __name__ == "__main__":

@@ -54,12 +54,18 @@ def plain(x, weight, bias, A, B, Q_A, Q_B, scaling, gate):
     return F.linear(x, weight, bias) + sds_linear(x, A, B, Q_A, Q_B, scaling, gate)
 
 
-def results(function, x, operands):
-    """Output, and the gradients of x, A and B for a fixed cotangent."""
+def plain_dropped(x, *rest):
+    *operands, dropped = rest
+    weight, bias, *adapter = operands
+    return F.linear(x, weight, bias) + sds_linear(dropped, *adapter)
+
+
+def results(function, x, operands, mask=None):
+    """Output, and the gradients of x, A and B for a fixed cotangent; ``mask`` is dropout's."""
     x = x.detach().requires_grad_()
     A, B = operands[2:4]
     A.grad = B.grad = None
-    out = function(x, *operands)
+    out = function(x, *operands, *(() if mask is None else (x * mask,)))
     out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype))
     return out.detach(), x.grad, A.grad, B.grad
 
@@ -74,6 +80,27 @@ def test_equals_the_formula_in_float64(shape, gate, bias):
         results(fused_sds_linear, x, arguments), results(plain, x, arguments), strict=True
     ):
         torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("gate", [0.0, 1.0], ids=["main", "warm-up"])
+def test_dropout_is_of_the_branch_alone(shape, gate):
+    x = torch.randn(shape, dtype=torch.float64)
+    mask = torch.empty_like(x).bernoulli_(0.7) / 0.7
+    arguments = operands(gate=gate)
+    for mine, reference in zip(
+        results(fused_sds_linear, x, arguments, mask),
+        results(plain_dropped, x, arguments, mask),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, reference, rtol=1e-12, atol=1e-12)
+    # an input that needs no gradient beside one that does
+    weight, bias, A, B, *rest = arguments
+    dropped = (x * mask).requires_grad_()
+    fused_sds_linear(x, weight, bias, A, B, *rest, dropped).sum().backward()
+    delta = rest[2] * (B @ rest[0].mT + rest[1] @ A + gate * B @ A)
+    expected = delta.detach().sum(0).expand(shape)
+    torch.testing.assert_close(dropped.grad, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_takes_inputs_that_are_not_contiguous():
@@ -212,8 +239,36 @@ def test_switching_it_off(monkeypatch):
     assert runpy.run_path(fused.__file__)["ENABLED"] is True
 
 
+def test_the_layer_drops_as_without_fusion(monkeypatch):
+    """The same entries from the same random state; none in evaluation."""
+    from sdslora.tuner import adapter_layers, start_main_stage
+    from toys import sds_model
+
+    model = sds_model(nn.Sequential(nn.Linear(N, M)), target_modules=["0"], lora_dropout=0.5)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    start_main_stage(model, "default")
+    [(_, layer)] = adapter_layers(model, "default")
+    x = torch.randn(3, 5, N)
+
+    def gradients(training):
+        model.train(training).zero_grad()
+        torch.manual_seed(4)
+        out = layer(x)
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in layer.adapter_parameters("default"))]
+
+    fusing = {training: gradients(training) for training in (True, False)}
+    assert layer._fusible_adapter(x) == "default"
+    assert not torch.allclose(fusing[True][0], fusing[False][0])
+    monkeypatch.setattr(fused, "ENABLED", False)
+    for training, mine in fusing.items():
+        for ours, reference in zip(mine, gradients(training), strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+
+
 def test_the_layer_fuses_where_nothing_happens_in_between(tiny_llama, input_ids, monkeypatch):
-    """Same logits and gradients with and without; hooks, dropout, several adapters turn it off."""
+    """Same logits and gradients with and without; hooks and several adapters turn it off."""
     from peft import get_peft_model
 
     from sdslora import SdsLoraConfig
@@ -247,11 +302,8 @@ def test_the_layer_fuses_where_nothing_happens_in_between(tiny_llama, input_ids,
     layer.base_layer.weight.requires_grad_()
     assert layer._fusible_adapter(x) is None
     layer.base_layer.weight.requires_grad_(False)
-    model.add_adapter("other", SdsLoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5))
+    model.add_adapter("other", SdsLoraConfig(r=4, target_modules="all-linear"))
     model.set_adapter("other")
-    model.eval()
     assert layer._fusible_adapter(x) == "other"
-    model.train()
-    assert layer._fusible_adapter(x) is None
     model.base_model.set_adapter(["default", "other"])
     assert layer._fusible_adapter(x) is None

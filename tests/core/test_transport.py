@@ -1,4 +1,4 @@
-"""A momentum in the coordinates of another basis."""
+"""A momentum in the coordinates of another basis, and the products that it takes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdslora.core import transport
+from sdslora.core.inner import in_pieces, inner
 
 j, k, r = 9, 6, 4
 
@@ -54,3 +55,15 @@ def test_batches_and_dtypes():
     assert found.dtype == torch.float32
     one_by_one = [transport(*each) for each in zip(momentum, old, new, strict=True)]
     torch.testing.assert_close(found, torch.stack(one_by_one))
+
+
+@given(seed=st.integers(0, 99), pieces=st.integers(1, 4), piece=st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_inner_products_in_pieces(seed, pieces, piece):
+    """The same sums, of transposed matrices too, and of a matrix with itself."""
+    X = random(3, pieces * piece, r, seed=seed)
+    Y = random(3, k, pieces * piece, seed=seed + 1).mT
+    for left, right in ((X, Y), (Y, X), (X, X), (Y, Y)):
+        expected = torch.einsum("bkr,bkc->brc", left, right)
+        torch.testing.assert_close(in_pieces(left, right, piece), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(inner(left, right), expected, rtol=1e-12, atol=1e-12)

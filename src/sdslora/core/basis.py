@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .inner import inner
 from .precision import upcast
 
 
@@ -50,11 +51,11 @@ def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
     number enters squared).
     """
     eps = torch.finfo(M.dtype).eps
-    Q, inverse, sound = _cholesky_pass(M, M.mT @ M)
+    Q, inverse, sound = _cholesky_pass(M, inner(M, M))
     sines = 1 / inverse.diagonal(dim1=-2, dim2=-1)
     sound = sound & (sines > _noise(M)).all(dim=-1)
     if not (_expected_error(inverse, M.shape[-2]) < 80 * eps).all():
-        gram = Q.mT @ Q
+        gram = inner(Q, Q)
         error = (gram - torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)).abs().amax((1, 2))
         # Once more where the first pass lost digits: it ends orthonormal where the first came near
         sound = sound & (error < 0.1)

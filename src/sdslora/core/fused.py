@@ -3,13 +3,14 @@
 The same function as :func:`~sdslora.core.sds_linear` added to ``F.linear``, with what a composition
 of separate operations wastes taken out: ``[A; Q_Aᵀ]`` and ``[Q_B, B]`` are one product each,
 products accumulate into the base layer's output and input gradient (no temporary of their size, no
-elementwise pass over them), s is applied on the r-sized side, nothing is computed for the bases,
-and only ``x`` and ``h = x Q_A`` are kept for the backward pass. A training in single precision
-with many tokens makes ``W + ΔW`` for the moment of its use: what is left for each token are then
-the four products of the gradients, as in plain LoRA.
+elementwise pass over them), s is a factor of the products, nothing is computed for the bases, and
+only ``x`` and ``h = x Q_A`` are kept for the backward pass, beside the factors or their casts. A
+training in single precision with many tokens makes ``W + ΔW`` for the moment of its use: what is
+left for each token are then the four products of the gradients, as in plain LoRA.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,10 +32,11 @@ def fused_sds_linear(
     B: Tensor,
     Q_A: Tensor,
     Q_B: Tensor,
-    scaling: float | Tensor,
+    scaling: float,
     gate: Tensor,
+    dropped: Tensor | None = None,
 ) -> Tensor:
-    """``x Wᵀ + bias + x ΔWᵀ``: (..., n) -> (..., m).
+    """``x Wᵀ + bias + d ΔWᵀ``: (..., n) -> (..., m), where d is x, or what dropout left of it.
 
     Runs in the dtype of ``x``, or autocast's; the factors are cast to it, and their gradients back.
     Gradients reach ``x``, ``bias``, ``A`` and ``B``.
@@ -49,6 +51,7 @@ def fused_sds_linear(
         Q_B: (m, r).
         scaling: s.
         gate: shape (1,), 1 in the warm-up and 0 in the main stage.
+        dropped: d, (..., n); None is x.
 
     Raises:
         RuntimeError: where a gradient of the gradient is asked for.
@@ -57,46 +60,54 @@ def fused_sds_linear(
     if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
     x = x.to(dtype)
-    merge = torch.is_grad_enabled() and _merging_pays(x, weight, A.shape[0])
-    out: Tensor = _FusedSdsLinear.apply(x, weight, bias, A, B, Q_A, Q_B, scaling, gate, merge)
+    if dropped is not None:
+        dropped = dropped.to(dtype)
+    merge = dropped is None and torch.is_grad_enabled() and _merging_pays(x, weight, A.shape[0])
+    out: Tensor = _FusedSdsLinear.apply(
+        x, dropped, weight, bias, A, B, Q_A, Q_B, scaling, gate, merge
+    )
     return out
 
 
 class _FusedSdsLinear(torch.autograd.Function):
+    """Under autocast nothing more is cast: the operands of every product have one dtype."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        dropped: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
         Q_A: Tensor,
         Q_B: Tensor,
-        scaling: float | Tensor,
+        scaling: float,
         gate: Tensor,
         merge: bool,
     ) -> Tensor:
         r, dtype = A.shape[0], x.dtype
-        with torch.autocast(x.device.type, enabled=False):
-            weight_, bias_ = weight.to(dtype), None if bias is None else bias.to(dtype)
-            down, up = _packed(A, B, Q_A, Q_B, gate, dtype)
-            rows = x.reshape(-1, x.shape[-1])
-            if merge:
-                out = F.linear(x, _merged(weight_, up, down, scaling), bias_)
-                # h = (Q_Aᵀ + gate A) x
-                h = rows @ down[r:].mT
-            else:
-                out = F.linear(x, weight_, bias_)
-                # u = A x,  h = (Q_Aᵀ + gate A) x
-                uh = rows @ down.mT
-                h = uh[:, r:].clone()
-                uh *= scaling
-                # W x + s (Q_B u + B h)
-                out.view(-1, out.shape[-1]).addmm_(uh, up.mT)
-        ctx.save_for_backward(x, h, weight, A, B, Q_A, Q_B, gate)
-        ctx.scaling, ctx.merge = scaling, merge
-        ctx.bias_dtype = None if bias is None else bias.dtype
+        weight_, bias_ = weight.to(dtype), None if bias is None else bias.to(dtype)
+        factors = A, B, Q_A, Q_B, gate
+        down, up = packed = _packed(factors, dtype)
+        d = x if dropped is None else dropped
+        rows = d.reshape(-1, d.shape[-1])
+        if merge:
+            out = F.linear(x, _merged(weight_, up, down, scaling), bias_)
+            # h = (Q_Aᵀ + gate A) d
+            h = rows @ torch.addcmul(down[r:], gate.to(dtype), down[:r]).mT
+        else:
+            out = F.linear(x, weight_, bias_)
+            # A d,  Q_Aᵀ d
+            uh = rows @ down.mT
+            # W x + s ((Q_B + gate B) A d + B Q_Aᵀ d)
+            out.view(-1, out.shape[-1]).addmm_(uh, up.mT, alpha=scaling)
+            h = torch.addcmul(uh[:, r:], gate.to(dtype), uh[:, :r])
+        # casts are kept, as autocast keeps them; what is no cast is put together again
+        ctx.save_for_backward(d, h, weight, *(factors if dtype == A.dtype else packed))
+        ctx.r, ctx.scaling, ctx.merge, ctx.drops = r, scaling, merge, dropped is not None
+        ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
         return out
 
     @staticmethod
@@ -106,47 +117,54 @@ class _FusedSdsLinear(torch.autograd.Function):
                 "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
                 "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
             )
-        x, h, weight, A, B, Q_A, Q_B, gate = ctx.saved_tensors
-        r, dtype = A.shape[0], x.dtype
-        need_x, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
-        grad_x = grad_bias = grad_A = grad_B = None
-        with torch.autocast(x.device.type, enabled=False):
-            down, up = _packed(A, B, Q_A, Q_B, gate, dtype)
-            rows, g = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-            # s (Q_Bᵀ + gate Bᵀ) g, the gradient of A x
-            if ctx.merge:
-                gu = g @ torch.add(up[:, :r], gate.to(dtype) * up[:, r:])
-                gu *= ctx.scaling
-                if need_x:
-                    grad_x = g @ _merged(weight.to(dtype), up, down, ctx.scaling)
-            else:
-                gugh = g @ up
-                gugh *= ctx.scaling
-                if need_x:
-                    # Wᵀ g + s (Aᵀ Q_Bᵀ g + (Q_A + gate Aᵀ) Bᵀ g)
-                    grad_x = (g @ weight.to(dtype)).addmm_(gugh, down)
-                gu, gh = gugh.split(r, dim=-1)
-                gu += gate.to(dtype) * gh
-            if need_A:
-                grad_A = (gu.mT @ rows).to(A.dtype)
-            if need_B:
-                grad_B = (g.mT @ h * ctx.scaling).to(B.dtype)
-            if need_bias:
-                grad_bias = g.sum(0).to(ctx.bias_dtype)
-            if grad_x is not None:
-                grad_x = grad_x.view(x.shape)
-        return grad_x, None, grad_bias, grad_A, grad_B, None, None, None, None, None
+        d, h, weight, *kept = ctx.saved_tensors
+        down, up = kept if len(kept) == 2 else _packed(kept, d.dtype)
+        need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
+        of_A, of_B, of_bias = ctx.dtypes
+        grad_x = grad_d = grad_bias = grad_A = grad_B = None
+        rows, g = d.reshape(-1, d.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        if ctx.merge:
+            gu = g @ up[:, : ctx.r]
+            if need_x:
+                grad_x = g @ _merged(weight.to(d.dtype), up, down, ctx.scaling)
+        else:
+            # (Q_B + gate B)ᵀ g,  Bᵀ g
+            gugh = g @ up
+            gu = gugh[:, : ctx.r]
+            if need_x:
+                # Wᵀ g
+                grad_x = g @ weight.to(d.dtype)
+                if not ctx.drops:
+                    # + s (Aᵀ (Q_B + gate B)ᵀ g + Q_A Bᵀ g)
+                    grad_x.addmm_(gugh, down, alpha=ctx.scaling)
+            if need_d:
+                grad_d = (ctx.scaling * gugh) @ down
+        if need_A:
+            # s (Q_B + gate B)ᵀ G
+            grad_A = _product(gu.mT, rows, ctx.scaling, of_A)
+        if need_B:
+            # s G (Q_A + gate Aᵀ)
+            grad_B = _product(g.mT, h, ctx.scaling, of_B)
+        if need_bias:
+            grad_bias = g.sum(0).to(of_bias)
+        grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
+        return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
 
-def _packed(
-    A: Tensor, B: Tensor, Q_A: Tensor, Q_B: Tensor, gate: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """``[A; Q_Aᵀ + gate A]`` (2r, n) and ``[Q_B, B]`` (m, 2r) in ``dtype``: ΔW = s up down."""
-    A = A.to(dtype)
-    return (
-        torch.cat([A, torch.addcmul(Q_A.mT.to(dtype), gate.to(dtype), A)]),
-        torch.cat([Q_B.to(dtype), B.to(dtype)], dim=1),
-    )
+def _packed(factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``[A; Q_Aᵀ]`` (2r, n) and ``[Q_B + gate B, B]`` (m, 2r) in ``dtype``: ΔW = s up down."""
+    A, B, Q_A, Q_B, gate = factors
+    down = torch.cat([A, Q_A.mT])
+    up = torch.cat([torch.addcmul(Q_B, gate, B), B], dim=1)
+    return down.to(dtype), up.to(dtype)
+
+
+def _product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """``scaling left right`` in ``dtype``: CUDA gives its sums in float32 if asked to."""
+    if left.is_cuda and torch.version.cuda and not torch.compiler.is_compiling():
+        nothing = left.new_empty(1, dtype=dtype)
+        return torch.addmm(nothing, left, right, out_dtype=dtype, beta=0, alpha=scaling)
+    return (left @ right).to(dtype).mul_(scaling)
 
 
 def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
@@ -155,11 +173,13 @@ def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
     It costs 4 r m n multiply-adds and the moving of W, and saves 3 r (m + n) a row. Half precision
     would round a small ΔW away.
     """
+    if x.dtype.itemsize < 4:
+        return False
     m, n = weight.shape
     rows = x.numel() // n
-    return x.dtype.itemsize >= 4 and 3 * r * (m + n) * rows > (4 * r + MOVING) * m * n
+    return 3 * r * (m + n) * rows > (4 * r + MOVING) * m * n
 
 
-def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float | Tensor) -> Tensor:
+def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float) -> Tensor:
     """``W + ΔW``, (m, n)."""
-    return torch.addmm(weight, up, down * scaling)
+    return torch.addmm(weight, up, down, alpha=scaling)

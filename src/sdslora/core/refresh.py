@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .basis import orthonormal_basis, widened
 from .factors import SdsFactors, plain_pair
+from .inner import inner
 from .precision import upcast
 
 RefreshMode = Literal["qr", "preserve"]
@@ -61,9 +62,9 @@ def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:
     """
     # D = B Q_Aᵀ + Q_B A with the old bases, kept as its factors
     up, down = (upcast(factor) for factor in plain_pair(factors))
-    D_Q_A = up @ (down @ Q_A)
-    Q_B_D = (Q_B.mT @ up) @ down
+    D_Q_A = up @ inner(down.mT, Q_A)
+    Q_B_D = inner(Q_B, up) @ down
     # C = Q_B'ᵀ D Q_A'
-    C = Q_B.mT @ D_Q_A
+    C = inner(Q_B, D_Q_A)
     # A' = Q_B'ᵀ D − ½ C Q_A'ᵀ,  B' = D Q_A' − ½ Q_B' C
     return SdsFactors(A=Q_B_D - C @ Q_A.mT / 2, B=D_Q_A - Q_B @ C / 2, Q_A=Q_A, Q_B=Q_B)

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .inner import inner
 from .precision import upcast
 
 
@@ -20,4 +21,4 @@ def transport(momentum: Tensor, old: Tensor, new: Tensor) -> Tensor:
         (..., r, k), float32 or better.
     """
     # M' = Q'ᵀ Q M
-    return (new.mT @ old) @ upcast(momentum)
+    return inner(new, old) @ upcast(momentum)

@@ -92,7 +92,7 @@ class MomentumTransport:
         take, give = self.adapter.sharing.take, self.adapter.sharing.give
         # the gradient of A has its coordinates in Q_B, that of B in Q_A
         give(of_A, transport(take(of_A), before.Q_B, after.Q_B))
-        give(of_B, transport(take(of_B).mT, before.Q_A, after.Q_A).mT)
+        give(of_B, transport(take(of_B).mT, before.Q_A, after.Q_A).mT.contiguous())
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
         """None where the optimizer remembers nothing of the parameter."""

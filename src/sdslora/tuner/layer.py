@@ -199,34 +199,41 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         adapter = None if args or kwargs else self._fusible_adapter(x)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
-        state = self.adapter_state(adapter)
+        parts: Any = self._modules  # past nn.Module's lookup, which costs as much as an operation
+        base, dropout = parts["base_layer"], parts["lora_dropout"][adapter]
+        A, B = parts["lora_A"][adapter].weight, parts["lora_B"][adapter].weight
+        state = self._state_of(adapter, A)
+        drops = self.training and not isinstance(dropout, nn.Identity)
         return fused_sds_linear(
             x,
-            self.base_layer.weight,
-            self.base_layer.bias,
-            *self.adapter_parameters(adapter),
+            base.weight,
+            base.bias,
+            A,
+            B,
             state.Q_A,
             state.Q_B,
             self.scaling[adapter],
             state.gate,
+            dropout(x) if drops else None,
         )
 
     def _fusible_adapter(self, x: Tensor) -> str | None:
         """The one adapter to apply, if the layer applies just one and nothing else has a say."""
-        active = [name for name in self.active_adapters if name in self.lora_A]
-        if len(active) != 1 or active[0] not in self.lora_sds:
+        parts: Any = self._modules
+        base, lora_A, lora_B = parts["base_layer"], parts["lora_A"], parts["lora_B"]
+        active = [name for name in self.active_adapters if name in lora_A]
+        if len(active) != 1 or active[0] not in parts["lora_sds"]:
             return None
         [adapter] = active
-        base, dropout = self.base_layer, self.lora_dropout[adapter]
         possible = (
             fused.ENABLED
-            and not (self.disable_adapters or self.merged)
-            and all(map(_is_plain_linear, (base, self.lora_A[adapter], self.lora_B[adapter])))
+            and not (self._disable_adapters or self.merged_adapters)
+            and _is_plain_linear(base)
+            and _is_plain_linear(lora_A[adapter])
+            and _is_plain_linear(lora_B[adapter])
             and not base.weight.requires_grad
             and (x.dtype == base.weight.dtype or torch.is_autocast_enabled(x.device.type))
-            and (isinstance(dropout, nn.Identity) or not self.training)
-            # a compiler fuses the separate operations itself; vmap has to see them
-            and not torch.compiler.is_compiling()
+            # vmap has to see the separate operations
             and not torch._C._are_functorch_transforms_active()
         )
         return adapter if possible else None
@@ -234,12 +241,13 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
 
 def _is_plain_linear(module: nn.Module) -> bool:
     """Whether calling ``module`` does no more than ``F.linear`` with an ordinary weight."""
+    has = vars(module)
     return (
         type(module) is nn.Linear
-        and type(module.weight) is nn.Parameter
-        and "forward" not in vars(module)
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
+        and type(has["_parameters"].get("weight")) is nn.Parameter
+        and "forward" not in has
+        and not (has["_forward_hooks"] or has["_forward_pre_hooks"])
+        and not (has["_backward_hooks"] or has["_backward_pre_hooks"])
     )
 
 

@@ -100,7 +100,7 @@ class PhasedAdapter:
         Raises:
             RuntimeError: where its layers disagree, as after a partial load.
         """
-        gates = [layer.adapter_state(self.name).gate for layer in self.layers.values()]
+        gates: list[Any] = [layer.lora_sds[self.name].gate for layer in self.layers.values()]
         warming = int((torch.cat([gate.to(gates[0].device) for gate in gates]) != 0).sum())
         if 0 < warming < len(gates):
             raise RuntimeError(
@@ -166,7 +166,8 @@ class PhasedAdapter:
 
     def _exactly(self) -> AbstractContextManager[None]:
         """Products in the dtype of their factors, in a loop that is under autocast too."""
-        return torch.autocast(self.parameters[0].device.type, enabled=False)
+        first = next(iter(self.layers.values()))
+        return torch.autocast(first.adapter_parameters(self.name)[0].device.type, enabled=False)
 
     def _replace_bases(self, group: "_Group") -> None:
         """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
