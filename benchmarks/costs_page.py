@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from sdslora.core.fused import MOVING
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
+
+Row = dict[str, Any]
+"""One of a results file."""
 
 
 @cache
@@ -53,15 +57,16 @@ def hardware(results: dict[str, Any]) -> str:
 _HARDWARE = ("device", "threads", "torch", "peft", "transformers")
 
 
-def step_cost(results: dict[str, Any]) -> str:
+def step_cost(measured: list[Row], device: str) -> str:
     """Ratios of step times."""
     rows = []
-    for row in _rows(results, "step_cost"):
+    for row in measured:
         peft, fused = row["against PEFT LoRA"], row["against fused LoRA"]["SDS-LoRA"]
         mine = peft["SDS-LoRA"]
         rows.append(
             [
                 *_case(row),
+                *_times(device, "SDS-LoRA", row["seconds"]),
                 f"**{mine['median']:.3f}** ({mine['low']:.3f} to {mine['high']:.3f})",
                 f"{fused['median']:.3f} ({fused['low']:.3f} to {fused['high']:.3f})",
                 f"{_floor(row):.3f}",
@@ -70,6 +75,8 @@ def step_cost(results: dict[str, Any]) -> str:
             ]
         )
     header = ["SDS-LoRA / PEFT LoRA", "SDS-LoRA / fused LoRA", "its floor"]
+    if device in _ABSOLUTE:
+        header.insert(0, "SDS-LoRA, ms")
     return table([*_CASE, *header, "PEFT DoRA / PEFT LoRA", "frozen base / PEFT LoRA"], rows)
 
 
@@ -78,10 +85,10 @@ def _floor(row: dict[str, Any]) -> float:
     return floor(row["model"], row["layers"], row["rank"], tokens, row["dtype"])
 
 
-def memory(results: dict[str, Any]) -> str:
+def memory(measured: list[Row], device: str) -> str:
     """Ratios of memory, and where they come from."""
     rows = []
-    for row in _rows(results, "memory"):
+    for row in measured:
         mine, its = row["bytes"]["SDS-LoRA"], row["bytes"]["PEFT LoRA"]
         rows.append(
             [
@@ -91,28 +98,32 @@ def memory(results: dict[str, Any]) -> str:
                 *(f"{(mine[kind] - its[kind]) / 2**20:+.1f}" for kind in mine),
             ]
         )
-    kinds = [f"{kind}, MiB" for kind in _rows(results, "memory")[0]["bytes"]["SDS-LoRA"]]
+    kinds = [f"{kind}, MiB" for kind in measured[0]["bytes"]["SDS-LoRA"]]
     return table([*_CASE, "SDS-LoRA / PEFT LoRA", "PEFT DoRA / PEFT LoRA", *kinds], rows)
 
 
-def refresh_cost(results: dict[str, Any]) -> str:
+def refresh_cost(measured: list[Row], device: str) -> str:
     """A whole-model refresh against the loop."""
-    rows = []
-    for row in _rows(results, "refresh_cost"):
+    rows, modes = [], ("qr", "preserve")
+    for row in measured:
         if "against the loop" not in row:
             continue
-        times = [
-            f"{1 / row['against the loop'][mode]['median']:.1f}" for mode in ("qr", "preserve")
-        ]
         layers = "" if row["layers"] is None else f" ({row['layers']} layers)"
-        rows.append([row["model"] + layers, row["rank"], *times])
-    header = ["model", "rank", "times faster than the loop, `qr`", "`preserve`"]
+        line = [row["model"] + layers, row["rank"]]
+        for mode in modes:
+            line += _times(device, mode, row["seconds"][mode])
+            line.append(f"{1 / row['against the loop'][mode]['median']:.1f}")
+        rows.append(line)
+    header = ["model", "rank"]
+    for mode in modes:
+        header += [f"`{mode}`, ms"] if device in _ABSOLUTE else []
+        header.append(f"times faster than the loop, `{mode}`")
     return table(header, rows)
 
 
-def refresh_share(results: dict[str, Any]) -> str:
+def refresh_share(measured: list[Row], device: str) -> str:
     """The refreshes' share of a training."""
-    [row] = [r for r in _rows(results, "refresh_cost") if "refreshes per step" in r]
+    [row] = [r for r in measured if "refreshes per step" in r]
     share = row["share of a training step at the default schedule"]
     often = row[
         "share of a training step, preserve after every step with the momentum carried over"
@@ -125,7 +136,7 @@ def refresh_share(results: dict[str, Any]) -> str:
     )
 
 
-def scaling(results: dict[str, Any]) -> str:
+def scaling(measured: list[Row], device: str) -> str:
     """Fitted exponents."""
     return table(
         ["against", "sizes", "what a step adds", "a refresh"],
@@ -136,27 +147,34 @@ def scaling(results: dict[str, Any]) -> str:
                 f"{row['exponent of what a step adds']:.2f}",
                 f"{row['exponent of a refresh']:.2f}",
             ]
-            for row in _rows(results, "scaling")
+            for row in measured
         ],
     )
 
 
-def profile_step(results: dict[str, Any]) -> str:
+def profile_step(measured: list[Row], device: str) -> str:
     """Time by kind of operation, in percent of a step of PEFT's LoRA."""
     rows = []
-    for row in _rows(results, "profile_step"):
+    for row in measured:
         whole = sum(row["milliseconds"]["PEFT LoRA"].values()) / 100
         for contender, kinds in row["milliseconds"].items():
-            values = [f"{kinds.get(kind, 0) / whole:.1f}" for kind in _kinds(results)]
+            values = [f"{kinds.get(kind, 0) / whole:.1f}" for kind in _kinds(measured)]
             rows.append([*_case(row), contender, *values, f"{sum(kinds.values()) / whole:.1f}"])
-    return table([*_CASE, "method", *_kinds(results), "all"], rows)
+    return table([*_CASE, "method", *_kinds(measured), "all"], rows)
 
 
-def _kinds(results: dict[str, Any]) -> list[str]:
-    rows = _rows(results, "profile_step")
+def _kinds(measured: list[Row]) -> list[str]:
     return sorted(
-        {kind for row in rows for kinds in row["milliseconds"].values() for kind in kinds}
+        {kind for row in measured for kinds in row["milliseconds"].values() for kind in kinds}
     )
+
+
+_ABSOLUTE = ("cuda",)
+"""Devices whose times mean something by themselves."""
+
+
+def _times(device: str, name: str, seconds: dict[str, list[float]]) -> list[str]:
+    return [f"{1000 * median(seconds[name]):.1f}"] if device in _ABSOLUTE else []
 
 
 _CASE = ["model", "tokens", "rank", "dtype", "variant"]
@@ -168,31 +186,20 @@ def _case(row: dict[str, Any]) -> list[object]:
     return [model, tokens, row["rank"], row["dtype"], row["variant"]]
 
 
-def _rows(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [row for key, data in results.items() if key.startswith(name) for row in data["rows"]]
-
-
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+TABLES: dict[str, Callable[[list[Row], str], str]] = {
     made.__name__: made
-    for made in (
-        hardware,
-        step_cost,
-        memory,
-        refresh_cost,
-        refresh_share,
-        scaling,
-        profile_step,
-    )
+    for made in (step_cost, memory, refresh_cost, refresh_share, scaling, profile_step)
 }
 
 
 def texts(results: dict[str, Any]) -> dict[str, str]:
-    """Every table, by the name of its place."""
-    found = {}
-    for name, made in TABLES.items():
-        source = name.removesuffix("_share").removesuffix("_cost")
-        known = made is hardware or any(key.startswith(source) for key in results)
-        found[name] = made(results) if known else "Not measured yet."
+    """Every table by the name of its place, ``<table>-<device>``."""
+    found = {"hardware": hardware(results)}
+    for file, data in results.items():
+        source, _, device = file.partition("-")
+        for name, made in TABLES.items():
+            if name.replace("_share", "_cost") == source:
+                found[f"{name}-{device}"] = made(data["rows"], device)
     return found
 
 

@@ -200,6 +200,21 @@ def test_compiled_without_break_and_recompilation(backend):
     torch.testing.assert_close(compiled(x), reference(x), atol=1e-5, rtol=1e-4)
 
 
+def test_compiled_for_any_number_of_rows(backend):
+    """Few rows and so many that W + ΔW would be made: one graph, and what the layer computes."""
+    model = sds_model(nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 8)), r=2)
+    start_main_stage(model, "default")
+    compiled = torch.compile(model.base_model.model, backend=backend, fullgraph=True, dynamic=True)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for rows in (5, 600, 70):
+        x = torch.randn(rows, 8)
+        gradients = [
+            torch.autograd.grad((of(x) - 1).square().mean(), parameters) for of in (compiled, model)
+        ]
+        torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-4)
+    assert backend.graphs == 1
+
+
 def test_a_compiled_language_model_is_not_recompiled(backend, input_ids):
     model = trained(2)
     compiled = torch.compile(model, backend=backend)

@@ -173,7 +173,8 @@ def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
     It costs 4 r m n multiply-adds and the moving of W, and saves 3 r (m + n) a row. Half precision
     would round a small ΔW away.
     """
-    if x.dtype.itemsize < 4:
+    # compiled, there would be another graph for each layer's number of rows from which on it pays
+    if x.dtype.itemsize < 4 or torch.compiler.is_compiling():
         return False
     m, n = weight.shape
     rows = x.numel() // n

@@ -15,7 +15,7 @@ The bases are plain buffers, replicated in either case. Every result is computed
 copied to the others, so that all have the same bits whatever hardware they run on.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -37,7 +37,7 @@ class Shared:
         self.mesh = mesh
         self._by_layer = [Shard(0)] * mesh.ndim
 
-    def opened(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+    def opened(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Nothing to be done."""
         return nullcontext()
 

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO: float32 masters and moments in flat partitions, apart from the parameters."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,11 +141,12 @@ class SharedMasters(Shared):
         super().__init__(mesh_of(group, parameter.device))
 
     @contextmanager
-    def opened(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    def opened(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Each parameter is its float32 master, whole; what is written to it reaches both."""
         from deepspeed import zero
         from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
+        parameters = list(parameters)
         low = [parameter.data for parameter in parameters]
         for parameter in parameters:
             parameter.data = safe_get_full_fp32_param(parameter)
@@ -155,7 +156,7 @@ class SharedMasters(Shared):
             masters = [parameter.data for parameter in parameters]
             for parameter, data in zip(parameters, low, strict=True):
                 parameter.data = data
-        with zero.GatheredParameters(list(parameters), modifier_rank=0), torch.no_grad():
+        with zero.GatheredParameters(parameters, modifier_rank=0), torch.no_grad():
             for parameter, master in zip(parameters, masters, strict=True):
                 safe_set_full_fp32_param(parameter, master)
                 parameter.copy_(master)

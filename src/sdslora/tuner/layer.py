@@ -68,7 +68,9 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
 
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The trainable A and B as PEFT stores them."""
-        return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        # past nn.Module's lookup of an attribute, which costs as much as an operation on tensors
+        parts: Any = self._modules
+        return parts["lora_A"][adapter].weight, parts["lora_B"][adapter].weight
 
     def new_state(self, adapter: str) -> SdsState:
         """The state of an adapter in its warm-up."""
@@ -85,7 +87,8 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         return self._state_of(adapter, A)
 
     def _state_of(self, adapter: str, A: Tensor) -> SdsState:
-        state = self.lora_sds[adapter]
+        parts: Any = self._modules
+        state = parts["lora_sds"][adapter]
         assert isinstance(state, SdsState)
         # PEFT's preparation for hotswapping while compiled pads A and B with zeros
         state.widen(A.shape[0])
@@ -199,9 +202,9 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         adapter = None if args or kwargs else self._fusible_adapter(x)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
-        parts: Any = self._modules  # past nn.Module's lookup, which costs as much as an operation
+        parts: Any = self._modules
         base, dropout = parts["base_layer"], parts["lora_dropout"][adapter]
-        A, B = parts["lora_A"][adapter].weight, parts["lora_B"][adapter].weight
+        A, B = self.adapter_parameters(adapter)
         state = self._state_of(adapter, A)
         drops = self.training and not isinstance(dropout, nn.Identity)
         return fused_sds_linear(

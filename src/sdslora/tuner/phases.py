@@ -91,7 +91,11 @@ class PhasedAdapter:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """A and B of every layer."""
-        return [p for layer in self.layers.values() for p in layer.adapter_parameters(self.name)]
+        return list(self._parameters())
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for layer in self.layers.values():
+            yield from layer.adapter_parameters(self.name)
 
     @property
     def in_warmup(self) -> bool:
@@ -119,7 +123,7 @@ class PhasedAdapter:
         """
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
-        with self._exactly(), self.sharing.opened(self.parameters):
+        with self._exactly(), self.sharing.opened(self._parameters()):
             for _, group in self._groups():
                 A, B = map(self.sharing.take, (group.A, group.B))
                 self._write(group, reparameterize(A, B, 1.0))
@@ -143,7 +147,7 @@ class PhasedAdapter:
             )
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
-        with self._exactly(), self.sharing.opened(self.parameters):
+        with self._exactly(), self.sharing.opened(self._parameters()):
             for layers, group in self._groups():
                 if mode == "qr" and not measure and follow is None:
                     self._replace_bases(group)

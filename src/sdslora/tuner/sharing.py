@@ -1,6 +1,6 @@
 """Who computes which layers, where several processes train one adapter."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -14,7 +14,7 @@ class Sharing(Protocol):
     All processes make the same calls in the same order.
     """
 
-    def opened(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+    def opened(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Within it the parameters are there to be read and written."""
 
     def kind(self, tensor: Tensor) -> Hashable:
@@ -33,7 +33,7 @@ class Sharing(Protocol):
 class Alone:
     """One process works on every layer."""
 
-    def opened(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+    def opened(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Nothing to be done."""
         return nullcontext()
 

@@ -40,7 +40,9 @@ class SdsState(nn.Module):
 
     def widen(self, r: int) -> None:
         """Give the bases zero columns up to ``r``, if they have fewer."""
-        if r > self.Q_A.shape[-1]:
+        held = self._buffers["Q_A"]
+        assert held is not None
+        if r > held.shape[-1]:
             self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
 
     @property
