@@ -289,6 +289,7 @@ def texts() -> dict[str, str]:
         "one-rate": one_rate(),
         "core": side_by_side("core"),
         "variants": side_by_side("variants"),
+        "multiplied": side_by_side("multiplied"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
         **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
     }

@@ -8,9 +8,11 @@ They answer a question and are no options of the package::
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +20,7 @@ from sdslora.experiments.compare.command import command
 from sdslora.methods import METHODS, Batches, Method, Settings
 from sdslora.methods.calibration import mean_gradients
 from sdslora.methods.full import Full
+from sdslora.methods.hira import Hira
 from sdslora.methods.layers import ADAPTER, LayerState, factors, lora_layers
 from sdslora.methods.lora import RsLora
 from sdslora.methods.lora_ga import leading_directions
@@ -254,6 +257,56 @@ def _nearest_of_rank(rank: int, weights: list[Tensor], starts: list[Tensor], *_:
         weight.copy_(start + (change @ V) @ V.mT)
 
 
+@dataclass(frozen=True)
+class MultipliedSds(SdsLora):
+    """Hypothesis 11: SDS-LoRA's ΔW multiplied with the weight, entry by entry: of full rank.
+
+    The weight is scaled to a root mean square of 1, which leaves the change as large as it is.
+    """
+
+    name = "sds-lora-multiplied"
+    source = SOURCE
+
+    def attach(
+        self, model: nn.Module, settings: Settings, calibration: Batches | None = None
+    ) -> nn.Module:
+        """Wrap a plain model; what its layers compute is replaced."""
+        adapted = super().attach(model, settings, calibration)
+        for layer in lora_layers(adapted).values():
+            weight = layer.base_layer.weight.detach()
+            layer.forward = partial(_multiplied, layer, weight / weight.square().mean().sqrt())
+        return adapted
+
+
+def _multiplied(layer: Any, weight: Tensor, x: Tensor) -> Tensor:
+    (A, B), state = factors(layer), layer.adapter_state(ADAPTER)
+    # ΔW = s (B (Q_Aᵀ + gate A) + Q_B A)
+    change = layer.scaling[ADAPTER] * (B @ (state.Q_A.mT + state.gate * A) + state.Q_B @ A)
+    out: Tensor = layer.base_layer(x) + F.linear(x, weight * change)
+    return out
+
+
+@dataclass(frozen=True)
+class ShuffledHira(Hira):
+    """Hypothesis 11: HiRA with the weight's entries shuffled: as full a rank, for other entries."""
+
+    name = "hira-shuffled"
+    source = SOURCE
+
+    def attach(
+        self, model: nn.Module, settings: Settings, calibration: Batches | None = None
+    ) -> nn.Module:
+        """Wrap a plain model."""
+        adapted = super().attach(model, settings, calibration)
+        for layer in adapted.modules():
+            if hasattr(layer, "hira_A"):
+                weight = layer.get_base_layer().weight.detach()
+                shuffled = weight.flatten()[torch.randperm(weight.numel())].view_as(weight)
+                # from which HiRA takes what it multiplies with
+                layer.get_base_layer = partial(SimpleNamespace, weight=shuffled)
+        return adapted
+
+
 # at the top of the module: the processes of the runs import it too
 METHODS.update(
     {
@@ -266,6 +319,8 @@ METHODS.update(
             EqualStepRsLora,
             EqualStepLoraPlus,
             FullOfRank,
+            MultipliedSds,
+            ShuffledHira,
         )
     }
 )

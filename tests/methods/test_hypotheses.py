@@ -15,7 +15,7 @@ from torch import nn
 
 from sdslora.methods import METHODS, Method
 from sdslora.methods.full import Full
-from toys import sds_layers
+from toys import dense_delta, logits, sds_layers
 
 ROOT = Path(__file__).parents[2]
 RATE = 1e-5
@@ -143,3 +143,41 @@ def test_the_bases_start_as_the_gradients(variants: ModuleType) -> None:
         torch.testing.assert_close(torch.linalg.svdvals(Q_B.mT @ G @ Q_A), leading)
     losses = contract.train(method, model, 10)
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_the_change_is_multiplied_with_the_weight(variants: ModuleType) -> None:
+    """At first nothing changes; then each layer is W + ΔW ⊙ W / rms(W), of more than rank 2r."""
+    method = variants.MultipliedSds(warmup_steps=3)
+    ids = contract.BATCH["input_ids"]
+    assert torch.equal(logits(contract.attached(method), ids), logits(contract.base(), ids))
+    for steps in (2, 6):
+        model = contract.trained(method, steps)
+        expected = contract.base()
+        for name, layer in sds_layers(model).items():
+            weight = expected.get_submodule(name).weight
+            scaled = weight / weight.square().mean().sqrt()
+            change = scaled.detach() * dense_delta(layer)
+            assert torch.linalg.matrix_rank(change) > 2 * contract.SETTINGS.rank
+            weight.data += change
+        torch.testing.assert_close(logits(model, ids), logits(expected, ids), atol=1e-10, rtol=0)
+
+
+def test_hira_multiplies_with_shuffled_weights(variants: ModuleType) -> None:
+    method = variants.ShuffledHira()
+    ids = contract.BATCH["input_ids"]
+    assert torch.equal(logits(contract.attached(method), ids), logits(contract.base(), ids))
+    model, expected = contract.attached(method), contract.base()
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "hira_A"):
+            continue
+        weight = expected.get_submodule(name.removeprefix("base_model.model.")).weight
+        A, B, other = (
+            layer.hira_A["default"],
+            layer.hira_B["default"],
+            layer.get_base_layer().weight,
+        )
+        assert not torch.equal(other, weight)
+        assert torch.equal(other.flatten().sort().values, weight.flatten().sort().values)
+        nn.init.normal_(B, std=0.1)
+        weight.data += other * (B @ A).detach()
+    torch.testing.assert_close(logits(model, ids), logits(expected, ids), atol=1e-10, rtol=0)
