@@ -24,6 +24,8 @@ CPU = [
     )
     for rank in (8, 32)
 ]
+# so many tokens that making W + ΔW pays
+CPU.insert(2, Case("smollm2-135m", 16, 128, 32))
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -219,16 +219,18 @@ def test_gradient_checkpointing(use_reentrant):
         assert torch.equal(mine, reference)
 
 
-def test_keeps_only_x_and_h_for_backward():
+@pytest.mark.parametrize(("rows", "of_h"), [(64, [(64, R)]), (400, [])], ids=["few", "many"])
+def test_keeps_only_x_and_h_for_backward(rows, of_h):
+    """And of many rows, with which W + ΔW is made, not even h."""
     arguments = operands(torch.float32)
-    x = torch.randn(64, N, requires_grad=True)
+    x = torch.randn(rows, N, requires_grad=True)
     held = {a.data_ptr() for a in arguments if torch.is_tensor(a)} | {x.data_ptr()}
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         fused_sds_linear(x, *arguments)
     extra = [t for t in saved if t.data_ptr() not in held]
-    assert [tuple(t.shape) for t in extra] == [(64, R)]
-    assert extra[0].untyped_storage().nbytes() == 64 * R * 4
+    assert [tuple(t.shape) for t in extra] == of_h
+    assert all(t.untyped_storage().nbytes() == rows * R * 4 for t in extra)
 
 
 def test_switching_it_off(monkeypatch):

@@ -6,7 +6,8 @@ products accumulate into the base layer's output and input gradient (no temporar
 elementwise pass over them), s is a factor of the products, nothing is computed for the bases, and
 only ``x`` and ``h = x Q_A`` are kept for the backward pass, beside the factors or their casts. A
 training in single precision with many tokens makes ``W + ΔW`` for the moment of its use: what is
-left for each token are then the four products of the gradients, as in plain LoRA.
+left for each token are then the four products of the gradients, as in plain LoRA, and only ``x`` is
+kept.
 """
 
 import os
@@ -89,23 +90,23 @@ class _FusedSdsLinear(torch.autograd.Function):
     ) -> Tensor:
         r, dtype = A.shape[0], x.dtype
         weight_, bias_ = weight.to(dtype), None if bias is None else bias.to(dtype)
-        factors = A, B, Q_A, Q_B, gate
-        down, up = packed = _packed(factors, dtype)
+        factors = A, B, Q_A, Q_B
+        down, up = packed = _packed(factors, gate, dtype)
         d = x if dropped is None else dropped
         rows = d.reshape(-1, d.shape[-1])
         if merge:
+            h = None
             out = F.linear(x, _merged(weight_, up, down, scaling), bias_)
-            # h = (Q_Aᵀ + gate A) d
-            h = rows @ torch.addcmul(down[r:], gate.to(dtype), down[:r]).mT
         else:
             out = F.linear(x, weight_, bias_)
             # A d,  Q_Aᵀ d
             uh = rows @ down.mT
             # W x + s ((Q_B + gate B) A d + B Q_Aᵀ d)
             out.view(-1, out.shape[-1]).addmm_(uh, up.mT, alpha=scaling)
+            # h = (Q_Aᵀ + gate A) d
             h = torch.addcmul(uh[:, r:], gate.to(dtype), uh[:, :r])
         # casts are kept, as autocast keeps them; what is no cast is put together again
-        ctx.save_for_backward(d, h, weight, *(factors if dtype == A.dtype else packed))
+        ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else packed))
         ctx.r, ctx.scaling, ctx.merge, ctx.drops = r, scaling, merge, dropped is not None
         ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
         return out
@@ -117,8 +118,8 @@ class _FusedSdsLinear(torch.autograd.Function):
                 "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
                 "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
             )
-        d, h, weight, *kept = ctx.saved_tensors
-        down, up = kept if len(kept) == 2 else _packed(kept, d.dtype)
+        d, h, weight, gate, *kept = ctx.saved_tensors
+        down, up = kept if len(kept) == 2 else _packed(kept, gate, d.dtype)
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
         of_A, of_B, of_bias = ctx.dtypes
         grad_x = grad_d = grad_bias = grad_A = grad_B = None
@@ -143,6 +144,8 @@ class _FusedSdsLinear(torch.autograd.Function):
             # s (Q_B + gate B)ᵀ G
             grad_A = _product(gu.mT, rows, ctx.scaling, of_A)
         if need_B:
+            if h is None:
+                h = rows @ torch.addcmul(down[ctx.r :], gate.to(d.dtype), down[: ctx.r]).mT
             # s G (Q_A + gate Aᵀ)
             grad_B = _product(g.mT, h, ctx.scaling, of_B)
         if need_bias:
@@ -151,9 +154,9 @@ class _FusedSdsLinear(torch.autograd.Function):
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
 
-def _packed(factors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _packed(factors: Sequence[Tensor], gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """``[A; Q_Aᵀ]`` (2r, n) and ``[Q_B + gate B, B]`` (m, 2r) in ``dtype``: ΔW = s up down."""
-    A, B, Q_A, Q_B, gate = factors
+    A, B, Q_A, Q_B = factors
     down = torch.cat([A, Q_A.mT])
     up = torch.cat([torch.addcmul(Q_B, gate, B), B], dim=1)
     return down.to(dtype), up.to(dtype)
