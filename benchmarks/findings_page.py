@@ -37,6 +37,7 @@ COMPARISONS = [
     "small-vision-muon",
     "commonsense",
     "smollm2-chain-sum",
+    "smollm2-chain-sum-fresh",
     *HYPOTHESES,
     *GAP,
 ]
