@@ -31,6 +31,7 @@ WARMED = {task: f"{task}-warmup" for task in TASKS}
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
 GAP = [f"small-vision-{change}" for change in ("gap", "rank", "rank8")]
+MULTIPLIED = [*(f"{task}-multiplied-fresh" for task in TASKS), "smollm2-multiplied"]
 COMPARISONS = [
     *TASKS,
     *WARMED.values(),
@@ -40,6 +41,7 @@ COMPARISONS = [
     "smollm2-chain-sum-fresh",
     *HYPOTHESES,
     *GAP,
+    *MULTIPLIED,
 ]
 NOT_YET = "Not run to its end yet."
 
