@@ -293,6 +293,7 @@ def texts() -> dict[str, str]:
         "core": side_by_side("core"),
         "variants": side_by_side("variants"),
         "multiplied": side_by_side("multiplied"),
+        "patterns": side_by_side("patterns"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
         **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
     }

@@ -262,10 +262,16 @@ class MultipliedSds(SdsLora):
     """Hypothesis 11: SDS-LoRA's ΔW multiplied with the weight, entry by entry: of full rank.
 
     The weight is scaled to a root mean square of 1, which leaves the change as large as it is.
+
+    Args:
+        patterns: k; with it ΔW is multiplied with ``Σ d_i e_iᵀ / √k`` of k random sign vectors on
+            either side, which gives k times its rank, and equals ``Σ diag(d_i) ΔW diag(e_i) / √k``.
     """
 
     name = "sds-lora-multiplied"
     source = SOURCE
+
+    patterns: int | None = None
 
     def attach(
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
@@ -273,16 +279,19 @@ class MultipliedSds(SdsLora):
         """Wrap a plain model; what its layers compute is replaced."""
         adapted = super().attach(model, settings, calibration)
         for layer in lora_layers(adapted).values():
-            weight = layer.base_layer.weight.detach()
-            layer.forward = partial(_multiplied, layer, weight / weight.square().mean().sqrt())
+            by = layer.base_layer.weight.detach()
+            if self.patterns is not None:
+                d, e = (torch.randn(k, self.patterns).sign() for k in by.shape)
+                by = d @ e.mT
+            layer.forward = partial(_multiplied, layer, by / by.square().mean().sqrt())
         return adapted
 
 
-def _multiplied(layer: Any, weight: Tensor, x: Tensor) -> Tensor:
+def _multiplied(layer: Any, by: Tensor, x: Tensor) -> Tensor:
     (A, B), state = factors(layer), layer.adapter_state(ADAPTER)
     # ΔW = s (B (Q_Aᵀ + gate A) + Q_B A)
     change = layer.scaling[ADAPTER] * (B @ (state.Q_A.mT + state.gate * A) + state.Q_B @ A)
-    out: Tensor = layer.base_layer(x) + F.linear(x, weight * change)
+    out: Tensor = layer.base_layer(x) + F.linear(x, by * change)
     return out
 
 

@@ -162,6 +162,24 @@ def test_the_change_is_multiplied_with_the_weight(variants: ModuleType) -> None:
         torch.testing.assert_close(logits(model, ids), logits(expected, ids), atol=1e-10, rtol=0)
 
 
+def test_the_change_is_spread_over_patterns(variants: ModuleType) -> None:
+    """K patterns give k times the rank, which a warm-up's r is: here all of it."""
+    method = variants.MultipliedSds(warmup_steps=3, patterns=2)
+    model = contract.trained(method, 2)
+    layer = sds_layers(model)["model.layers.0.mlp.gate_proj"]
+    n, m = layer.in_features, layer.out_features
+    with torch.no_grad():
+        moved = layer(torch.eye(n).double()) - layer.base_layer(torch.eye(n).double())
+    assert torch.linalg.matrix_rank(moved) == 2 * contract.SETTINGS.rank
+    # each entry of ΔW by one of two numbers and its sign
+    factor = (moved.mT / dense_delta(layer)).abs()
+    assert factor.shape == (m, n)
+    assert {round(value, 9) for value in factor.flatten().tolist()} <= {
+        0.0,
+        round(float(factor.max()), 9),
+    }
+
+
 def test_hira_multiplies_with_shuffled_weights(variants: ModuleType) -> None:
     method = variants.ShuffledHira()
     ids = contract.BATCH["input_ids"]
