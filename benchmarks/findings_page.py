@@ -29,9 +29,9 @@ TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
+MULTIPLIED = OURS.replace("sds-lora", "sds-lora-multiplied")
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
 GAP = [f"small-vision-{change}" for change in ("gap", "rank", "rank8")]
-MULTIPLIED = [*(f"{task}-multiplied-fresh" for task in TASKS), "smollm2-multiplied"]
 COMPARISONS = [
     *TASKS,
     *WARMED.values(),
@@ -41,7 +41,7 @@ COMPARISONS = [
     "smollm2-chain-sum-fresh",
     *HYPOTHESES,
     *GAP,
-    *MULTIPLIED,
+    "smollm2-multiplied",
 ]
 NOT_YET = "Not run to its end yet."
 
@@ -122,7 +122,7 @@ def warm_up() -> str:
     return table(header, [[c, *(found[n][c]["test loss"] for n in found)] for c in common])
 
 
-def either_schedule(task: str, suffix: str = "") -> str:
+def either_schedule(task: str, suffix: str = "", ours: str = OURS) -> str:
     """Ours against every method, each with or without the warm-up.
 
     Chosen like the learning rate: by the lower validation loss.
@@ -130,19 +130,23 @@ def either_schedule(task: str, suffix: str = "") -> str:
     Args:
         task: of :data:`TASKS`.
         suffix: of the comparisons' names: ``-fresh`` for those with fresh seeds.
+        ours: the label of what is set against the others; where it is not the default, from a
+            comparison of its own.
     """
     chosen: dict[str, tuple[float, str, Contender]] = {}
-    for schedule, name in (("without", task), ("with", WARMED[task])):
+    sources = [("without", task), ("with", WARMED[task])]
+    sources += [("with", f"{task}-multiplied")] if ours == MULTIPLIED else []
+    for schedule, name in sources:
         contenders = contenders_of(f"{name}{suffix}")
         if not contenders:
             return NOT_YET
         for contender in contenders:
-            if contender.best is not None and contender.label in {OURS, contender.method}:
+            if contender.best is not None and contender.label in {OURS, ours, contender.method}:
                 loss = contender.best.validation.mean
                 if contender.label not in chosen or loss < chosen[contender.label][0]:
                     chosen[contender.label] = loss, schedule, contender
     losses = {label: contender.test["loss"] for label, (_, _, contender) in chosen.items()}
-    pairs = {pair.rival: pair for pair in against_rivals(OURS, losses, False)}
+    pairs = {pair.rival: pair for pair in against_rivals(ours, losses, False)}
     rows = []
     for label, (_, schedule, contender) in sorted(chosen.items(), key=lambda c: c[1][0]):
         row = [escaped(label), schedule, rate(contender.best.learning_rate)]
@@ -296,6 +300,10 @@ def texts() -> dict[str, str]:
         "patterns": side_by_side("patterns"),
         **{f"{task}-either": either_schedule(task) for task in TASKS},
         **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
+        **{
+            f"{task}-multiplied-fresh": either_schedule(task, "-fresh", MULTIPLIED)
+            for task in TASKS
+        },
     }
 
 
