@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sdslora.core import delta_weight, lora_delta_weight
 from sdslora.experiments.compare.command import command
 from sdslora.methods import METHODS, Batches, Method, Settings
 from sdslora.methods.calibration import mean_gradients
@@ -288,9 +289,8 @@ class MultipliedSds(SdsLora):
 
 
 def _multiplied(layer: Any, by: Tensor, x: Tensor) -> Tensor:
-    (A, B), state = factors(layer), layer.adapter_state(ADAPTER)
-    # ΔW = s (B (Q_Aᵀ + gate A) + Q_B A)
-    change = layer.scaling[ADAPTER] * (B @ (state.Q_A.mT + state.gate * A) + state.Q_B @ A)
+    (A, B), state, s = factors(layer), layer.adapter_state(ADAPTER), layer.scaling[ADAPTER]
+    change = delta_weight(A, B, state.Q_A, state.Q_B, s) + state.gate * lora_delta_weight(A, B, s)
     out: Tensor = layer.base_layer(x) + F.linear(x, by * change)
     return out
 

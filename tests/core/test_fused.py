@@ -50,8 +50,8 @@ def operands(
     return weight, random(m).to(dtype) if bias else None, A, B, Q_A, Q_B, 0.7, gate
 
 
-def plain(x, weight, bias, A, B, Q_A, Q_B, scaling, gate):
-    return F.linear(x, weight, bias) + sds_linear(x, A, B, Q_A, Q_B, scaling, gate)
+def plain(x, *operands):
+    return plain_dropped(x, *operands, x)
 
 
 def plain_dropped(x, *rest):

@@ -107,7 +107,7 @@ class _FusedSdsLinear(torch.autograd.Function):
             h = torch.addcmul(uh[:, r:], gate.to(dtype), uh[:, :r])
         # casts are kept, as autocast keeps them; what is no cast is put together again
         ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else packed))
-        ctx.r, ctx.scaling, ctx.merge, ctx.drops = r, scaling, merge, dropped is not None
+        ctx.scaling, ctx.merge, ctx.drops = scaling, merge, dropped is not None
         ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
         return out
 
@@ -120,18 +120,19 @@ class _FusedSdsLinear(torch.autograd.Function):
             )
         d, h, weight, gate, *kept = ctx.saved_tensors
         down, up = kept if len(kept) == 2 else _packed(kept, gate, d.dtype)
+        r = len(down) // 2
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
         of_A, of_B, of_bias = ctx.dtypes
         grad_x = grad_d = grad_bias = grad_A = grad_B = None
         rows, g = d.reshape(-1, d.shape[-1]), grad.reshape(-1, grad.shape[-1])
         if ctx.merge:
-            gu = g @ up[:, : ctx.r]
+            gu = g @ up[:, :r]
             if need_x:
                 grad_x = g @ _merged(weight.to(d.dtype), up, down, ctx.scaling)
         else:
             # (Q_B + gate B)ᵀ g,  Bᵀ g
             gugh = g @ up
-            gu = gugh[:, : ctx.r]
+            gu = gugh[:, :r]
             if need_x:
                 # Wᵀ g
                 grad_x = g @ weight.to(d.dtype)
@@ -145,7 +146,7 @@ class _FusedSdsLinear(torch.autograd.Function):
             grad_A = _product(gu.mT, rows, ctx.scaling, of_A)
         if need_B:
             if h is None:
-                h = rows @ torch.addcmul(down[ctx.r :], gate.to(d.dtype), down[: ctx.r]).mT
+                h = rows @ torch.addcmul(down[r:], gate.to(d.dtype), down[:r]).mT
             # s G (Q_A + gate Aᵀ)
             grad_B = _product(g.mT, h, ctx.scaling, of_B)
         if need_bias:

@@ -231,9 +231,7 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         possible = (
             fused.ENABLED
             and not (self._disable_adapters or self.merged_adapters)
-            and _is_plain_linear(base)
-            and _is_plain_linear(lora_A[adapter])
-            and _is_plain_linear(lora_B[adapter])
+            and all(map(_is_plain_linear, (base, lora_A[adapter], lora_B[adapter])))
             and not base.weight.requires_grad
             and (x.dtype == base.weight.dtype or torch.is_autocast_enabled(x.device.type))
             # vmap has to see the separate operations

@@ -170,8 +170,7 @@ class PhasedAdapter:
 
     def _exactly(self) -> AbstractContextManager[None]:
         """Products in the dtype of their factors, in a loop that is under autocast too."""
-        first = next(iter(self.layers.values()))
-        return torch.autocast(first.adapter_parameters(self.name)[0].device.type, enabled=False)
+        return torch.autocast(next(self._parameters()).device.type, enabled=False)
 
     def _replace_bases(self, group: "_Group") -> None:
         """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
