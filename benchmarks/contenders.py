@@ -7,12 +7,12 @@ random: only shapes matter here), and trains with AdamW.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import HiraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
@@ -119,9 +119,12 @@ def _fused_lora(model: nn.Module, rank: int) -> nn.Module:
     return model
 
 
-def sds_lora(model: nn.Module, rank: int, targets: str = "all-linear") -> nn.Module:
+def sds_lora(
+    model: nn.Module, rank: int, targets: str = "all-linear", *, use_hira: bool = False
+) -> nn.Module:
     """In the main stage, as almost all of a training is, with factors of full rank."""
-    wrapped = get_peft_model(model, SdsLoraConfig(r=rank, target_modules=targets))
+    config = SdsLoraConfig(r=rank, target_modules=targets, use_hira=use_hira)
+    wrapped = get_peft_model(model, config)
     start_main_stage(wrapped, "default")
     for _, layer in adapter_layers(wrapped, "default"):
         A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
@@ -151,6 +154,14 @@ CONTENDERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "SDS-LoRA": sds_lora,
 }
 
+FULL_RANK: dict[str, Callable[[nn.Module, int], nn.Module]] = {
+    "PEFT HiRA": lambda model, rank: get_peft_model(
+        model, HiraConfig(r=rank, target_modules="all-linear")
+    ),
+    "SDS-LoRA, use_hira": partial(sds_lora, use_hira=True),
+}
+"""Those whose change is of full rank."""
+
 
 @dataclass
 class Training:
@@ -178,22 +189,23 @@ def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: b
     """The contender ``name`` on ``base``.
 
     Args:
-        name: of :data:`CONTENDERS`.
+        name: of :data:`CONTENDERS` or :data:`FULL_RANK`.
         base: the frozen model, left as it is.
         rank: r.
         tokens: (batch, sequence).
         options: ``gradient_checkpointing``, ``compile``, ``autocast`` to bfloat16, ``dropout`` of
             what enters the adapters (the fused LoRA has none).
     """
-    model = CONTENDERS[name](sharing_weights(base), rank).train()
+    model = (CONTENDERS | FULL_RANK)[name](sharing_weights(base), rank).train()
     if options.get("gradient_checkpointing"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if hasattr(model, "enable_input_require_grads"):
             model.enable_input_require_grads()
     if options.get("dropout"):
         for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module.lora_dropout["default"] = nn.Dropout(0.05)
+            for kind in ("lora_dropout", "hira_dropout"):
+                if hasattr(module, kind):
+                    getattr(module, kind)["default"] = nn.Dropout(0.05)
     if options.get("compile"):
         model = torch.compile(model)
     return Training(model, tokens, autocast=options.get("autocast", False))

@@ -102,6 +102,29 @@ def memory(measured: list[Row], device: str) -> str:
     return table([*_CASE, "SDS-LoRA / PEFT LoRA", "PEFT DoRA / PEFT LoRA", *kinds], rows)
 
 
+def hira_cost(measured: list[Row], device: str) -> str:
+    """Ratios of time and memory with ``use_hira``."""
+    ours, its = "SDS-LoRA, use_hira", "PEFT HiRA"
+    rows = []
+    for row in measured:
+        time, hira, held = row["against PEFT LoRA"], row["against PEFT HiRA"][ours], row["bytes"]
+        rows.append(
+            [
+                *_case(row),
+                *_times(device, ours, row["seconds"]),
+                f"**{hira['median']:.3f}** ({hira['low']:.3f} to {hira['high']:.3f})",
+                f"{time[ours]['median']:.3f}",
+                f"{time[its]['median']:.3f}",
+                *(f"{held[name] / held['PEFT LoRA']:.3f}" for name in (ours, its)),
+            ]
+        )
+    header = ["`use_hira` / PEFT HiRA", "`use_hira` / PEFT LoRA", "PEFT HiRA / PEFT LoRA"]
+    if device in _ABSOLUTE:
+        header.insert(0, "`use_hira`, ms")
+    memory = ["memory, `use_hira` / PEFT LoRA", "memory, PEFT HiRA / PEFT LoRA"]
+    return table([*_CASE, *header, *memory], rows)
+
+
 def refresh_cost(measured: list[Row], device: str) -> str:
     """A whole-model refresh against the loop."""
     rows, modes = [], ("qr", "preserve")
@@ -188,7 +211,7 @@ def _case(row: dict[str, Any]) -> list[object]:
 
 TABLES: dict[str, Callable[[list[Row], str], str]] = {
     made.__name__: made
-    for made in (step_cost, memory, refresh_cost, refresh_share, scaling, profile_step)
+    for made in (step_cost, memory, hira_cost, refresh_cost, refresh_share, scaling, profile_step)
 }
 
 

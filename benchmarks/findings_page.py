@@ -122,26 +122,26 @@ def warm_up() -> str:
     return table(header, [[c, *(found[n][c]["test loss"] for n in found)] for c in common])
 
 
-def either_schedule(task: str, suffix: str = "", ours: str = OURS) -> str:
+def either_schedule(
+    sources: Sequence[tuple[str, str]], ours: str = OURS, variants: Sequence[str] = ()
+) -> str:
     """Ours against every method, each with or without the warm-up.
 
     Chosen like the learning rate: by the lower validation loss.
 
     Args:
-        task: of :data:`TASKS`.
-        suffix: of the comparisons' names: ``-fresh`` for those with fresh seeds.
-        ours: the label of what is set against the others; where it is not the default, from a
-            comparison of its own.
+        sources: the schedule and the name of each comparison of one task that they are from.
+        ours: the label of what is set against the others.
+        variants: of methods, by label, that are set beside them.
     """
     chosen: dict[str, tuple[float, str, Contender]] = {}
-    sources = [("without", task), ("with", WARMED[task])]
-    sources += [("with", f"{task}-multiplied")] if ours == MULTIPLIED else []
+    wanted = {OURS, ours, *variants}
     for schedule, name in sources:
-        contenders = contenders_of(f"{name}{suffix}")
+        contenders = contenders_of(name)
         if not contenders:
             return NOT_YET
         for contender in contenders:
-            if contender.best is not None and contender.label in {OURS, ours, contender.method}:
+            if contender.best is not None and contender.label in {*wanted, contender.method}:
                 loss = contender.best.validation.mean
                 if contender.label not in chosen or loss < chosen[contender.label][0]:
                     chosen[contender.label] = loss, schedule, contender
@@ -161,6 +161,11 @@ def either_schedule(task: str, suffix: str = "", ours: str = OURS) -> str:
         rows.append(row)
     header = ["contender", "warm-up", "rate", "test loss", "ours less it (95% interval)"]
     return table([*header, "adjusted p", "ours is"], rows)
+
+
+def both_schedules(task: str, suffix: str = "") -> list[tuple[str, str]]:
+    """Sources for :func:`either_schedule`; the suffix ``-fresh`` is for those with fresh seeds."""
+    return [("without", f"{task}{suffix}"), ("with", f"{WARMED[task]}{suffix}")]
 
 
 def refreshes() -> str:
@@ -216,10 +221,13 @@ def one_rate() -> str:
     """
     settings = defaultdict(list)
     best = defaultdict(lambda: [inf] * len(TASKS))
-    for schedule, names in (("without", TASKS), ("with", WARMED.values())):
-        of_tasks = [{c.label: c for c in contenders_of(name)} for name in names]
+    warmed = [(WARMED[task], f"{task}-multiplied") for task in TASKS]
+    for schedule, sources in (("without", [(task,) for task in TASKS]), ("with", warmed)):
+        of_tasks = [
+            {c.label: c for name in names for c in contenders_of(name)} for names in sources
+        ]
         for label in (each for each in of_tasks[0] if each in of_tasks[1]):
-            if label in {OURS, of_tasks[0][label].method}:
+            if label in {OURS, MULTIPLIED, of_tasks[0][label].method}:
                 tuned = [each[label].best.validation.mean for each in of_tasks]
                 best[label] = [*map(min, best[label], tuned)]
                 curves = [_validation(each[label]) for each in of_tasks]
@@ -298,12 +306,19 @@ def texts() -> dict[str, str]:
         "variants": side_by_side("variants"),
         "multiplied": side_by_side("multiplied"),
         "patterns": side_by_side("patterns"),
-        **{f"{task}-either": either_schedule(task) for task in TASKS},
-        **{f"{task}-fresh": either_schedule(task, "-fresh") for task in TASKS},
+        **{f"{task}-either": either_schedule(both_schedules(task)) for task in TASKS},
+        **{f"{task}-fresh": either_schedule(both_schedules(task, "-fresh")) for task in TASKS},
         **{
-            f"{task}-multiplied-fresh": either_schedule(task, "-fresh", MULTIPLIED)
+            f"{task}-multiplied-fresh": either_schedule(
+                [*both_schedules(task, "-fresh"), ("with", f"{task}-multiplied-fresh")], MULTIPLIED
+            )
             for task in TASKS
         },
+        "smollm2-multiplied-all": either_schedule(
+            [("with", "smollm2-chain-sum"), ("with", "smollm2-multiplied")],
+            MULTIPLIED,
+            ["sds-lora update=muon", "rslora update=muon"],
+        ),
     }
 
 

@@ -140,11 +140,15 @@ def with_deltas(base: nn.Module, model: nn.Module, weights: dict[str, float]) ->
 
     What the adapted model has to compute, without any of its code.
     """
+    originals = {name: weight.double().clone() for name, weight in base.named_parameters()}
     for adapter, factor in weights.items():
         for name, layer in sds_layers(model, adapter).items():
             weight = base.get_submodule(name).weight
             delta = dense_delta(layer, adapter)
             if isinstance(layer.get_base_layer(), nn.Embedding | Conv1D):  # stored as (n, m)
                 delta = delta.mT
+            if hasattr(layer.lora_sds[adapter], "rms"):  # use_hira
+                W = originals[f"{name}.weight"]
+                delta = delta * W / W.square().mean().sqrt()
             weight += factor * delta.reshape(weight.shape).to(weight.dtype)
     return base

@@ -94,8 +94,8 @@ def uneven() -> dict[str, Any]:
     return trained(ENGINES["FSDP2"](r=2), end=WARMUP + 5)
 
 
-def preserving() -> dict[str, Any]:
-    options = {"refresh_mode": "preserve", "transport_momentum": True}
+def preserving(**more: Any) -> dict[str, Any]:
+    options = {"refresh_mode": "preserve", "transport_momentum": True, **more}
     made = {name: ENGINES[name](**options) for name in ("DDP", "FSDP2")}
     return {name: trained(engine, end=WARMUP + 5) for name, engine in made.items()}
 

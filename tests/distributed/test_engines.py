@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,13 @@ def test_more_processes_than_layers_of_a_shape_and_rows():
         assert of_rank["same_bases"]
 
 
-def test_the_other_refresh_and_its_report():
+@pytest.mark.parametrize("use_hira", [False, True])
+def test_the_other_refresh_and_its_report(use_hira):
     """A and B move too, and the momentum; drift and jump are means over all layers."""
-    single, _ = alone(end=WARMUP + 5, refresh_mode="preserve", transport_momentum=True)
+    options = {"refresh_mode": "preserve", "transport_momentum": True, "use_hira": use_hira}
+    single, _ = alone(end=WARMUP + 5, **options)
     assert single["report"][0] > 1e-3
-    for of_rank in together(preserving):
+    for of_rank in together(partial(preserving, use_hira=use_hira)):
         for name in ("DDP", "FSDP2"):
             assert of_rank[name]["losses"] == pytest.approx(single["losses"], rel=RELATIVE)
             assert of_rank[name]["report"] == pytest.approx(single["report"], rel=1e-3, abs=1e-6)

@@ -75,6 +75,9 @@ def choose(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
     names["SdsLoraConfig"] = SdsLoraConfig
     yield
     check_lowest_loss(names["config"])
+    yield
+    check_lowest_loss(names["config"])
+    assert names["config"].use_hira
 
 
 def check_lowest_loss(config: SdsLoraConfig) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import MakeRecipe, Run
 from torch import nn
@@ -35,12 +35,45 @@ def test_gguf_and_merged(
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     result = sdslora("export", run, tmp_path / "x", "--format=merged", "--rank=compact")
     assert result.status == 2
-    assert "no meaning in a merged model" in result.err
+    assert "no meaning for format merged" in result.err
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     result = sdslora("export", run, tmp_path / "x", "--format=gguf")
     assert result.status == 2
     assert "pip install gguf" in result.err
+
+
+def test_an_adapter_with_use_hira(
+    recipe: MakeRecipe, sdslora: Run, tmp_path: Path, model_dir: Path
+) -> None:
+    """Trained with its diagnostics, evaluated, written as HiRA and merged; no plain LoRA."""
+    run = tmp_path / "run"
+    options = {"adapter__use_hira": True, "diagnostics__every": 2, "training__max_steps": 5}
+    assert sdslora("train", recipe(**options)).status == 0
+    assert (run / "diagnostics.jsonl").is_file()
+    result = sdslora("export", run, tmp_path / "hira", "--format=hira")
+    assert result.status == 0, result.err
+    assert result.out.startswith("HiRA adapter of rank 8 in")
+    assert sdslora("merge", run, tmp_path / "merged").status == 0
+    ids = torch.arange(12)[None]
+    stock, merged = (
+        load(path)(input_ids=ids).logits
+        for load, path in (
+            (AutoPeftModelForCausalLM.from_pretrained, tmp_path / "hira"),
+            (AutoModelForCausalLM.from_pretrained, tmp_path / "merged"),
+        )
+    )
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    torch.testing.assert_close(stock, merged, atol=1e-5, rtol=1e-4)
+    assert (merged - base(input_ids=ids).logits).abs().max() > 1e-3
+    for arguments, message in (
+        (("export", run, tmp_path / "x"), "--format hira"),
+        (("export", run, tmp_path / "x", "--format=hira", "--rank=4"), "no meaning for format"),
+        (("diagnose", run, "--output_dir", tmp_path / "x"), "use_hira=True, whose change is of"),
+    ):
+        result = sdslora(*arguments)
+        assert result.status == 2
+        assert message in result.err
 
 
 def test_a_smaller_rank_is_named_where_it_loses_nothing(

@@ -19,7 +19,7 @@ from sdslora.optim import create_altlora_optimizer, lora_pro_gradient
 from toys import VOCABULARY, logits, make_llama
 
 SETTINGS = Settings(rank=3)
-SHORT_WARMUP = {"sds-lora": {"warmup_steps": 3}, "orthonormal": {"warmup_steps": 3}}
+SHORT_WARMUP = {name: {"warmup_steps": 3} for name in ("sds-lora", "sds-hira", "orthonormal")}
 
 
 def base() -> LlamaForCausalLM:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdslora.methods import METHODS, Method
+from sdslora.methods import METHODS, Method, make_method
 from sdslora.methods.full import Full
 from toys import dense_delta, logits, sds_layers
 
@@ -160,6 +160,19 @@ def test_the_change_is_multiplied_with_the_weight(variants: ModuleType) -> None:
             assert torch.linalg.matrix_rank(change) > 2 * contract.SETTINGS.rank
             weight.data += change
         torch.testing.assert_close(logits(model, ids), logits(expected, ids), atol=1e-10, rtol=0)
+
+
+def test_the_packages_method_is_the_experiments(variants: ModuleType) -> None:
+    """Step by step: what docs/results calls sds-lora-multiplied is sds-hira."""
+    both = [
+        contract.train(method, contract.attached(method), 12)
+        for method in (
+            variants.MultipliedSds(preset="tuned", warmup_steps=3),
+            make_method("sds-hira", preset="tuned", warmup_steps=3),
+        )
+    ]
+    assert both[0] == pytest.approx(both[1], rel=1e-10)
+    assert both[0][-1] < both[0][0] - 0.1
 
 
 def test_the_change_is_spread_over_patterns(variants: ModuleType) -> None:

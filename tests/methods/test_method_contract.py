@@ -13,7 +13,7 @@ from sdslora import methods
 from sdslora.methods import METHODS, Method, Settings, make_method
 
 each_method = pytest.mark.parametrize("name", METHODS)
-NOT_PLAIN = ("full", "dora", "hira")
+NOT_PLAIN = ("full", "dora", "hira", "sds-hira")
 each_plain_method = pytest.mark.parametrize("name", [n for n in METHODS if n not in NOT_PLAIN])
 
 
@@ -44,7 +44,8 @@ def test_the_plain_pairs_are_the_change(name, steps):
 
 
 @pytest.mark.parametrize(
-    ("name", "way_out"), [("full", "save_pretrained"), ("dora", "merge"), ("hira", "merge")]
+    ("name", "way_out"),
+    [("full", "save_pretrained"), ("dora", "merge"), ("hira", "merge"), ("sds-hira", "merge")],
 )
 def test_methods_without_a_plain_lora_say_what_to_do(name, way_out, tmp_path):
     method = make_method(name)
@@ -154,7 +155,7 @@ def test_the_scaling(name):
 def test_the_methods_are_all_there():
     assert list(METHODS) == [
         "full", "lora", "rslora", "lora+", "pissa", "dora", "lora-ga", "lora-pro", "scaled-adamw",
-        "altlora", "altlora+", "lora-rite", "hira", "orthonormal", "sds-lora",
+        "altlora", "altlora+", "lora-rite", "hira", "orthonormal", "sds-lora", "sds-hira",
     ]  # fmt: skip
 
 

@@ -131,16 +131,24 @@ def test_the_recorded_figures(name, steps, tmp_path):
         own = method.factor_gradients(states[layer], G[layer])
         assert found["gradient_rank_A"] == figure(effective_rank(own.A))
         assert found["gradient_rank_B"] == figure(effective_rank(own.B))
-        if name in ("sds-lora", "orthonormal") and steps:
+        if name in ("sds-lora", "sds-hira", "orthonormal") and steps:
             assert found["direction_rank_A"] == found["gradient_rank_A"]
             assert found["direction_rank_B"] == found["gradient_rank_B"]
         elif B.any():
             P_A, P_B = torch.linalg.pinv(A) @ A, B @ torch.linalg.pinv(B)
-            assert found["direction_rank_A"] == figure(effective_rank(P_B @ G[layer]))
-            assert found["direction_rank_B"] == figure(effective_rank(G[layer] @ P_A))
+            W = contract.weights(contract.base(), [layer])[layer]
+            seen = G[layer]
+            if name == "hira":
+                seen = W * seen
+            if name == "dora":
+                # every row of W' is one of W + s B A, longer or shorter
+                V = W + states[layer].scaling * B @ A
+                seen = (old[layer] / V)[:, :1] * seen
+            assert found["direction_rank_A"] == figure(effective_rank(P_B @ seen))
+            assert found["direction_rank_B"] == figure(effective_rank(seen @ P_A))
         else:
             assert found["direction_rank_A"] == found["gradient_rank_A"] == 0
-        if name in ("dora", "hira"):
+        if name in ("dora", "hira", "sds-hira"):
             assert found["singular_values"] is None
         else:
             base = contract.weights(contract.base(), [layer])[layer]
@@ -150,7 +158,7 @@ def test_the_recorded_figures(name, steps, tmp_path):
             expected = pytest.approx(dense[:count].tolist(), rel=1e-5, abs=1e-9)
             assert found["singular_values"] == expected
             assert (dense[count:] < 1e-9).all()
-        refreshing = name == "sds-lora" and steps
+        refreshing = name in ("sds-lora", "sds-hira") and steps
         assert all((found[key] is not None) == bool(refreshing) for key in KEYS if "basis" in key)
     assert line["mean"]["alignment"] == pytest.approx(
         sum(found["alignment"] for found in line["layers"].values()) / 14, rel=1e-5

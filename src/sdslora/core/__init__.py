@@ -19,6 +19,11 @@ from .gradients import (
     sds_effective_gradient,
     sds_gradients,
 )
+from .hadamard import (
+    fused_hadamard_linear,
+    hadamard_change,
+    root_mean_square,
+)
 from .linear import sds_branch, sds_linear
 from .precision import factorization_dtype, upcast
 from .refresh import REFRESH_MODES, RefreshMode, basis_rank, refresh, refreshed_basis
@@ -41,7 +46,9 @@ __all__ = [
     "factored_svd",
     "factorization_dtype",
     "frobenius_norm",
+    "fused_hadamard_linear",
     "fused_sds_linear",
+    "hadamard_change",
     "lora_delta_weight",
     "lora_effective_gradient",
     "lora_gradients",
@@ -52,6 +59,7 @@ __all__ = [
     "refreshed_basis",
     "relative_change",
     "reparameterize",
+    "root_mean_square",
     "sds_branch",
     "sds_effective_gradient",
     "sds_gradients",

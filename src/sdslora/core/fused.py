@@ -57,9 +57,7 @@ def fused_sds_linear(
     Raises:
         RuntimeError: where a gradient of the gradient is asked for.
     """
-    device, dtype = x.device.type, x.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype(device)
+    dtype = working_dtype(x)
     x = x.to(dtype)
     if dropped is not None:
         dropped = dropped.to(dtype)
@@ -143,27 +141,38 @@ class _FusedSdsLinear(torch.autograd.Function):
                 grad_d = (ctx.scaling * gugh) @ down
         if need_A:
             # s (Q_B + gate B)ᵀ G
-            grad_A = _product(gu.mT, rows, ctx.scaling, of_A)
+            grad_A = product(gu.mT, rows, ctx.scaling, of_A)
         if need_B:
             if h is None:
                 h = rows @ torch.addcmul(down[r:], gate.to(d.dtype), down[:r]).mT
             # s G (Q_A + gate Aᵀ)
-            grad_B = _product(g.mT, h, ctx.scaling, of_B)
+            grad_B = product(g.mT, h, ctx.scaling, of_B)
         if need_bias:
             grad_bias = g.sum(0).to(of_bias)
         grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
 
-def _packed(factors: Sequence[Tensor], gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``[A; Q_Aᵀ]`` (2r, n) and ``[Q_B + gate B, B]`` (m, 2r) in ``dtype``: ΔW = s up down."""
+def working_dtype(x: Tensor) -> torch.dtype:
+    """That of ``x``, or autocast's, which leaves float64 alone."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def stacked(factors: Sequence[Tensor], gate: Tensor) -> tuple[Tensor, Tensor]:
+    """``[A; Q_Aᵀ]`` (2r, n) and ``[Q_B + gate B, B]`` (m, 2r): ΔW = s up down."""
     A, B, Q_A, Q_B = factors
-    down = torch.cat([A, Q_A.mT])
-    up = torch.cat([torch.addcmul(Q_B, gate, B), B], dim=1)
+    return torch.cat([A, Q_A.mT]), torch.cat([torch.addcmul(Q_B, gate, B), B], dim=1)
+
+
+def _packed(factors: Sequence[Tensor], gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    down, up = stacked(factors, gate)
     return down.to(dtype), up.to(dtype)
 
 
-def _product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
     """``scaling left right`` in ``dtype``: CUDA gives its sums in float32 if asked to."""
     if left.is_cuda and torch.version.cuda and not torch.compiler.is_compiling():
         nothing = left.new_empty(1, dtype=dtype)

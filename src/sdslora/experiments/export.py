@@ -8,7 +8,7 @@ from typing import Literal
 from peft import PeftModel
 
 from .. import to_plain_lora
-from ..export import LoraExport, to_diffusers, to_gguf, to_kohya
+from ..export import LoraExport, to_diffusers, to_gguf, to_hira, to_kohya
 from ..export.adapter import plain_adapter
 from ..export.image_models import COMPONENTS
 from ..tuner import adapter_configs
@@ -22,20 +22,23 @@ from .saved import BaseModelSpec
 
 LANGUAGE = {"peft": to_plain_lora, "gguf": to_gguf}
 IMAGE = {"kohya": to_kohya, "diffusers": to_diffusers}
+WHOLE = ("hira", "merged")
+"""Formats of one rank only."""
 LOSSLESS = 1e-6
 """A relative error that is the rounding of float32."""
 
 
 @dataclass
 class ExportSpec:
-    """Write an SDS-LoRA adapter as a plain LoRA adapter, or merged into its model.
+    """Write an SDS-LoRA adapter as a plain LoRA or HiRA adapter, or merged into its model.
 
     Args:
         adapter_dir: The adapter, or the output directory of a run.
         output_dir: Where to write; must not exist, or be empty.
         model: The base model; the one that the adapter names where not given.
         format: "peft" (also for vLLM and SGLang), "gguf" (llama.cpp), "kohya" (U-Nets: ComfyUI and
-            others), "diffusers" (image models), or "merged" (the whole model, without adapter).
+            others), "diffusers" (image models), "hira" (PEFT, for adapters with use_hira), or
+            "merged" (the whole model, without adapter).
         rank: "exact" (rank 2r, the same function), "compact" (the best of rank r), or a number.
         component: For kohya and diffusers, which model of the pipeline the adapter belongs to:
             unet, transformer, text_encoder or text_encoder_2.
@@ -44,7 +47,7 @@ class ExportSpec:
     adapter_dir: str
     output_dir: str
     model: BaseModelSpec
-    format: Literal["peft", "gguf", "kohya", "diffusers", "merged"] = "peft"
+    format: Literal["peft", "gguf", "kohya", "diffusers", "hira", "merged"] = "peft"
     rank: int | str = "exact"
     component: str | None = None
 
@@ -53,8 +56,11 @@ class ExportSpec:
             isinstance(self.rank, int) and self.rank > 0
         ):
             raise UserError(f"rank must be exact, compact or a positive number, not {self.rank!r}")
-        if self.format == "merged" and self.rank != "exact":
-            raise UserError(f"rank={self.rank} has no meaning in a merged model; leave it out")
+        if self.format in WHOLE and self.rank != "exact":
+            raise UserError(
+                f"rank={self.rank} has no meaning for format {self.format}, which is exact; leave "
+                "it out"
+            )
         if (self.format in IMAGE) != (self.component is not None):
             raise UserError(
                 f"component must be given for the formats {' and '.join(IMAGE)}, as one of "
@@ -84,7 +90,7 @@ def export(spec: ExportSpec) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     print(done)
-    if spec.rank == "exact":
+    if spec.rank == "exact" and spec.format not in WHOLE:
         compact = plain_adapter(model, "compact")
         if compact.relative_error < LOSSLESS and compact.rank < done.rank:
             print(f"rank {compact.rank} would be as exact: --rank compact")
@@ -110,6 +116,8 @@ def _load(spec: ExportSpec) -> PeftModel:
 
 def _write(model: PeftModel, spec: ExportSpec) -> LoraExport:
     rank = spec.rank
+    if spec.format == "hira":
+        return to_hira(model, spec.output_dir)
     if spec.component is None:
         return LANGUAGE[spec.format](model, spec.output_dir, rank)  # type: ignore[arg-type]
     components = {spec.component: model}

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import TrainerCallback, set_seed
 
 from .. import SdsLoraCallback
-from ..methods.sds_lora import SdsLora
+from ..methods.sds_hira import sds_method
 from ..training import CheckFailed
 from . import adapter, checkpoints, diagnosis, dry_run, plan, work
 from .diagnosis import DiagnosticsRecorder
@@ -154,7 +154,7 @@ def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
         return []
     return [
         DiagnosticsRecorder(
-            SdsLora(refresh_mode=spec.adapter.refresh_mode),
+            sds_method(spec.adapter),
             prepared.work.batch("validation", slice(spec.diagnostics.rows)),
             spec.diagnostics.every,
             Path(spec.output_dir) / diagnosis.NAME,

@@ -96,12 +96,18 @@ def plain_adapter(
     """An SDS-LoRA adapter as plain LoRA, float32 or better; arguments as ``to_plain_lora``.
 
     Raises:
-        ValueError: for another rank, or where there is no such adapter.
+        ValueError: for another rank, where there is no such adapter, or where it has ``use_hira``.
     """
     check_rank(rank)
     carrier = find_carrier(model)
-    adapter = _choose(carrier, adapter)
+    adapter = choose_adapter(carrier, adapter)
     layers = low_rank_layers(carrier, adapter)
+    if is_hira(carrier.peft_config[adapter]):
+        raise ValueError(
+            f"adapter {adapter!r} changes the weights by matrices of full rank (use_hira=True), "
+            "for which there is no plain LoRA: write it as a HiRA adapter, which stock PEFT loads "
+            "(sdslora.export.to_hira, sdslora export --format hira), or merge it into the model"
+        )
     pairs, errors = {}, [0.0]
     for name, layer in layers:
         pairs[name] = layer.plain_pair(adapter)
@@ -141,6 +147,11 @@ def find_carrier(model: nn.Module) -> Any:
     raise ValueError("the model has no adapter to export")
 
 
+def is_hira(config: Any) -> bool:
+    """Whether the adapter's ΔW is multiplied with the weights, ``use_hira`` of SdsLoraConfig."""
+    return bool(getattr(config, "use_hira", False))
+
+
 def padded_pairs(pairs: Mapping[str, LowRankPair]) -> dict[str, LowRankPair]:
     """The pairs with zero columns and rows up to the largest rank.
 
@@ -168,8 +179,12 @@ def other_tensors(carrier: nn.Module, adapter: str, layers: list[str]) -> dict[s
     return {key: tensor.contiguous() for key, tensor in saved.items() if not key.startswith(own)}
 
 
-def _choose(model: Any, adapter: str | None) -> str:
-    """The adapter to export."""
+def choose_adapter(model: Any, adapter: str | None) -> str:
+    """The adapter to export: ``adapter``, or the only one, or the active one.
+
+    Raises:
+        ValueError: where there is no such adapter.
+    """
     if adapter is None:
         layers = (module for module in model.modules() if isinstance(module, LowRankLayer))
         active = [name for layer in layers for name in layer.active_adapters]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
@@ -72,13 +72,13 @@ def to_plain_lora(
         The path, the rank, and the relative error of the approximation.
 
     Raises:
-        ValueError: for another rank, or where there is no such adapter.
+        ValueError: for another rank, where there is no such adapter, or where it has ``use_hira``.
         FileExistsError: where ``output_dir`` holds something.
     """
     check_rank(rank)
     with written_whole(Path(output_dir)) as folder:
         plain = plain_adapter(model, rank, adapter=adapter)
-        _save(folder, plain)
+        save_peft(folder, plain, _plain_config(plain.config, plain.rank))
     return PlainLoraExport(Path(output_dir), plain.rank, plain.relative_error)
 
 
@@ -113,17 +113,17 @@ def write_plain_lora(
     config, rank = carrier.peft_config[adapter], common_rank(padded)
     plain = PlainAdapter(config, layers, others, rank, relative_error=0.0)
     with written_whole(Path(output_dir)) as folder:
-        _save(folder, plain)
+        save_peft(folder, plain, _plain_config(plain.config, plain.rank))
     return PlainLoraExport(Path(output_dir), plain.rank, 0.0)
 
 
-def _save(folder: Path, plain: PlainAdapter) -> None:
+def save_peft(folder: Path, plain: PlainAdapter, config: PeftConfig) -> None:
     """Write the tensors of each layer, and what else the adapter has, with a configuration."""
     tensors = {PEFT_PREFIX + key: tensor for key, tensor in plain.others.items()}
     for name, (down, up, keys, *_) in plain.layers.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{keys[0]}": down, f"{PEFT_PREFIX}{name}.{keys[1]}": up}
     save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    _plain_config(plain.config, plain.rank).save_pretrained(str(folder))
+    config.save_pretrained(str(folder))
 
 
 def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:

@@ -16,6 +16,7 @@ from .method import Method
 from .orthonormal import Orthonormal
 from .pissa import Pissa
 from .preconditioned import AltLora, AltLoraPlus, LoraPro, LoraRite, ScaledAdamW
+from .sds_hira import SdsHira
 from .sds_lora import SdsLora
 from .settings import Batches, Settings
 
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
         Hira,
         Orthonormal,
         SdsLora,
+        SdsHira,
     )
 }
 """By name, in the order of the paper's tables."""

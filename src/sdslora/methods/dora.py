@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from ..core import FactorGradients, lora_delta_weight, lora_gradients, upcast
+from ..core import lora_delta_weight, lora_effective_gradient, upcast
 from .full_rank import FullRankChange
 from .layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
 from .settings import Settings
@@ -39,17 +39,16 @@ class Dora(FullRankChange):
         """The factors, the base weight and the magnitude of each layer."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
-        """Those of A and B."""
+    def seen_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """That of ``V = W + s B A``."""
         _, c, mag = _parts(state)
-        # V = W + s B A sees the gradient diag(mag / c) G
-        return lora_gradients(state.A, state.B, mag / c * G, state.scaling)
+        # dL/dV = diag(mag / c) G
+        return mag / c * G
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """Of W', under descent on A, B and the magnitude; ``G = dL/dW'``."""
         V, c, mag = _parts(state)
-        g_A, g_B = self.factor_gradients(state, G)
-        dV = state.scaling * (g_B @ state.A + state.B @ g_A)
+        dV = lora_effective_gradient(state.A, state.B, self.seen_gradient(state, G), state.scaling)
         # ∇mag_i = ⟨G_i, V_i⟩ / c_i,  dc_i = ⟨V_i, dV_i⟩ / c_i
         dmag = (G * V).sum(dim=1, keepdim=True) / c
         dc = (V * dV).sum(dim=1, keepdim=True) / c

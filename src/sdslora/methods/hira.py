@@ -6,22 +6,22 @@ from typing import Any
 from peft import HiraConfig
 from torch import Tensor, nn
 
-from ..core import FactorGradients, lora_delta_weight, lora_gradients, upcast
+from ..core import upcast
 from ..export.adapter import PEFT_PREFIX
-from .full_rank import FullRankChange
+from .full_rank import HadamardChange
 from .layers import ADAPTER, LayerState, base_weight
 from .settings import Settings
 
 
 @dataclass(frozen=True)
 class HiraState(LayerState):
-    """Beside the factors: the base ``weight`` (m, n)."""
+    """Beside the factors: the base weight (m, n), the ``multiplier`` of ``B A``."""
 
-    weight: Tensor
+    multiplier: Tensor
 
 
 @dataclass(frozen=True)
-class Hira(FullRankChange):
+class Hira(HadamardChange):
     """``W' = W + W ⊙ (B A)``, of full rank; no scaling."""
 
     name = "hira"
@@ -38,23 +38,6 @@ class Hira(FullRankChange):
             for name, layer in model.named_modules()
             if hasattr(layer, "hira_A")
         }
-
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
-        """Those of A and B; ``B A`` sees the gradient ``W ⊙ G``."""
-        return lora_gradients(state.A, state.B, state.weight * G, state.scaling)
-
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """``W ⊙ (∇B A + B ∇A)``."""
-        return state.weight * super().effective_gradient(state, state.weight * G)
-
-    def weight_change(self, before: Any, after: Any) -> Tensor:
-        """``W ⊙ (B' A' − B A)``, of full rank."""
-        change: Tensor = before.weight * (_product(after) - _product(before))
-        return change
-
-
-def _product(state: HiraState) -> Tensor:
-    return lora_delta_weight(state.A, state.B, state.scaling)
 
 
 def _state(layer: Any) -> HiraState:

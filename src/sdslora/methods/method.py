@@ -115,13 +115,22 @@ class Method:
         factors: LayerState = state
         return factors
 
+    def seen_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """The gradient of the ΔW that the factors make, given the full gradient G (m, n).
+
+        G itself where that ΔW is added to the weight as it is.
+        """
+        return G
+
     def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients | None:
         """What the optimizer of A and B puts its moments on, given the full gradient G (m, n).
 
         None where the method trains no factors.
         """
         frame = self.frame(state)
-        return None if frame is None else lora_gradients(frame.A, frame.B, G, frame.scaling)
+        if frame is None:
+            return None
+        return lora_gradients(frame.A, frame.B, self.seen_gradient(state, G), frame.scaling)
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """The first-order change of W under one step of gradient descent, per −η: (m, n).

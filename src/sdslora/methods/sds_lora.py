@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -67,6 +67,8 @@ class SdsLora(AnyUpdate):
     refresh_phases: int = 5
     warmup_steps: int = 10
 
+    use_hira: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
         complete(self)
@@ -80,6 +82,7 @@ class SdsLora(AnyUpdate):
             refresh_phases=self.refresh_phases,
             transport_momentum=self.transport_momentum,
             warmup_steps=self.warmup_steps,
+            use_hira=self.use_hira,
             **settings.peft_options(),
         )
 

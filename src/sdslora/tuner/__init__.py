@@ -4,6 +4,7 @@ from .adapter_file import refuse_pickle
 from .config import SdsLoraConfig
 from .experts import SdsParamWrapper
 from .from_plain import from_plain_lora, sds_config
+from .hira import refuse_without_weight
 from .layer import LIVE_LAYERS, SdsLayerMixin
 from .loading import install
 from .model import SdsLoraModel
@@ -47,6 +48,7 @@ __all__ = [
     "refresh_bases",
     "refuse_pickle",
     "refuse_slow",
+    "refuse_without_weight",
     "sds_config",
     "start_main_stage",
 ]

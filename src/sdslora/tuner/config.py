@@ -53,6 +53,9 @@ class SdsLoraConfig(LoraConfig):
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
         transport_momentum: carry the optimizer's momentum into the new bases at each refresh
             (ours; the paper leaves it as it is).
+        use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does: the change is
+            ``ΔW ⊙ W / rms(W)``, of full rank, and no plain LoRA (ours). For ``nn.Linear`` and
+            ``Conv1D`` whose weights are not quantized.
 
     Raises:
         ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
@@ -87,6 +90,10 @@ class SdsLoraConfig(LoraConfig):
     transport_momentum: bool | None = field(
         default=None,
         metadata={"help": "Carry the optimizer's momentum into the new bases at each refresh."},
+    )
+    use_hira: bool = field(
+        default=False,
+        metadata={"help": "Multiply ΔW with the base weight, which gives the change full rank."},
     )
 
     def __post_init__(self) -> None:
@@ -128,7 +135,7 @@ class SdsLoraConfig(LoraConfig):
             if value:
                 raise ValueError(f"SDS-LoRA does not support {option}={value!r}: {way_out}.")
         if self.target_parameters:
-            for option in ("lora_dropout", "fan_in_fan_out"):
+            for option in ("lora_dropout", "fan_in_fan_out", "use_hira"):
                 if value := getattr(self, option):
                     raise ValueError(
                         f"SDS-LoRA does not support {option}={value!r} with target_parameters, "
@@ -160,10 +167,9 @@ class SdsLoraConfig(LoraConfig):
         _check_integer("refresh_phases", self.refresh_phases, at_least=1)
         if self.refresh_every is not None:
             _check_integer("refresh_every", self.refresh_every, at_least=1)
-        if not isinstance(self.transport_momentum, bool):
-            raise ValueError(
-                f"transport_momentum must be true or false, not {self.transport_momentum!r}"
-            )
+        for name in ("transport_momentum", "use_hira"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
         if self.refresh_mode not in REFRESH_MODES:
             raise ValueError(
                 f"refresh_mode must be one of {', '.join(REFRESH_MODES)}, not {self.refresh_mode!r}"

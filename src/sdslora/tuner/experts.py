@@ -43,8 +43,9 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
     get_param: Any
     _did_swap_in_out_features: bool
 
-    def new_state(self, adapter: str) -> SdsState:
+    def new_state(self, adapter: str, *, use_hira: bool = False) -> SdsState:
         """Bases for each expert, on the parameter's device: A may be on none."""
+        assert not use_hira  # the configuration refuses it
         A, B = self.matrices(*self.adapter_parameters(adapter))
         experts, r, n = A.shape
         return SdsState(B.shape[1], n, r, A.dtype, self.get_param().device, experts=(experts,))

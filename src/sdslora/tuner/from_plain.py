@@ -74,5 +74,10 @@ def sds_config(plain: PeftConfig, **schedule: Any) -> SdsLoraConfig:
             "path_initial_model_for_weight_conversion first"
         )
     inherited = {field.name: getattr(plain, field.name) for field in fields(LoraConfig)}
+    if schedule.get("use_hira"):
+        raise ValueError(
+            "SDS-LoRA does not support use_hira=True for a converted adapter, whose ΔW would be "
+            "multiplied and so be another: leave it out"
+        )
     changed = {"init_lora_weights": True, "eva_config": None, "inference_mode": False}
     return SdsLoraConfig(**inherited | changed | schedule)

@@ -24,12 +24,14 @@ from ..core import (
     SdsFactors,
     delta_weight,
     fused,
-    fused_sds_linear,
     lora_delta_weight,
     plain_pair,
+    root_mean_square,
     sds_branch,
     upcast,
 )
+from .config import SdsLoraConfig
+from .hira import HiraState, RemembersWeight
 from .requantized import Requantized
 from .state import SdsState
 
@@ -37,7 +39,7 @@ LIVE_LAYERS: "WeakSet[SdsLayerMixin]" = WeakSet()
 """Every layer that was adapted and still exists: what the training watchdog looks through."""
 
 
-class SdsLayerMixin(nn.Module, lora.LoraLayer):
+class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
     """What every adapted layer offers the rest of the package, by adapter name."""
 
     # ours, by adapter name
@@ -72,14 +74,16 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         parts: Any = self._modules
         return parts["lora_A"][adapter].weight, parts["lora_B"][adapter].weight
 
-    def new_state(self, adapter: str) -> SdsState:
+    def new_state(self, adapter: str, *, use_hira: bool = False) -> SdsState:
         """The state of an adapter in its warm-up."""
         A, B = self.adapter_parameters(adapter)
         # The base layer's device: while an adapter is loaded, A may be on none
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        return SdsState(
-            m=B.shape[0], n=A[0].numel(), r=A.shape[0], dtype=A.dtype, device=device or A.device
-        )
+        kind = HiraState if use_hira else SdsState
+        state = kind(B.shape[0], A[0].numel(), A.shape[0], A.dtype, device or A.device)
+        if isinstance(state, HiraState):
+            state.rms = root_mean_square(self.unmerged_weight()).to(state.gate)
+        return state
 
     def adapter_state(self, adapter: str) -> SdsState:
         """The bases and the phase."""
@@ -116,9 +120,10 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         return SdsFactors(*self.matrices(A.detach(), B.detach()), state.Q_A, state.Q_B)
 
     def plain_pair(self, adapter: str) -> LowRankPair:
-        """The plain LoRA that equals the adapter, scaling left out; float32 or better.
+        """The plain LoRA that equals the adapter's ΔW, scaling left out; float32 or better.
 
-        Rank 2r in the main stage, r in the warm-up.
+        Rank 2r in the main stage, r in the warm-up. With ``use_hira`` it is not yet what the
+        adapter changes, which ΔW is multiplied for.
         """
         factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
         if self.adapter_state(adapter).in_warmup:
@@ -126,17 +131,19 @@ class SdsLayerMixin(nn.Module, lora.LoraLayer):
         return plain_pair(factors)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """ΔW in the shape of the base weight and the dtype of B."""
+        """What is added to the base weight, in its shape and the dtype of B."""
         if adapter not in self.lora_sds:  # another method's, injected beside ours
             delta: Tensor = super().get_delta_weight(adapter)
             return delta
         factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
         scaling = self.scaling[adapter]
-        if self.adapter_state(adapter).in_warmup:
+        state = self.adapter_state(adapter)
+        if state.in_warmup:
             delta = lora_delta_weight(factors.A, factors.B, scaling)
         else:
             delta = delta_weight(*factors, scaling)
-        return self._as_weight(delta).to(self.adapter_parameters(adapter)[1].dtype)
+        change = state.change(self._as_weight(delta), self.unmerged_weight())
+        return change.to(self.adapter_parameters(adapter)[1].dtype)
 
     def _as_weight(self, delta: Tensor) -> Tensor:
         """The (m, n) matrix in the shape of the base weight."""
@@ -207,18 +214,19 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         A, B = self.adapter_parameters(adapter)
         state = self._state_of(adapter, A)
         drops = self.training and not isinstance(dropout, nn.Identity)
-        return fused_sds_linear(
-            x,
-            base.weight,
-            base.bias,
-            A,
-            B,
-            state.Q_A,
-            state.Q_B,
-            self.scaling[adapter],
-            state.gate,
-            dropout(x) if drops else None,
-        )
+        dropped = dropout(x) if drops else None
+        return state.fused_linear(x, base, A, B, self.scaling[adapter], dropped)
+
+    def branch(self, adapter: str, x: Tensor) -> Tensor:
+        """What the adapter adds to the base layer's output."""
+        state = self.adapter_state(adapter)
+        if not isinstance(state, HiraState):
+            return super().branch(adapter, x)
+        A, B = map(upcast, self.adapter_parameters(adapter))
+        # Eq. (1) in the warm-up, then Eq. (5), with gradients for A and B
+        delta = delta_weight(A, B, state.Q_A + state.gate * A.mT, state.Q_B, self.scaling[adapter])
+        change = state.change(delta, transpose(self.unmerged_weight(), self.fan_in_fan_out))
+        return F.linear(self.lora_dropout[adapter](x), change.to(x.dtype))
 
     def _fusible_adapter(self, x: Tensor) -> str | None:
         """The one adapter to apply, if the layer applies just one and nothing else has a say."""
@@ -340,14 +348,14 @@ def __getattr__(name: str) -> type:
     return made
 
 
-def adopt(layer: lora.LoraLayer, adapter: str, name: str, warmup_steps: int) -> None:
+def adopt(layer: lora.LoraLayer, adapter: str, name: str, config: SdsLoraConfig) -> None:
     """Turn PEFT's layer into ours, and give the adapter in it its state.
 
     Args:
         layer: a layer that PEFT has given the adapter.
         adapter: the adapter's name.
         name: the layer's name in the model, for the message.
-        warmup_steps: of the adapter's configuration.
+        config: the adapter's.
 
     Raises:
         ValueError: where PEFT's layer type is not one that SDS-LoRA works in.
@@ -358,8 +366,8 @@ def adopt(layer: lora.LoraLayer, adapter: str, name: str, warmup_steps: int) -> 
         layer.sds_warmup_steps = {}
         layer.other_param_names = (*layer.other_param_names, "lora_sds", "sds_warmup_steps")
         LIVE_LAYERS.add(layer)
-    layer.lora_sds[adapter] = layer.new_state(adapter)
-    layer.sds_warmup_steps[adapter] = warmup_steps
+    layer.lora_sds[adapter] = layer.new_state(adapter, use_hira=config.use_hira)
+    layer.sds_warmup_steps[adapter] = config.warmup_steps
     layer.lora_variant[adapter] = SdsVariant()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from .config import SdsLoraConfig
 from .experts import SdsParamWrapper, log_coverage, refuse_parameters
+from .hira import refuse_without_weight
 from .layer import adopt, refuse_unsupported
 from .loading import refuse_larger_than_file, require_all
 from .patterns import refuse_slow
@@ -104,6 +105,8 @@ class SdsLoraModel(WeightedAdapterModel):
             if name and self._check_target_module_exists(peft_config, name):
                 base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
                 refuse_unsupported(base, name, attentions)
+                if peft_config.use_hira:
+                    refuse_without_weight(base, name)
                 targets[name] = base
         refuse_larger_than_file(peft_config, targets)
 
@@ -162,7 +165,7 @@ class SdsLoraModel(WeightedAdapterModel):
         # a further adapter's parameter is in its wrapper already, which may be inside another's
         if isinstance(target, SdsParamWrapper) and target.parameter_name == parameter_name:
             layer = target
-        adopt(layer, adapter_name, current_key, lora_config.warmup_steps)
+        adopt(layer, adapter_name, current_key, lora_config)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:

@@ -32,9 +32,8 @@ def register(config_class: type, model_class: type) -> None:
     PEFT_TYPE_TO_TUNER_MAPPING[key] = model_class
     PEFT_TYPE_TO_PREFIX_MAPPING[key] = PREFIX
     # What must agree, beside the tensors, before one adapter's tensors may replace another's
-    peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[key] = peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[
-        PeftType.LORA
-    ]
+    of_lora = peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
+    peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[key] = [*of_lora, "use_hira"]
     if not PEFT_SAVES_BY_HOOK and key.value not in PeftType.__members__:
         _add_member(key.value)
 

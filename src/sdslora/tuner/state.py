@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import factorization_dtype, widened
+from ..core import factorization_dtype, fused_sds_linear, widened
 
 
 class SdsState(nn.Module):
@@ -44,6 +44,24 @@ class SdsState(nn.Module):
         assert held is not None
         if r > held.shape[-1]:
             self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
+
+    def change(self, delta: Tensor, weight: Tensor) -> Tensor:
+        """What ΔW makes of the base weight W, less W; both in one shape."""
+        return delta
+
+    def fused_linear(
+        self,
+        x: Tensor,
+        base: nn.Linear,
+        A: Tensor,
+        B: Tensor,
+        scaling: float,
+        dropped: Tensor | None,
+    ) -> Tensor:
+        """The base layer and the branch as one operation; ``dropped`` is what dropout left of x."""
+        return fused_sds_linear(
+            x, base.weight, base.bias, A, B, self.Q_A, self.Q_B, scaling, self.gate, dropped
+        )
 
     @property
     def in_warmup(self) -> bool:

@@ -47,17 +47,14 @@ class WeightedAdapterModel(LoraModel):
             raise ValueError(
                 f"SDS-LoRA does not support add_weighted_adapter({option}={value!r}): leave it out."
             )
-        with_experts = [
-            name
-            for name in adapters
-            if name in self.peft_config and self.peft_config[name].target_parameters
-        ]
-        if with_experts:
-            raise ValueError(
-                "SDS-LoRA does not support add_weighted_adapter for adapters with "
-                f"target_parameters: {with_experts[0]!r}. Merge them one after the other "
-                "(merge_and_unload(adapter_names=[...])) instead."
-            )
+        for option in ("target_parameters", "use_hira"):
+            for name in adapters:
+                if getattr(self.peft_config.get(name), option, None):
+                    raise ValueError(
+                        f"SDS-LoRA does not support add_weighted_adapter for adapters with {option}"
+                        f": {name!r}. Merge them one after the other "
+                        "(merge_and_unload(adapter_names=[...])) instead."
+                    )
         if adapter_name in self.peft_config:
             raise ValueError(f"adapter {adapter_name!r} exists already: choose a new name")
         if len(adapters) != len(weights):

@@ -22,9 +22,16 @@ def method_of(config: PeftConfig, directory: str) -> Method:
     """SDS-LoRA, or plain LoRA.
 
     Raises:
-        UserError: where the adapter is neither, or a variant that SDS-LoRA has no form of.
+        UserError: where the adapter is neither, or a variant that SDS-LoRA has no form of, or its
+            ΔW is multiplied with weights that are not read here.
     """
     if isinstance(config, SdsLoraConfig):
+        if config.use_hira:
+            raise UserError(
+                f"{directory} is an adapter with use_hira=True, whose change is of full rank; "
+                "diagnose reads those of low rank. Record its diagnostics while it trains "
+                "(diagnostics.every)"
+            )
         return make_method("sds-lora", refresh_mode=config.refresh_mode)
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)

@@ -1,6 +1,7 @@
 """The figures of one layer: its full gradient reduced to numbers."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from ...diagnostics import (
     subspace_overlap,
 )
 from ...methods import Method
-from ...methods.sds_lora import SdsLora, SdsState
+from ...methods.sds_lora import SdsLora
 
 Figures = dict[str, float | list[float] | None]
 """By :data:`KEYS`; None where a figure does not exist."""
@@ -96,7 +97,7 @@ def layer_figures(
         refreshed = refresh(last.factors, method.refresh_mode)
         figures |= _of_refresh(last.factors, refreshed)
         if stepped is not None:
-            after = SdsState(refreshed, last.scaling, in_warmup=False)
+            after = replace(last, factors=refreshed)
             figures["alignment_moved"] = _alignment_of_step(G, method.weight_change(state, after))
     return figures
 
@@ -105,9 +106,9 @@ def _of_factors(method: Method, state: Any, G: Tensor) -> Figures:
     frame, gradients = method.frame(state), method.factor_gradients(state, G)
     if frame is None or gradients is None:
         return {}
-    # V_B U_Bᵀ G,  G V_A U_Aᵀ
+    # V_B U_Bᵀ G,  G V_A U_Aᵀ, of the gradient that the factors see
     A, B = (polar_factor(factor.cpu()).to(G.device) for factor in (frame.A, frame.B))
-    directions = lora_gradients(A, B, G, 1.0)
+    directions = lora_gradients(A, B, method.seen_gradient(state, G), 1.0)
     figures: Figures = {}
     for side in ("A", "B"):
         for name, matrix, rank in (

@@ -146,7 +146,7 @@ def _log(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _schedule(data: Mapping[str, Any], total_steps: int | None) -> RefreshSchedule | None:
     adapter = data["config"].get("adapter", {})
-    if data.get("method") == "sds-lora":  # in a comparison
+    if data.get("method") in ("sds-lora", "sds-hira"):  # in a comparison
         adapter = {"peft_type": "SDSLORA", **data["options"]}
     if adapter.get("peft_type") != "SDSLORA" or not total_steps or total_steps < 0:
         return None

@@ -1,0 +1,167 @@
+"""A frozen linear layer whose ΔW is multiplied with its weight, entry by entry: of full rank.
+
+``W' = W + ΔW ⊙ W / rms(W)``: HiRA's product (openreview.net/forum?id=TwJrTz9cRS) with the ΔW of
+Eq. (5). Divided by its root mean square W leaves ΔW about as large as it is.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .factors import LowRankPair
+from .fused import product, stacked, working_dtype
+from .precision import factorization_dtype, upcast
+
+
+def root_mean_square(weight: Tensor) -> Tensor:
+    """``rms(W)``, shape (1,), float32 or better; 1 where W is zero, which no product can change."""
+    norm = torch.linalg.vector_norm(weight.detach(), dtype=factorization_dtype(weight.dtype))
+    rms = norm / max(weight.numel(), 1) ** 0.5
+    return torch.where(rms > 0, rms, 1).reshape(1)
+
+
+def hadamard_change(delta: Tensor, weight: Tensor, rms: Tensor) -> Tensor:
+    """``ΔW ⊙ W / rms(W)``, in the dtype that the three promote to; all as W is stored."""
+    return delta * (weight / rms)
+
+
+def fused_hadamard_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    Q_A: Tensor,
+    Q_B: Tensor,
+    scaling: float,
+    gate: Tensor,
+    rms: Tensor,
+    dropped: Tensor | None = None,
+) -> Tensor:
+    """``x Wᵀ + bias + d (ΔW ⊙ W / rms(W))ᵀ``: (..., n) -> (..., m), where d is x or is ``dropped``.
+
+    The change is made for the moment of its use, forward and backward, and only ``d`` is kept.
+    Otherwise as :func:`~sdslora.core.fused_sds_linear`.
+
+    Args:
+        x: input (..., n).
+        weight: W, (m, n), frozen.
+        bias: (m,) or None.
+        A: (r, n).
+        B: (m, r).
+        Q_A: (n, r).
+        Q_B: (m, r).
+        scaling: s.
+        gate: shape (1,), 1 in the warm-up and 0 in the main stage.
+        rms: shape (1,), of W.
+        dropped: d, (..., n); None is x.
+
+    Raises:
+        RuntimeError: where a gradient of the gradient is asked for.
+    """
+    dtype = working_dtype(x)
+    x = x.to(dtype)
+    if dropped is not None:
+        dropped = dropped.to(dtype)
+    # a W that is kept in half precision would round a small change away, if that were added to it
+    one = dropped is None and weight.dtype.itemsize >= 4
+    out: Tensor = _HadamardLinear.apply(
+        x, dropped, weight, bias, A, B, Q_A, Q_B, scaling, gate, rms, one
+    )
+    return out
+
+
+class _HadamardLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        Q_A: Tensor,
+        Q_B: Tensor,
+        scaling: float,
+        gate: Tensor,
+        rms: Tensor,
+        one: bool,
+    ) -> Tensor:
+        dtype = x.dtype
+        bias_ = None if bias is None else bias.to(dtype)
+        d = x if dropped is None else dropped
+        # the factors' products are not autocast's
+        with torch.autocast(x.device.type, enabled=False):
+            change = _change(weight, _pair((A, B, Q_A, Q_B), gate), scaling / rms)
+            if one:
+                # x (W + C)ᵀ
+                out = F.linear(x, change.add_(weight).to(dtype), bias_)
+            else:
+                # x Wᵀ + d Cᵀ
+                out = F.linear(x, weight.to(dtype), bias_)
+                out.view(-1, out.shape[-1]).addmm_(_rows(d), change.to(dtype).mT)
+        ctx.save_for_backward(d, weight, A, B, Q_A, Q_B, gate, rms)
+        ctx.scaling, ctx.one, ctx.drops = scaling, one, dropped is not None
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
+                "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
+            )
+        d, weight, A, B, Q_A, Q_B, gate, rms = ctx.saved_tensors
+        need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
+        grad_x = grad_d = grad_bias = grad_A = grad_B = None
+        rows, g, dtype = _rows(d), _rows(grad), d.dtype
+        scale = ctx.scaling / rms
+        with torch.autocast(d.device.type, enabled=False):
+            pair = _pair((A, B, Q_A, Q_B), gate)
+            if need_d or (need_x and not ctx.drops):
+                change = _change(weight, pair, scale)
+                if ctx.one:
+                    # g (W + C)
+                    grad_x = g @ change.add_(weight).to(dtype)
+                elif ctx.drops:
+                    # g C
+                    grad_d = g @ change.to(dtype)
+                else:
+                    # g W + g C
+                    grad_x = (g @ weight.to(dtype)).addmm_(g, change.to(dtype))
+            if need_x and ctx.drops:
+                grad_x = g @ weight.to(dtype)
+            if need_A or need_B:
+                # dL/dΔW = G ⊙ W / rms(W),  G = gᵀ d
+                H = product(g.mT, rows, 1.0, pair.up.dtype).mul_(weight)
+                r = A.shape[0]
+                if need_A:
+                    # s (Q_B + gate B)ᵀ dL/dΔW
+                    grad_A = (scale * (pair.up[:, :r].mT @ H)).to(A.dtype)
+                if need_B:
+                    # s dL/dΔW (Q_A + gate Aᵀ)
+                    seen = torch.addcmul(pair.down[r:], gate, pair.down[:r])
+                    grad_B = (scale * (H @ seen.mT)).to(B.dtype)
+            if need_bias:
+                grad_bias = g.sum(0).to(ctx.bias_dtype)
+        grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
+        return grad_x, grad_d, None, grad_bias, grad_A, grad_B, *(None,) * 6
+
+
+def _pair(factors: tuple[Tensor, ...], gate: Tensor) -> LowRankPair:
+    """``ΔW / s`` as its factors, float32 or better."""
+    down, up = stacked([upcast(factor) for factor in factors], gate)
+    return LowRankPair(up, down)
+
+
+def _change(weight: Tensor, pair: LowRankPair, scale: Tensor) -> Tensor:
+    """C = ``scale W ⊙ (up down)``, (m, n), in the dtype of the pair."""
+    return ((scale * pair.up) @ pair.down).mul_(weight)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,103 @@
+"""SDS-LoRA adapters with ``use_hira`` as HiRA adapters of PEFT, exactly."""
+
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from peft import HiraConfig
+from torch import nn
+
+from ..core import LowRankPair
+from .adapter import (
+    PEFT_PREFIX,
+    LoraExport,
+    PlainAdapter,
+    PlainLayer,
+    choose_adapter,
+    common_rank,
+    find_carrier,
+    is_hira,
+    other_tensors,
+    padded_pairs,
+)
+from .files import written_whole
+from .layers import low_rank_layers
+from .plain_lora import save_peft
+
+KEYS = ("hira_A", "hira_B")
+"""What PEFT calls a layer's two tensors."""
+_NO_PLACE = {"bias": "none", "trainable_token_indices": None}
+"""What LoRA's configuration has and HiRA's has not."""
+
+
+@dataclass(frozen=True)
+class HiraExport(LoraExport):
+    """What :func:`to_hira` wrote."""
+
+    def __str__(self) -> str:
+        return f"HiRA adapter of rank {self.rank} in {self.path}: exact"
+
+
+def to_hira(
+    model: nn.Module, output_dir: str | PathLike[str], *, adapter: str | None = None
+) -> HiraExport:
+    """Write an adapter with ``use_hira`` as a HiRA adapter of rank 2r that stock PEFT loads.
+
+    The function is the same: ``W + W ⊙ (B' A')`` with ``A' = [A; Q_Aᵀ]`` and
+    ``B' = s / rms(W) [Q_B, B]``. Tensors are float32 or better; ``modules_to_save`` go along.
+
+    Args:
+        model: the PEFT model.
+        output_dir: a new directory, or an empty one.
+        adapter: its name; by default the only one, or the active one.
+
+    Raises:
+        ValueError: where there is no such adapter, it has no ``use_hira`` and so is a plain LoRA,
+            or it trains biases or tokens, which a HiRA adapter has no place for.
+        FileExistsError: where ``output_dir`` holds something.
+    """
+    carrier = find_carrier(model)
+    adapter = choose_adapter(carrier, adapter)
+    config = carrier.peft_config[adapter]
+    if not is_hira(config):
+        raise ValueError(
+            f"adapter {adapter!r} was trained without use_hira and is a plain LoRA: write it with "
+            "to_plain_lora"
+        )
+    for option, absent in _NO_PLACE.items():
+        if (value := getattr(config, option)) and value != absent:
+            raise ValueError(
+                f"a HiRA adapter has no place for {option}={value!r}: merge the adapter into the "
+                "model (merge_and_unload)"
+            )
+    pairs = {name: _pair(layer, adapter) for name, layer in low_rank_layers(carrier, adapter)}
+    padded = padded_pairs(pairs)
+    layers = {
+        name.removeprefix(PEFT_PREFIX): PlainLayer(
+            pair.down.contiguous(), pair.up.contiguous(), KEYS
+        )
+        for name, pair in padded.items()
+    }
+    others = other_tensors(carrier, adapter, list(pairs))
+    hira = PlainAdapter(config, layers, others, common_rank(padded), relative_error=0.0)
+    with written_whole(Path(output_dir)) as folder:
+        save_peft(folder, hira, _hira_config(config, hira.rank))
+    return HiraExport(Path(output_dir), hira.rank, 0.0)
+
+
+def _pair(layer: Any, adapter: str) -> LowRankPair:
+    up, down = layer.plain_pair(adapter)
+    # W ⊙ (s / rms(W) up down)
+    return LowRankPair(up * (layer.scaling[adapter] / layer.adapter_state(adapter).rms), down)
+
+
+def _hira_config(config: Any, rank: int) -> HiraConfig:
+    """HiRA on the same modules, of one rank."""
+    inherited = {
+        field.name: getattr(config, field.name)
+        for field in fields(HiraConfig)
+        if hasattr(config, field.name)
+    }
+    changed = {"r": rank, "rank_pattern": {}, "peft_type": None, "inference_mode": True}
+    return HiraConfig(**inherited | changed)

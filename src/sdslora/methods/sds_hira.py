@@ -1,0 +1,60 @@
+"""SDS-LoRA whose ΔW is multiplied with the weight, as HiRA's is."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..core import upcast
+from ..tuner import SdsLoraConfig, refuse_without_weight
+from .full_rank import HadamardChange
+from .layers import ADAPTER, base_weight, lora_layers
+from .sds_lora import SdsLora, SdsState
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class SdsHiraState(SdsState):
+    """Beside the factors and bases: the ``multiplier`` of ΔW, ``W / rms(W)`` (m, n)."""
+
+    multiplier: Tensor
+
+
+@dataclass(frozen=True)
+class SdsHira(HadamardChange, SdsLora):
+    """``W' = W + ΔW ⊙ W / rms(W)`` with SDS-LoRA's ΔW, of full rank; options as SDS-LoRA's.
+
+    See ``use_hira`` of :class:`sdslora.SdsLoraConfig`.
+    """
+
+    name = "sds-hira"
+    source = "ours, docs/findings.md, 11; sdslora.SdsLoraConfig(use_hira=True)"
+    use_hira: ClassVar[bool] = True
+
+    def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
+        """As any method's; weights that are quantized are refused."""
+        layers = super().check(model, settings)
+        for name, layer in layers.items():
+            refuse_without_weight(layer, name)
+        return layers
+
+    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+        """What SDS-LoRA has of each layer, and what its ΔW is multiplied with."""
+        layers = lora_layers(model)
+        return {
+            name: SdsHiraState(
+                state.factors, state.scaling, state.in_warmup, _multiplier(layers[name])
+            )
+            for name, state in super().layer_states(model).items()
+        }
+
+
+def sds_method(config: SdsLoraConfig) -> SdsLora:
+    """The method that trains an adapter of this configuration."""
+    method = SdsHira if config.use_hira else SdsLora
+    return method(refresh_mode=config.refresh_mode)
+
+
+def _multiplier(layer: Any) -> Tensor:
+    weight: Tensor = upcast(base_weight(layer))
+    return weight / layer.adapter_state(ADAPTER).rms
