@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdslora import SdsLoraCallback, SdsLoraConfig
-from sdslora.core import SdsFactors, delta_weight, fused_sds_linear, orthonormal_basis, refresh
+from sdslora.core import (
+    SdsFactors,
+    delta_weight,
+    fused_hadamard_linear,
+    fused_sds_linear,
+    orthonormal_basis,
+    refresh,
+    root_mean_square,
+)
 from sdslora.methods import METHODS
 from sdslora.tuner import PhasedAdapter, refresh_bases, start_main_stage
 from toys import VOCABULARY, make_llama, sds_model, trained
@@ -61,6 +69,20 @@ def reference(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
     return F.linear(x, weight + delta, bias)
 
 
+def multiplied(x, weight, *rest) -> Tensor:
+    """The layer of ``use_hira``."""
+    return fused_hadamard_linear(x, weight, *rest, root_mean_square(weight))
+
+
+def multiplied_reference(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
+    """``W + ΔW ⊙ W / rms(W)``, made."""
+    delta = s * (B @ Q_A.mT + Q_B @ A + gate * B @ A)
+    return F.linear(x, weight + delta * weight / weight.square().mean().sqrt(), bias)
+
+
+FUSED = {"added": (fused_sds_linear, reference), "multiplied": (multiplied, multiplied_reference)}
+
+
 def in_float64(arguments) -> list[object]:
     return [a.detach().double().cpu() if torch.is_tensor(a) else a for a in arguments]
 
@@ -80,20 +102,22 @@ def in_float64(arguments) -> list[object]:
     ],
     ids=str,
 )
-def test_the_fused_layer_equals_the_formula(dtype, adapter_dtype, gate):
+@pytest.mark.parametrize(("layer", "formula"), FUSED.values(), ids=FUSED)
+def test_the_fused_layer_equals_the_formula(dtype, adapter_dtype, gate, layer, formula):
     arguments = operands(dtype, adapter_dtype, gate)
-    exact = results(reference, *in_float64(arguments))
-    for mine, its in zip(results(fused_sds_linear, *arguments), exact, strict=True):
+    exact = results(formula, *in_float64(arguments))
+    for mine, its in zip(results(layer, *arguments), exact, strict=True):
         bound = 1e-12 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps
         assert (mine - its).abs().max() <= bound * its.abs().max()
 
 
-def test_autocast_and_the_dtypes_of_gradients():
+@pytest.mark.parametrize(("layer", "formula"), FUSED.values(), ids=FUSED)
+def test_autocast_and_the_dtypes_of_gradients(layer, formula):
     arguments = operands(torch.float32, torch.float32)
-    exact = results(reference, *in_float64(arguments))
+    exact = results(formula, *in_float64(arguments))
     with torch.autocast("cuda", torch.bfloat16):
-        mine = results(fused_sds_linear, *arguments)
-        assert fused_sds_linear(*arguments).dtype == torch.bfloat16
+        mine = results(layer, *arguments)
+        assert layer(*arguments).dtype == torch.bfloat16
     for half, full in zip(mine, exact, strict=True):
         assert (half - full).abs().max() <= 8 * 2**-7 * full.abs().max()
 

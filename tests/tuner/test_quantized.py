@@ -72,6 +72,14 @@ def quantized(request, folder):
     return make
 
 
+def test_use_hira_is_refused(quantized):
+    """Before anything is replaced."""
+    base = quantized()
+    with pytest.raises(ValueError, match="use_hira=True with weights that are quantized"):
+        sds_model(base, use_hira=True)
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
 @pytest.mark.parametrize("steps", [2, 9])
 def test_forward_adds_delta(quantized, steps, input_ids):
     model = sds_model(quantized())
