@@ -174,6 +174,18 @@ def test_merged_and_exported(trained: Path, vit_dir: Path, sdslora: Run, tmp_pat
         assert words in result.err
 
 
+def test_with_use_hira(given: Train, vit_dir: Path, sdslora: Run, tmp_path) -> None:
+    """The classes go along, as the new head does."""
+    run = tmp_path / "run"
+    result = sdslora("train", f"--output_dir={run}", *given, "--adapter.use_hira=true")
+    assert result.status == 0, result.err
+    assert sdslora("export", run, tmp_path / "hira", "--format=hira").status == 0
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    own, stock = (in_stock_libraries(p, vit_dir) for p in (run, tmp_path / "hira"))
+    assert stock.peft_config["default"].peft_type == "HIRA"
+    torch.testing.assert_close(stock(pixels).logits, own(pixels).logits)
+
+
 def test_diagnose_takes_gradients_on_images(trained: Path, sdslora: Run, tmp_path) -> None:
     result = sdslora("diagnose", trained, "--rows=4", f"--output_dir={tmp_path / 'out'}")
     assert result.status == 0, result.err

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from sdslora import SdsLoraScheduler
 from sdslora.training import steps
 from sdslora.training.zero import ZeroOptimizer
+from toys import make_llama, sds_model
 
 
 class Zero:
@@ -73,6 +75,16 @@ def test_another_parameter_beside_the_adapters_is_refused():
     steps.require_held(optimizer, [p for group in zero.bit16_groups for p in group], "default")
     with pytest.raises(ValueError, match=r"ZeRO with 1 trained parameters beside the adapter's"):
         steps.require_held(optimizer, zero.bit16_groups[0], "default")
+
+
+def test_use_hira_needs_the_weights_whole():
+    """ZeRO-3 marks what it keeps in partitions; said before the first step."""
+    model = sds_model(make_llama(), use_hira=True)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    SdsLoraScheduler(model, optimizer, 12)
+    model.get_parameter("base_model.model.model.layers.1.mlp.up_proj.base_layer.weight").ds_id = 7
+    with pytest.raises(ValueError, match=r"use_hira=True with .*ZeRO-3.*layers.1.mlp.up_proj'"):
+        SdsLoraScheduler(model, optimizer, 12)
 
 
 def test_a_parameter_that_zero_does_not_hold_is_refused():

@@ -140,6 +140,24 @@ def test_two_adapters_change_the_same_weight(order, second_too, input_ids):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_rms_is_not_that_of_a_merged_weight():
+    """Where another adapter is merged the new one is refused; unmerged, it is the base weight's."""
+    model = trained()
+    config = SdsLoraConfig(r=4, target_modules="all-linear", use_hira=True)
+    model.merge_adapter()
+    with pytest.raises(
+        ValueError, match=r"merged \('default' in layer .*unmerge_adapter\(\) first"
+    ):
+        model.add_adapter("second", config)
+    assert not sds_layers(model, "second")
+    model.unmerge_adapter()
+    model.add_adapter("second", config)
+    base = make_llama()
+    for name, layer in sds_layers(model, "second").items():
+        expected = base.get_submodule(name).weight.square().mean().sqrt().reshape(1)
+        torch.testing.assert_close(layer.lora_sds["second"].rms, expected)
+
+
 # ----------------------------------------------------------------------- saving, copies, casts
 
 
@@ -265,10 +283,15 @@ def test_layers_without_such_a_weight_are_refused(name, reason):
 
 
 @pytest.mark.parametrize("taken", [torch.empty(0), torch.empty(32, 32, device="meta")])
-def test_a_weight_that_is_taken_away_later(taken, input_ids):
+@pytest.mark.parametrize("factors_too", [True, False])
+def test_a_weight_that_is_taken_away_later(taken, factors_too, input_ids):
     """As DeepSpeed's ZeRO-3 and offloading do: the layer's own hooks bring it back for its call."""
     model = hira()
-    base = sds_layers(model)["model.layers.0.self_attn.q_proj"].get_base_layer()
+    layer = sds_layers(model)["model.layers.0.self_attn.q_proj"]
+    base = layer.get_base_layer()
+    if factors_too:
+        for parameter in layer.adapter_parameters("default"):
+            parameter.data = torch.empty(0)
     weight = base.weight
     base.weight = nn.Parameter(taken, requires_grad=False)
 

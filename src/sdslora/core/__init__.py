@@ -22,6 +22,7 @@ from .gradients import (
 from .hadamard import (
     fused_hadamard_linear,
     hadamard_change,
+    hadamard_multiplier,
     root_mean_square,
 )
 from .linear import sds_branch, sds_linear
@@ -49,6 +50,7 @@ __all__ = [
     "fused_hadamard_linear",
     "fused_sds_linear",
     "hadamard_change",
+    "hadamard_multiplier",
     "lora_delta_weight",
     "lora_effective_gradient",
     "lora_gradients",

@@ -22,9 +22,14 @@ def root_mean_square(weight: Tensor) -> Tensor:
     return torch.where(rms > 0, rms, 1).reshape(1)
 
 
+def hadamard_multiplier(weight: Tensor, rms: Tensor) -> Tensor:
+    """``W / rms(W)``, what ΔW is multiplied with, in the dtype that the two promote to."""
+    return weight / rms
+
+
 def hadamard_change(delta: Tensor, weight: Tensor, rms: Tensor) -> Tensor:
-    """``ΔW ⊙ W / rms(W)``, in the dtype that the three promote to; all as W is stored."""
-    return delta * (weight / rms)
+    """``ΔW ⊙ W / rms(W)``, (m, n) or as W is stored, in the dtype that the three promote to."""
+    return delta * hadamard_multiplier(weight, rms)
 
 
 def fused_hadamard_linear(
@@ -65,8 +70,8 @@ def fused_hadamard_linear(
     x = x.to(dtype)
     if dropped is not None:
         dropped = dropped.to(dtype)
-    # a W that is kept in half precision would round a small change away, if that were added to it
-    one = dropped is None and weight.dtype.itemsize >= 4
+    # in half precision a small change would be rounded away, if it were added to W
+    one = dropped is None and dtype.itemsize >= 4
     out: Tensor = _HadamardLinear.apply(
         x, dropped, weight, bias, A, B, Q_A, Q_B, scaling, gate, rms, one
     )
@@ -133,6 +138,7 @@ class _HadamardLinear(torch.autograd.Function):
                 else:
                     # g W + g C
                     grad_x = (g @ weight.to(dtype)).addmm_(g, change.to(dtype))
+                del change  # as large as W
             if need_x and ctx.drops:
                 grad_x = g @ weight.to(dtype)
             if need_A or need_B:
@@ -159,7 +165,7 @@ def _pair(factors: tuple[Tensor, ...], gate: Tensor) -> LowRankPair:
 
 
 def _change(weight: Tensor, pair: LowRankPair, scale: Tensor) -> Tensor:
-    """C = ``scale W ⊙ (up down)``, (m, n), in the dtype of the pair."""
+    """C = :func:`hadamard_change`, in place, in the dtype of the pair; ``scale`` is s / rms(W)."""
     return ((scale * pair.up) @ pair.down).mul_(weight)
 
 

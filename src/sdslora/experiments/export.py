@@ -82,7 +82,7 @@ def export(spec: ExportSpec) -> None:
     model = _load(spec)
     try:
         done = _write(model, spec)
-        if spec.format == "peft" and is_classifier(model.config):
+        if spec.format in ("peft", "hira") and is_classifier(model.config):
             model.config.save_pretrained(spec.output_dir)  # the classes, which no adapter keeps
     except ModuleNotFoundError as error:
         needed = f"{spec.format} needs the package {error.name}: pip install {error.name}"

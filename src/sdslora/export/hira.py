@@ -59,7 +59,7 @@ def to_hira(
     """
     carrier = find_carrier(model)
     adapter = choose_adapter(carrier, adapter)
-    config = carrier.peft_config[adapter]
+    config, adapted = carrier.peft_config[adapter], low_rank_layers(carrier, adapter)
     if not is_hira(config):
         raise ValueError(
             f"adapter {adapter!r} was trained without use_hira and is a plain LoRA: write it with "
@@ -71,7 +71,7 @@ def to_hira(
                 f"a HiRA adapter has no place for {option}={value!r}: merge the adapter into the "
                 "model (merge_and_unload)"
             )
-    pairs = {name: _pair(layer, adapter) for name, layer in low_rank_layers(carrier, adapter)}
+    pairs = {name: _pair(layer, adapter) for name, layer in adapted}
     padded = padded_pairs(pairs)
     layers = {
         name.removeprefix(PEFT_PREFIX): PlainLayer(

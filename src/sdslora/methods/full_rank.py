@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
@@ -13,11 +13,13 @@ from .method import Method
 class FullRankChange(Method):
     """Base class of these: there is no plain LoRA of them."""
 
+    way_out: ClassVar[str] = "save the adapter with save_pretrained, which stock PEFT loads"
+
     def plain_pairs(self, model: nn.Module) -> NoReturn:
         """Raises: ValueError: always."""
         raise ValueError(
             f"{self.name} changes the weights by a matrix of full rank, for which there is no "
-            "plain LoRA: save the adapter with save_pretrained, or merge it with merge_and_unload"
+            f"plain LoRA: {self.way_out}, or merge it with merge_and_unload"
         )
 
     def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> NoReturn:
@@ -27,9 +29,9 @@ class FullRankChange(Method):
 
 @dataclass(frozen=True)
 class HadamardChange(FullRankChange):
-    """Mixed into a method of low rank: its change is multiplied, entry by entry.
+    """Mixed into a method of low rank: its change is multiplied with a matrix, entry by entry.
 
-    Its states have ``multiplier`` (m, n), what with.
+    That matrix is the ``multiplier`` (m, n) of its states.
     """
 
     def seen_gradient(self, state: Any, G: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..core import upcast
+from ..core import hadamard_multiplier, upcast
 from ..tuner import SdsLoraConfig, refuse_without_weight
 from .full_rank import HadamardChange
 from .layers import ADAPTER, base_weight, lora_layers
@@ -30,6 +30,7 @@ class SdsHira(HadamardChange, SdsLora):
     name = "sds-hira"
     source = "ours, docs/findings.md, 11; sdslora.SdsLoraConfig(use_hira=True)"
     use_hira: ClassVar[bool] = True
+    way_out: ClassVar[str] = "write it with sdslora.export.to_hira, which stock PEFT loads"
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
         """As any method's; weights that are quantized are refused."""
@@ -42,9 +43,7 @@ class SdsHira(HadamardChange, SdsLora):
         """What SDS-LoRA has of each layer, and what its ΔW is multiplied with."""
         layers = lora_layers(model)
         return {
-            name: SdsHiraState(
-                state.factors, state.scaling, state.in_warmup, _multiplier(layers[name])
-            )
+            name: SdsHiraState(**vars(state), multiplier=_multiplier(layers[name]))
             for name, state in super().layer_states(model).items()
         }
 
@@ -56,5 +55,4 @@ def sds_method(config: SdsLoraConfig) -> SdsLora:
 
 
 def _multiplier(layer: Any) -> Tensor:
-    weight: Tensor = upcast(base_weight(layer))
-    return weight / layer.adapter_state(ADAPTER).rms
+    return hadamard_multiplier(upcast(base_weight(layer)), layer.adapter_state(ADAPTER).rms)

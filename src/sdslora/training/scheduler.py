@@ -12,7 +12,7 @@ from . import steps, watchdog
 from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
 from .sharing import sharing_of
 from .transport import MomentumTransport
-from .zero import is_partitioned
+from .zero import is_partitioned, refuse_partitioned_weights
 
 _REFRESHES = "sds_lora_refreshes"
 """Beside the count of steps, in the optimizer's first parameter group."""
@@ -103,6 +103,8 @@ class SdsLoraScheduler:
                 "trained with is_trainable=True"
             )
         for adapter in self.adapters:
+            if configs[adapter.name].use_hira:
+                refuse_partitioned_weights(adapter)
             adapter.sharing = sharing_of(adapter, self.model, self._process_group)
         self._follow(step)
         steps.count_steps(self.optimizer, start=step)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tuner import PhasedAdapter
 from .distributed import Shared, mesh_of
 
 ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
@@ -19,6 +20,16 @@ _ATTRIBUTE = "sds_lora_optimizer"
 def is_partitioned(parameter: nn.Parameter) -> bool:
     """Whether ZeRO keeps the parameter's master, and maybe the parameter itself, in partitions."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+
+
+def refuse_partitioned_weights(adapter: PhasedAdapter) -> None:
+    """Raise ``ValueError`` where ZeRO-3 keeps the weights that ``use_hira`` multiplies with."""
+    for name, layer in adapter.layers.items():
+        if hasattr(layer.get_base_layer().weight, "ds_id"):
+            raise ValueError(
+                "SDS-LoRA does not support use_hira=True with DeepSpeed's ZeRO-3, which keeps the "
+                f"weight of layer {name!r} in partitions: use ZeRO-2 or FSDP2, or use_hira=False"
+            )
 
 
 class ZeroOptimizer:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import fused_hadamard_linear, hadamard_change
+from ..core import delta_weight, fused_hadamard_linear, hadamard_change, upcast
 from .state import SdsState
 
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class HiraState(SdsState):
+class HadamardState(SdsState):
     """The bases and the phase, and ``rms`` (1,) of the base weight that ΔW is multiplied with."""
 
     rms: Tensor
@@ -22,18 +22,27 @@ class HiraState(SdsState):
         self.register_buffer("rms", torch.ones_like(self.gate))
 
     def change(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """``ΔW ⊙ W / rms(W)``.
+        """``ΔW ⊙ W / rms(W)``; all as W is stored."""
+        return hadamard_change(delta, weight, self.rms)
+
+    def trained_change(self, A: Tensor, B: Tensor, scaling: float, weight: Tensor) -> Tensor:
+        """The same (m, n) of A (r, n), B (m, r) and W (m, n), with gradients for A and B.
 
         Raises:
             RuntimeError: where the weight is not there.
         """
-        if weight.shape != delta.shape or weight.device != delta.device:
+        shape = len(self.Q_B), len(self.Q_A)
+        if weight.shape != shape or weight.device != self.Q_A.device:
             raise RuntimeError(
-                "use_hira=True multiplies with the whole weight of a layer, and one of shape "
-                f"{tuple(delta.shape)} is {tuple(weight.shape)} on {weight.device}: DeepSpeed's "
-                "ZeRO-3 has sharded it, or it is offloaded. Use FSDP2, or use_hira=False."
+                f"use_hira=True multiplies with the whole weight of a layer, and one of shape "
+                f"{shape} is {tuple(weight.shape)} on {weight.device}: DeepSpeed's ZeRO-3 has "
+                "sharded it, or it is offloaded. Use FSDP2, or use_hira=False."
             )
-        return hadamard_change(delta, weight, self.rms)
+        with torch.autocast(weight.device.type, enabled=False):
+            A, B = upcast(A), upcast(B)
+            # Eq. (1) in the warm-up, then Eq. (5)
+            delta = delta_weight(A, B, self.Q_A + self.gate * A.mT, self.Q_B, scaling)
+            return self.change(delta, weight)
 
     def fused_linear(
         self,
@@ -94,6 +103,23 @@ class RemembersWeight:
             self._unmerged = None
 
 
+def refuse_merged(module: nn.Module, name: str) -> None:
+    """Refuse a layer whose weight is not its own now: rms(W) would be that of another one.
+
+    Args:
+        module: the layer, or PEFT's around it, that an adapter with ``use_hira`` is to be added to.
+        name: its name in the model.
+
+    Raises:
+        ValueError: naming the layer and the way out.
+    """
+    if merged := getattr(module, "merged_adapters", ()):
+        raise ValueError(
+            "SDS-LoRA does not support use_hira=True beside adapters that are merged "
+            f"({merged[0]!r} in layer {name!r}): call unmerge_adapter() first."
+        )
+
+
 def refuse_without_weight(module: nn.Module, name: str) -> None:
     """Refuse a layer whose weight cannot be multiplied with.
 
@@ -119,4 +145,4 @@ def refuse_without_weight(module: nn.Module, name: str) -> None:
 
 
 def _is_hira(state: nn.Module) -> bool:
-    return isinstance(state, HiraState)
+    return isinstance(state, HadamardState)

@@ -31,7 +31,7 @@ from ..core import (
     upcast,
 )
 from .config import SdsLoraConfig
-from .hira import HiraState, RemembersWeight
+from .hira import HadamardState, RemembersWeight
 from .requantized import Requantized
 from .state import SdsState
 
@@ -79,9 +79,9 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         A, B = self.adapter_parameters(adapter)
         # The base layer's device: while an adapter is loaded, A may be on none
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        kind = HiraState if use_hira else SdsState
+        kind = HadamardState if use_hira else SdsState
         state = kind(B.shape[0], A[0].numel(), A.shape[0], A.dtype, device or A.device)
-        if isinstance(state, HiraState):
+        if isinstance(state, HadamardState):
             state.rms = root_mean_square(self.unmerged_weight()).to(state.gate)
         return state
 
@@ -122,8 +122,8 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
     def plain_pair(self, adapter: str) -> LowRankPair:
         """The plain LoRA that equals the adapter's ΔW, scaling left out; float32 or better.
 
-        Rank 2r in the main stage, r in the warm-up. With ``use_hira`` it is not yet what the
-        adapter changes, which ΔW is multiplied for.
+        Rank 2r in the main stage, r in the warm-up. With ``use_hira`` ΔW is multiplied afterwards,
+        and there is no plain LoRA of what the adapter changes.
         """
         factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
         if self.adapter_state(adapter).in_warmup:
@@ -220,12 +220,12 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
     def branch(self, adapter: str, x: Tensor) -> Tensor:
         """What the adapter adds to the base layer's output."""
         state = self.adapter_state(adapter)
-        if not isinstance(state, HiraState):
+        if not isinstance(state, HadamardState):
             return super().branch(adapter, x)
-        A, B = map(upcast, self.adapter_parameters(adapter))
-        # Eq. (1) in the warm-up, then Eq. (5), with gradients for A and B
-        delta = delta_weight(A, B, state.Q_A + state.gate * A.mT, state.Q_B, self.scaling[adapter])
-        change = state.change(delta, transpose(self.unmerged_weight(), self.fan_in_fan_out))
+        weight = transpose(self.unmerged_weight(), self.fan_in_fan_out)
+        change = state.trained_change(
+            *self.adapter_parameters(adapter), self.scaling[adapter], weight
+        )
         return F.linear(self.lora_dropout[adapter](x), change.to(x.dtype))
 
     def _fusible_adapter(self, x: Tensor) -> str | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import SdsLoraConfig
 from .experts import SdsParamWrapper, log_coverage, refuse_parameters
-from .hira import refuse_without_weight
+from .hira import refuse_merged, refuse_without_weight
 from .layer import adopt, refuse_unsupported
 from .loading import refuse_larger_than_file, require_all
 from .patterns import refuse_slow
@@ -107,6 +107,7 @@ class SdsLoraModel(WeightedAdapterModel):
                 refuse_unsupported(base, name, attentions)
                 if peft_config.use_hira:
                     refuse_without_weight(base, name)
+                    refuse_merged(module, name)
                 targets[name] = base
         refuse_larger_than_file(peft_config, targets)
 

@@ -123,7 +123,7 @@ class PhasedAdapter:
         """
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
-        with self._exactly(), self.sharing.opened(self._parameters()):
+        with self.exactly(), self.sharing.opened(self._parameters()):
             for _, group in self._groups():
                 A, B = map(self.sharing.take, (group.A, group.B))
                 self._write(group, reparameterize(A, B, 1.0))
@@ -147,7 +147,7 @@ class PhasedAdapter:
             )
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
-        with self._exactly(), self.sharing.opened(self._parameters()):
+        with self.exactly(), self.sharing.opened(self._parameters()):
             for layers, group in self._groups():
                 if mode == "qr" and not measure and follow is None:
                     self._replace_bases(group)
@@ -168,7 +168,7 @@ class PhasedAdapter:
         mean = self.sharing.mean
         return RefreshReport(mean(drifts), mean(jumps)) if measure else None
 
-    def _exactly(self) -> AbstractContextManager[None]:
+    def exactly(self) -> AbstractContextManager[None]:
         """Products in the dtype of their factors, in a loop that is under autocast too."""
         return torch.autocast(next(self._parameters()).device.type, enabled=False)
 

@@ -46,7 +46,7 @@ class SdsState(nn.Module):
             self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
 
     def change(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """What ΔW makes of the base weight W, less W; both in one shape."""
+        """What is added to the base weight W; ΔW and W as W is stored."""
         return delta
 
     def fused_linear(
@@ -58,7 +58,10 @@ class SdsState(nn.Module):
         scaling: float,
         dropped: Tensor | None,
     ) -> Tensor:
-        """The base layer and the branch as one operation; ``dropped`` is what dropout left of x."""
+        """The base layer and the branch as one operation: (..., n) -> (..., m).
+
+        A (r, n), B (m, r); ``dropped`` (..., n) is what dropout left of x, None without dropout.
+        """
         return fused_sds_linear(
             x, base.weight, base.bias, A, B, self.Q_A, self.Q_B, scaling, self.gate, dropped
         )

@@ -220,6 +220,8 @@ def test_defaults_of_the_comparison() -> None:
     assert comparison.baseline.label == "lora"
     assert [pair.rival for pair in comparison.pairs] == ["dora", "lora"]
     assert compare(runs[:1]).reference == compare(runs[:1]).baseline.label == "dora"
+    runs[1:2] = at_one_rate("sds-hira b", [1.0])
+    assert compare(runs).reference == "sds-hira b"
 
 
 def test_what_cannot_be_compared() -> None:

@@ -122,7 +122,8 @@ class CompareSpec:
         test: Rows that the results are reported on and nothing is chosen by: a number, a fraction
             below 1, another split of the Hub data set, or a path.
         metric: What is compared on the test rows: "loss", "accuracy" or "exact_match".
-        reference: Label of the contender to set against every other; sds-lora by default.
+        reference: Label of the contender to set against every other; sds-lora by default, or
+            sds-hira.
         dry_run: Print what would be run, and stop before any weight is loaded.
     """
 

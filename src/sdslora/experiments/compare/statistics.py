@@ -23,6 +23,9 @@ __all__ = ["HIGHER_IS_BETTER", "Comparison", "Contender", "Metric", "compare", "
 Metric = Literal["loss", "accuracy", "exact_match"]
 HIGHER_IS_BETTER: dict[Metric, bool] = {"loss": False, "accuracy": True, "exact_match": True}
 
+OURS = ("sds-lora", "sds-hira")
+"""The methods that are set against the others, the first of them that is there."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -103,7 +106,7 @@ def compare(
     Args:
         runs: the records; those of one contender share a ``label``.
         reference: label of the contender to set against the others; by default the first whose
-            method is ``sds-lora``, else the first.
+            method is one of :data:`OURS`, else the first.
         metric: what is compared on the test split. The rate is always chosen on validation loss.
 
     Raises:
@@ -208,8 +211,8 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[int,
 def _reference(contenders: Sequence[Contender], label: str | None) -> str:
     labels = [contender.label for contender in contenders]
     if label is None:
-        ours = (contender.label for contender in contenders if contender.method == "sds-lora")
-        return next(ours, labels[0])
+        of_methods = {c.method: c.label for c in reversed(contenders)}
+        return next((of_methods[m] for m in OURS if m in of_methods), labels[0])
     if label not in labels:
         raise UserError(f"there are no runs of the reference {label!r}{nearest(label, labels)}")
     return label

@@ -23,7 +23,8 @@ class BasesOrthonormal:
         for adapter in self.adapters:
             if adapter.in_warmup:
                 continue
-            errors = torch.stack([e.cpu() for e in _departures(adapter)])
+            with adapter.exactly():
+                errors = torch.stack([e.cpu() for e in _departures(adapter)])
             worst = int(errors.nan_to_num(torch.inf).argmax())
             if not errors[worst] <= _TOLERANCE:
                 name = list(adapter.layers)[worst // 2]
