@@ -32,7 +32,7 @@ def test_the_schedule_is_the_tuners():
 def test_the_other_methods_need_no_callback():
     """The ablation's only checks the length of the training."""
     named = [name for name in METHODS if make_method(name).callbacks()]
-    assert named == ["orthonormal", "sds-lora"]
+    assert named == ["orthonormal", "sds-lora", "sds-hira"]
 
 
 def test_the_effective_gradient_of_the_main_stage():
