@@ -42,6 +42,8 @@ COMPARISONS = [
     *HYPOTHESES,
     *GAP,
     "smollm2-multiplied",
+    "small-vision-sds-hira",
+    "small-language-sds-hira",
 ]
 NOT_YET = "Not run to its end yet."
 
