@@ -90,7 +90,8 @@ def comparison(name: str) -> str:
     if not report.exists():
         return NOT_YET
     tables = sections(report.read_text())
-    verdicts, tolerances = tables["Verdicts"], tables["Tolerance of the learning rate"]
+    verdicts = tables.get("Verdicts", {})  # of a single contender there is none
+    tolerances = tables["Tolerance of the learning rate"]
     [reference] = tables["Results"].keys() - verdicts.keys()
     rows = []
     for contender, result in tables["Results"].items():

@@ -174,3 +174,11 @@ def test_terminal_shows_the_same_cells(full) -> None:
         "no difference",
     ):
         assert words in shown
+
+
+def test_of_one_contender_there_are_no_verdicts() -> None:
+    runs = grid({1e-4: [3.0, 3.0], 1e-3: [1.0, 1.0], 1e-2: [2.0, 2.0]})
+    text = report.markdown(compare(runs))
+    assert text.startswith("# Comparison\n\n## Results\n\n")
+    assert "Verdicts" not in text
+    assert "## Verdicts" in report.markdown(compare(runs + at_one_rate("other", [1.0, 2.0])))

@@ -31,7 +31,8 @@ class _Grid:
 def markdown(comparison: Comparison) -> str:
     """The whole report: the summary, and all tables."""
     lines = summary(comparison).splitlines()
-    parts = ["# Comparison", "\n".join(f"- {_escaped(line)}" for line in lines)]
+    said = ["\n".join(f"- {_escaped(line)}" for line in lines)] if lines else []
+    parts = ["# Comparison", *said]
     for grid in _grids(comparison):
         parts += [f"## {grid.title}", _escaped(grid.note), _pipes(grid)]
     return "\n\n".join(parts) + "\n"
@@ -50,7 +51,8 @@ def summary(comparison: Comparison) -> str:
 
 
 def _grids(comparison: Comparison) -> list[_Grid]:
-    grids = [_results(comparison), _verdicts(comparison), _tuning(comparison)]
+    verdicts = [_verdicts(comparison)] if comparison.pairs else []
+    grids = [_results(comparison), *verdicts, _tuning(comparison)]
     return [*grids, _rates(comparison), _costs(comparison)]
 
 
