@@ -111,11 +111,7 @@ class _FusedSdsLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
-                "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
-            )
+        refuse_gradient_of_gradient()
         d, h, weight, gate, *kept = ctx.saved_tensors
         down, up = kept if len(kept) == 2 else _packed(kept, gate, d.dtype)
         r = len(down) // 2
@@ -151,6 +147,15 @@ class _FusedSdsLinear(torch.autograd.Function):
             grad_bias = g.sum(0).to(of_bias)
         grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
+
+
+def refuse_gradient_of_gradient() -> None:
+    """Raise ``RuntimeError`` in a backward pass that is to be differentiated itself."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
+            "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
+        )
 
 
 def working_dtype(x: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .factors import LowRankPair
-from .fused import product, stacked, working_dtype
+from .fused import product, refuse_gradient_of_gradient, stacked, working_dtype
 from .precision import factorization_dtype, upcast
 
 
@@ -115,11 +115,7 @@ class _HadamardLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused SDS-LoRA layer has no gradient of its gradient (create_graph=True): "
-                "set SDSLORA_FUSED=0 in the environment, and torch differentiates each operation"
-            )
+        refuse_gradient_of_gradient()
         d, weight, A, B, Q_A, Q_B, gate, rms = ctx.saved_tensors
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
         grad_x = grad_d = grad_bias = grad_A = grad_B = None

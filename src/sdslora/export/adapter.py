@@ -128,6 +128,32 @@ def plain_adapter(
     )
 
 
+def adapter_of_pairs(
+    carrier: Any,
+    adapter: str,
+    pairs: Mapping[str, LowRankPair],
+    keys: tuple[str, str] = LINEAR_KEYS,
+) -> PlainAdapter:
+    """Given pairs of linear layers as an adapter in memory, exactly.
+
+    Args:
+        carrier: what :func:`find_carrier` gave.
+        adapter: whose configuration and other tensors go along.
+        pairs: by the layer's name, ``up`` (m, k) and ``down`` (k, n), the scaling folded in.
+        keys: what PEFT calls the two.
+    """
+    padded = padded_pairs(pairs)
+    layers = {
+        name.removeprefix(PEFT_PREFIX): PlainLayer(
+            pair.down.contiguous(), pair.up.contiguous(), keys
+        )
+        for name, pair in padded.items()
+    }
+    others = other_tensors(carrier, adapter, list(layers))
+    config, rank = carrier.peft_config[adapter], common_rank(padded)
+    return PlainAdapter(config, layers, others, rank, relative_error=0.0)
+
+
 def check_rank(rank: Any) -> None:
     """Raise ``ValueError`` where ``rank`` is none that an export can have."""
     if rank not in ("exact", "compact") and not (type(rank) is int and rank >= 1):

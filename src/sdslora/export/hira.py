@@ -10,16 +10,11 @@ from torch import nn
 
 from ..core import LowRankPair
 from .adapter import (
-    PEFT_PREFIX,
     LoraExport,
-    PlainAdapter,
-    PlainLayer,
+    adapter_of_pairs,
     choose_adapter,
-    common_rank,
     find_carrier,
     is_hira,
-    other_tensors,
-    padded_pairs,
 )
 from .files import written_whole
 from .layers import low_rank_layers
@@ -72,15 +67,7 @@ def to_hira(
                 "model (merge_and_unload)"
             )
     pairs = {name: _pair(layer, adapter) for name, layer in adapted}
-    padded = padded_pairs(pairs)
-    layers = {
-        name.removeprefix(PEFT_PREFIX): PlainLayer(
-            pair.down.contiguous(), pair.up.contiguous(), KEYS
-        )
-        for name, pair in padded.items()
-    }
-    others = other_tensors(carrier, adapter, list(pairs))
-    hira = PlainAdapter(config, layers, others, common_rank(padded), relative_error=0.0)
+    hira = adapter_of_pairs(carrier, adapter, pairs, KEYS)
     with written_whole(Path(output_dir)) as folder:
         save_peft(folder, hira, _hira_config(config, hira.rank))
     return HiraExport(Path(output_dir), hira.rank, 0.0)

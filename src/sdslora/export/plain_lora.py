@@ -15,13 +15,10 @@ from .adapter import (
     PEFT_PREFIX,
     LoraExport,
     PlainAdapter,
-    PlainLayer,
     Rank,
+    adapter_of_pairs,
     check_rank,
-    common_rank,
     find_carrier,
-    other_tensors,
-    padded_pairs,
     plain_adapter,
 )
 from .files import written_whole
@@ -103,15 +100,7 @@ def write_plain_lora(
     Raises:
         FileExistsError: where ``output_dir`` holds something.
     """
-    carrier = find_carrier(model)
-    padded = padded_pairs(pairs)
-    layers = {
-        name.removeprefix(PEFT_PREFIX): PlainLayer(pair.down.contiguous(), pair.up.contiguous())
-        for name, pair in padded.items()
-    }
-    others = other_tensors(carrier, adapter, list(layers))
-    config, rank = carrier.peft_config[adapter], common_rank(padded)
-    plain = PlainAdapter(config, layers, others, rank, relative_error=0.0)
+    plain = adapter_of_pairs(find_carrier(model), adapter, pairs)
     with written_whole(Path(output_dir)) as folder:
         save_peft(folder, plain, _plain_config(plain.config, plain.rank))
     return PlainLoraExport(Path(output_dir), plain.rank, 0.0)
