@@ -10,10 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdslora.core import orthonormal_basis, subspace_cosine
+from sdslora.core import basis, orthonormal_basis, subspace_cosine
 
 ORTHONORMAL = 1e-5
 """What float32 bases may deviate from orthonormality, whatever the condition of the columns."""
+
+
+@pytest.fixture(params=[False, True], ids=["asking", "not asking"], scope="module", autouse=True)
+def asking_costs(request):
+    """Every test twice: as on a CPU, and by a GPU's way, which looks at no value in between."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(basis, "asking_costs", lambda M: request.param)
+        yield request.param
 
 
 def generator(seed: int) -> torch.Generator:

@@ -73,9 +73,11 @@ def results(function, x, operands, mask=None):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("gate", [0.0, 1.0], ids=["main", "warm-up"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-def test_equals_the_formula_in_float64(shape, gate, bias):
+# few columns of B are multiplied another way
+@pytest.mark.parametrize("rank", [R, 12])
+def test_equals_the_formula_in_float64(shape, gate, bias, rank):
     x = torch.randn(shape, dtype=torch.float64)
-    arguments = operands(gate=gate, bias=bias)
+    arguments = operands(gate=gate, bias=bias, sides=(M, N, rank))
     for mine, reference in zip(
         results(fused_sds_linear, x, arguments), results(plain, x, arguments), strict=True
     ):

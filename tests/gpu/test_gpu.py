@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,20 @@ def test_a_refresh_is_that_of_the_cpu(mode):
     if mode == "preserve":
         kept = delta_weight(*on_gpu, 1.0).cpu()
         torch.testing.assert_close(kept, delta_weight(*factors, 1.0), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("mode", "stacks"), [("qr", 5), ("preserve", 8)])
+def test_a_refresh_waits_once_for_each_stack(mode, stacks):
+    """As tests/tuner/test_phases.py counts them on a CPU."""
+    adapter = PhasedAdapter(trained().cuda(), "default")
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            adapter.refresh_bases(mode)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in caught if "synchronizing" in str(w.message)]) == 1 + stacks
 
 
 def test_the_main_stage_starts_with_the_same_function():

@@ -88,7 +88,9 @@ def test_the_momentum_is_in_the_new_coordinates(kind, mode):
                 continue
             in_A = parameter == f"{layer}.lora_A.default.weight"
             wanted = expected(was, old_B, new_B) if in_A else expected(was.T, old_A, new_A).T
-            torch.testing.assert_close(moment.double(), wanted, rtol=1e-4, atol=1e-9)
+            # the rounding of a float32 product, whose terms may cancel
+            rounding = 1e-6 * was.abs().max().item()
+            torch.testing.assert_close(moment.double(), wanted, rtol=1e-4, atol=rounding)
 
 
 def test_without_it_a_refresh_leaves_the_moments():

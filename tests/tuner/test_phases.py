@@ -9,9 +9,10 @@ import pytest
 import torch
 from peft import get_peft_model, inject_adapter_in_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdslora import SdsLoraConfig
-from sdslora.core import orthonormal_basis, refresh, relative_change, reparameterize
+from sdslora.core import basis, orthonormal_basis, refresh, relative_change, reparameterize
 from sdslora.tuner import (
     LIVE_LAYERS,
     PhasedAdapter,
@@ -61,6 +62,33 @@ def test_refresh_is_the_cores_in_every_layer(mode):
         for ours, theirs in zip(layer.sds_factors("default"), alone, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
         assert not torch.equal(layer.lora_sds["default"].Q_A, before[name][2])
+
+
+class Waits(TorchDispatchMode):
+    """Counts the values that are fetched from a device, and the decisions that depend on them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        asking = torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero
+        self.count += function.overloadpacket in asking
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("mode", "stacks"),
+    # A of 32 and of 48 inputs, B of 16, 32 and 48 outputs; or both of each of four kinds of layers
+    [("qr", 5), ("preserve", 8)],
+)
+def test_a_refresh_waits_once_for_each_stack(monkeypatch, mode, stacks):
+    """A GPU's queue stays filled: one answer says whether a stack needs more care."""
+    monkeypatch.setattr(basis, "asking_costs", lambda M: True)
+    adapter = PhasedAdapter(trained(), "default")
+    shapes = {tuple(layer.get_base_layer().weight.shape) for layer in adapter.layers.values()}
+    assert shapes == {(32, 32), (16, 32), (48, 32), (32, 48)}
+    with Waits() as waits:
+        adapter.refresh_bases(mode)
+    assert waits.count == 1 + stacks, "and once for the phase"
 
 
 def test_preserving_refresh_keeps_the_function(input_ids):

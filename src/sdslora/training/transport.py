@@ -52,7 +52,7 @@ class MomentumTransport:
         """
         if not self._checked:
             for parameter in self.adapter.parameters:
-                self._momentum(parameter)
+                self._require_known(parameter)
             self._checked = True
 
     def begin(self) -> None:
@@ -96,20 +96,23 @@ class MomentumTransport:
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
         """None where the optimizer remembers nothing of the parameter."""
-        state = {
-            name: value
-            for name, value in self.optimizer.state.get(parameter, {}).items()
-            if value is not None and not _is_number(value)
-        }
-        momentum = next((state.pop(name) for name in MOMENTUM if name in state), None)
-        if others := sorted(state.keys() - SCALES):
-            raise self._unsupported(f"which remembers {', '.join(others)}")
+        state: dict[str, Any] = self.optimizer.state.get(parameter, {})
+        return next((state[name] for name in MOMENTUM if name in state), None)
+
+    def _require_known(self, parameter: nn.Parameter) -> None:
+        momentum = self._momentum(parameter)
         if momentum is not None and (
             type(momentum) not in (Tensor, nn.Parameter, DTensor)
             or momentum.shape != parameter.shape
         ):
             raise self._unsupported("whose momentum is not kept entry by entry")
-        return momentum
+        others = {
+            name
+            for name, value in self.optimizer.state.get(parameter, {}).items()
+            if value is not None and value is not momentum and not _is_number(value)
+        }
+        if others := others - SCALES:
+            raise self._unsupported(f"which remembers {', '.join(sorted(others))}")
 
     def _unsupported(self, reason: str) -> ValueError:
         return ValueError(

@@ -7,6 +7,7 @@ diffusers' ``add_adapter`` do) has none.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ from ..core import (
 from .config import SdsLoraConfig
 from .layer import SdsLayerMixin
 from .sharing import Alone, Sharing
+
+Found = list[tuple[SdsLayerMixin, SdsFactors]]
+"""Layers, and their factors in the layers' memory."""
 
 Follow = Callable[[Sequence[SdsLayerMixin], SdsFactors, SdsFactors], None]
 """Told of layers of one shape, and the factors that this process refreshed, before and after."""
@@ -124,7 +128,7 @@ class PhasedAdapter:
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
         with self.exactly(), self.sharing.opened(self._parameters()):
-            for _, group in self._groups():
+            for _, group in self._groups(self._factors()):
                 A, B = map(self.sharing.take, (group.A, group.B))
                 self._write(group, reparameterize(A, B, 1.0))
         for layer in self.layers.values():
@@ -140,18 +144,20 @@ class PhasedAdapter:
         Raises:
             RuntimeError: in the warm-up, or while the adapter is merged.
         """
-        if self.in_warmup:
-            raise RuntimeError(
-                f"adapter {self.name!r} is in its warm-up and has no bases to refresh: call "
-                "start_main_stage first"
-            )
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
         with self.exactly(), self.sharing.opened(self._parameters()):
-            for layers, group in self._groups():
-                if mode == "qr" and not measure and follow is None:
-                    self._replace_bases(group)
-                    continue
+            found = self._factors()
+            # Asked when they are found: until then a GPU has the training step to work on
+            if self.in_warmup:
+                raise RuntimeError(
+                    f"adapter {self.name!r} is in its warm-up and has no bases to refresh: call "
+                    "start_main_stage first"
+                )
+            if mode == "qr" and not measure and follow is None:
+                self._replace_bases(found)
+                return None
+            for layers, group in self._groups(found):
                 before = SdsFactors(*map(self.sharing.take, group))
                 after = refresh(before, mode)
                 if measure:
@@ -172,24 +178,26 @@ class PhasedAdapter:
         """Products in the dtype of their factors, in a loop that is under autocast too."""
         return torch.autocast(next(self._parameters()).device.type, enabled=False)
 
-    def _replace_bases(self, group: "_Group") -> None:
+    def _replace_bases(self, found: Found) -> None:
         """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
-        A, B, Q_A, Q_B = group
-        take, give = self.sharing.take, self.sharing.give
-        rank = basis_rank(A[0], B[0])
-        give(Q_A, refreshed_basis(take(A).mT, rank, lambda: take(Q_A)))
-        give(Q_B, refreshed_basis(take(B), rank, lambda: take(Q_B)))
+        take, give, kind = self.sharing.take, self.sharing.give, self.sharing.kind
+        alike: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for _, (A, B, Q_A, Q_B) in found:
+            rank = basis_rank(A, B)
+            for side, of, basis in (("A", A, Q_A), ("B", B, Q_B)):
+                alike[side, rank, of.shape, of.dtype, of.device, kind(of)].append((of, basis))
+        for (side, rank, *_), pairs in alike.items():
+            factors, bases = zip(*pairs, strict=True)
+            M = take(factors)
+            give(bases, refreshed_basis(M.mT if side == "A" else M, rank, partial(take, bases)))
 
     def _write(self, group: Sequence[Sequence[Tensor]], factors: Sequence[Tensor]) -> None:
         for targets, values in zip(group, factors, strict=True):
             self.sharing.give(targets, values)
 
-    def _groups(self) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
-        """The layers and their factors, those of one shape together.
-
-        All are checked before the first one changes.
-        """
-        groups: dict[Any, list[tuple[SdsLayerMixin, SdsFactors]]] = defaultdict(list)
+    def _factors(self) -> Found:
+        """The layers and their factors, all of them checked before the first one changes."""
+        found = []
         for name, layer in self.layers.items():
             if self.name in layer.merged_adapters:
                 raise RuntimeError(
@@ -197,7 +205,13 @@ class PhasedAdapter:
                     f"{self.name!r} is merged (layer {name!r}), because unmerging could not undo "
                     "them: call unmerge_adapter() first."
                 )
-            factors = layer.sds_factors(self.name)
+            found.append((layer, layer.sds_factors(self.name)))
+        return found
+
+    def _groups(self, found: Found) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
+        """Those of one shape together."""
+        groups: dict[Any, Found] = defaultdict(list)
+        for layer, factors in found:
             A, B, _, _ = factors
             kinds = map(self.sharing.kind, (A, B))
             groups[A.shape, B.shape, A.dtype, A.device, *kinds].append((layer, factors))
