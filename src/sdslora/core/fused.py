@@ -105,8 +105,8 @@ class _FusedSdsLinear(torch.autograd.Function):
             uh = rows @ down.mT
             # W x + s ((Q_B + gate B) A d + B Q_Aᵀ d)
             out.view(-1, out.shape[-1]).addmm_(uh, up.mT, alpha=scaling)
-            # h = (Q_Aᵀ + gate A) d
-            h = torch.addcmul(uh[:, r:], gate.to(dtype), uh[:, :r])
+            # h = (Q_Aᵀ + gate A) d; a number without dimensions takes the dtype of the others
+            h = torch.addcmul(uh[:, r:], gate[0], uh[:, :r])
         # casts are kept, as autocast keeps them; what is no cast is put together again
         ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else packed))
         ctx.scaling, ctx.merge, ctx.drops = scaling, merge, dropped is not None
@@ -144,7 +144,7 @@ class _FusedSdsLinear(torch.autograd.Function):
             grad_A = product(gu.mT, rows, ctx.scaling, of_A)
         if need_B:
             if h is None:
-                h = rows @ torch.addcmul(down[r:], gate.to(d.dtype), down[:r]).mT
+                h = rows @ torch.addcmul(down[r:], gate[0], down[:r]).mT
             # s G (Q_A + gate Aᵀ)
             grad_B = product(g.mT, h, ctx.scaling, of_B)
         if need_bias:
