@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 from tiny import MakeRecipe
 
+from sdslora import cli
 from sdslora.experiments import demo
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
@@ -49,3 +50,7 @@ def test_demo_of_the_recipe(tmp_path, capsys: pytest.CaptureFixture[str]) -> Non
     rows = ["--data.size=28", "--training.per_device_train_batch_size=2"]
     demo.main([str(RECIPE), f"--output_dir={directory}", *rows, *argv])
     check(directory, json.loads((directory / "demo.json").read_text()), capsys)
+    assert cli.main(["evaluate", str(directory), "--evaluation.limit=4"]) == 0
+    assert "(4 rows)" in capsys.readouterr().out
+    assert cli.main(["merge", str(directory), str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").exists()
