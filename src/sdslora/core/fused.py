@@ -24,7 +24,6 @@ ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
 MOVING = 150
 """Multiply-adds in the time of reading and writing an element of W twice; measured on a CPU."""
 
-
 NARROW = 8
 """Columns of a right factor up to which a CPU's library multiplies two to five times as slowly."""
 
@@ -183,17 +182,16 @@ def _packed(factors: Sequence[Tensor], gate: Tensor, dtype: torch.dtype) -> tupl
 
 def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
     """``scaling left right`` in ``dtype``, from (a, k) and (k, b) to (a, b)."""
-    if torch.compiler.is_compiling():
+    cuda = left.is_cuda and torch.version.cuda is not None
+    if torch.compiler.is_compiling() or (left.dtype != dtype and not cuda):
         return (left @ right).to(dtype).mul_(scaling)
+    if right.shape[1] <= NARROW < left.shape[0] and not cuda:
+        # L R = (Rᵀ Lᵀ)ᵀ
+        return product(right.mT, left.mT, scaling, dtype).mT
     nothing = left.new_empty(1, dtype=dtype)
-    if left.is_cuda and torch.version.cuda:
+    if cuda:
         # its sums are float32, and stay so if asked to
         return torch.addmm(nothing, left, right, out_dtype=dtype, beta=0, alpha=scaling)
-    if left.dtype != dtype:
-        return (left @ right).to(dtype).mul_(scaling)
-    if right.shape[1] <= NARROW < left.shape[0]:
-        # L R = (Rᵀ Lᵀ)ᵀ
-        return torch.addmm(nothing, right.mT, left.mT, beta=0, alpha=scaling).mT
     return torch.addmm(nothing, left, right, beta=0, alpha=scaling)
 
 

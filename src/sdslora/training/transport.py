@@ -97,7 +97,7 @@ class MomentumTransport:
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
         """None where the optimizer remembers nothing of the parameter."""
         state: dict[str, Any] = self.optimizer.state.get(parameter, {})
-        return next((state[name] for name in MOMENTUM if name in state), None)
+        return next((state[name] for name in MOMENTUM if state.get(name) is not None), None)
 
     def _require_known(self, parameter: nn.Parameter) -> None:
         momentum = self._momentum(parameter)
@@ -106,13 +106,13 @@ class MomentumTransport:
             or momentum.shape != parameter.shape
         ):
             raise self._unsupported("whose momentum is not kept entry by entry")
-        others = {
+        others = sorted(
             name
             for name, value in self.optimizer.state.get(parameter, {}).items()
-            if value is not None and value is not momentum and not _is_number(value)
-        }
-        if others := others - SCALES:
-            raise self._unsupported(f"which remembers {', '.join(sorted(others))}")
+            if not (value is None or value is momentum or _is_number(value) or name in SCALES)
+        )
+        if others:
+            raise self._unsupported(f"which remembers {', '.join(others)}")
 
     def _unsupported(self, reason: str) -> ValueError:
         return ValueError(
