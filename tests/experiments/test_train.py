@@ -184,6 +184,26 @@ def test_resume_refuses_another_configuration(recipe: MakeRecipe, sdslora: Run) 
     assert sdslora("train", recipe(), "--resume", "--training.logging_steps", 3).status == 0
 
 
+def test_resume_takes_an_option_that_came_later_at_its_default(
+    recipe: MakeRecipe, sdslora: Run, tmp_path
+) -> None:
+    """A run begun with the last version goes on with this one, and with newer Transformers."""
+    assert sdslora("train", recipe()).status == 0
+    path = tmp_path / "run" / "run.json"
+    begun = json.loads(path.read_text())
+    config = begun["config"]
+    del config["training"]["adam_beta2"], config["adapter"]["use_hira"], config["data"]["overlong"]
+    del config["diagnostics"]
+    path.write_text(json.dumps(begun))
+    assert sdslora("train", recipe(), "--resume").status == 0
+    result = sdslora("train", recipe(), "--resume", "--training.adam_beta2", 0.9)
+    assert result.status == 2
+    assert "training.adam_beta2 (None there, 0.9 now)" in result.err
+    del config["training"]["learning_rate"]  # 2e-4 by default, 1e-3 here
+    path.write_text(json.dumps(begun))
+    assert "training.learning_rate" in sdslora("train", recipe(), "--resume").err
+
+
 def test_nan_loss_stops_and_keeps_the_checkpoint(
     recipe: MakeRecipe, sdslora: Run, tmp_path, at_step
 ) -> None:

@@ -111,8 +111,16 @@ def of_adapter(directory: Path) -> dict[str, Any] | None:
     return read(directory) or read(directory.parent)
 
 
-def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+def claim(
+    output_dir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], resume: bool
+) -> dict[str, Any] | None:
     """Check that a run may write to ``output_dir``; returns the record to continue, if any.
+
+    Args:
+        output_dir: the run's directory.
+        config: the run's configuration.
+        defaults: of its options.
+        resume: whether the run that is there is to go on.
 
     Raises:
         UserError: where it holds another run or other files, or, with ``resume``, a run with
@@ -129,7 +137,7 @@ def claim(output_dir: Path, config: Mapping[str, Any], resume: bool) -> dict[str
     if held is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
     refuse_links_out(output_dir)
-    differing = differing_keys(held["config"], as_json(config), _FREE)
+    differing = differing_keys(held["config"], as_json(config), as_json(defaults), _FREE)
     if differing:
         raise UserError(
             f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
@@ -183,19 +191,25 @@ def hardware() -> dict[str, Any]:
 
 
 def differing_keys(
-    held: Mapping[str, Any], wanted: Mapping[str, Any], free: tuple[str, ...] = (), prefix: str = ""
+    held: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    free: tuple[str, ...] = (),
+    prefix: str = "",
 ) -> list[str]:
     """The keys, dotted, whose values differ, with both values; ``free`` are beginnings of others.
 
-    Both mappings as :func:`as_json` gives them.
+    What ``held`` lacks is an option that came after it, here or in Transformers: its default in
+    ``wanted`` makes no difference. All mappings as :func:`as_json` gives them.
     """
     keys: list[str] = []
     for key in dict.fromkeys([*held, *wanted]):
-        name, a, b = f"{prefix}{key}", held.get(key), wanted.get(key)
-        if a == b or name.startswith(free):
+        name, a, b, default = f"{prefix}{key}", held.get(key), wanted.get(key), defaults.get(key)
+        came_later = key not in held and b == default
+        if a == b or came_later or name.startswith(free):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            keys += differing_keys(a, b, free, f"{name}.")
+            keys += differing_keys(a, b, default or {}, free, f"{name}.")
         else:
             keys.append(f"{name} ({a!r} there, {b!r} now)")
     return keys

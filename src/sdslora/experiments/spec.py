@@ -5,7 +5,7 @@ is :class:`sdslora.SdsLoraConfig` itself, the training's is TRL's ``SFTConfig`` 
 so that every argument of either can be set.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -233,6 +233,20 @@ class TrainSpec:
             "checks": self.checks,
             "diagnostics": asdict(self.diagnostics),
         }
+
+
+def defaults(spec: Any) -> dict[str, Any]:
+    """What every option of a specification has where nobody sets it, nested as its sections are."""
+    found = {}
+    for option in fields(spec):
+        value = getattr(spec, option.name)
+        if is_dataclass(value):
+            found[option.name] = defaults(value)
+        elif option.default_factory is not MISSING:
+            found[option.name] = option.default_factory()
+        elif option.default is not MISSING:
+            found[option.name] = option.default
+    return found
 
 
 def _sorted_sets(values: dict[str, Any]) -> dict[str, Any]:

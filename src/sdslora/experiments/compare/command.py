@@ -17,6 +17,7 @@ from ..errors import RunFailed, UserError
 from ..files import read_json, refuse_links_out, write_json, write_jsonl, write_text
 from ..parsing import parse
 from ..record import as_json, differing_keys
+from ..spec import defaults
 from . import plots
 from .contenders import Contender, contenders, next_rate, rates
 from .engines import Engine, engine
@@ -209,7 +210,7 @@ def _claim(directory: Path, spec: CompareSpec) -> None:
     held = read_json(directory / CONFIG)
     if held is None and (directory / "runs").exists():
         raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
-    differing = differing_keys(held or wanted, wanted)
+    differing = differing_keys(held or wanted, wanted, as_json(defaults(spec)))
     if differing:
         raise UserError(
             f"{directory} holds a comparison with another configuration; it differs in "

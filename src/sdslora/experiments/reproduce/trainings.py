@@ -12,7 +12,7 @@ from ..compare.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec
 from ..errors import RunFailed, UserError, first_line
 from ..files import read_json
 from ..record import as_json, differing_keys
-from ..spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
+from ..spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig, defaults
 
 
 @dataclass
@@ -174,7 +174,8 @@ def held(job: Job) -> dict[str, Any] | None:
     run: dict[str, Any] | None = read_json(job.folder / NAME)
     if run is None or run["status"] != "finished":
         return None
-    differing = differing_keys(run["config"], as_json(job.spec.fixed()))
+    wanted, unset = as_json(job.spec.fixed()), as_json(defaults(job.spec))
+    differing = differing_keys(run["config"], wanted, unset)
     if differing:
         raise UserError(
             f"{job.folder} holds a training with other settings; it differs in "
