@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ...methods import Settings
+from ...methods.sds_lora import SdsLora
 from ..errors import RunFailed, UserError
 from ..files import read_json, refuse_links_out, write_json, write_jsonl, write_text
 from ..parsing import parse
@@ -62,7 +63,10 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     if not field:
         raise UserError("no method is left to compare")
     place = place or engine(spec.engine)
-    print(_plan(spec, field, place, work.total_steps()))
+    steps = work.total_steps()
+    print(_plan(spec, field, place, steps))
+    for contender in field:
+        _note_missing_rise(contender, spec, steps)
     if spec.dry_run:
         return None
     with _claimed(Path(spec.output_dir), spec):
@@ -79,6 +83,20 @@ def _can_run(contender: Contender, skeleton: nn.Module, given: Settings) -> bool
         print(f"left out: {contender.label}: {' '.join(str(error).split())}", file=sys.stderr)
         return False
     return True
+
+
+def _note_missing_rise(contender: Contender, spec: CompareSpec, steps: int) -> None:
+    """Say where the comparison gives the tuned setting no chance."""
+    method = contender.make()
+    if (
+        isinstance(method, SdsLora)
+        and method.transport_momentum
+        and spec.training.get_warmup_steps(steps) <= method.warmup_steps
+    ):
+        print(
+            f"note: {contender.label} gains only with a learning rate that rises slowly: compare "
+            "with training.warmup_steps of about 30% of the steps (0.3), and once without"
+        )
 
 
 def _plan(spec: CompareSpec, field: Sequence[Contender], place: Engine, steps: int) -> str:

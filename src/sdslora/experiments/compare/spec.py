@@ -106,6 +106,10 @@ class EngineSpec:
                 raise UserError(f"engine.{option} must be 1 or more, not {value}")
 
 
+TUNED = [{"method": name, "preset": "tuned"} for name in ("sds-lora", "sds-hira")]
+"""What to use for the lowest loss: first, so that by default every verdict is about it."""
+
+
 @dataclass
 class CompareSpec:
     """Methods compared on one task, each at its own best learning rate, over several seeds.
@@ -113,7 +117,7 @@ class CompareSpec:
     Args:
         output_dir: Directory of the comparison: one folder a run, the report, the plots.
         methods: What to compare: a name, or a mapping with the key "method" and options of its own;
-            by default every method there is.
+            by default every method there is, and ours tuned.
         rank: r of every method.
         target_modules: Layers to adapt, as in PEFT.
         seeds: Seeds of the initial adapter and of the data's order: a number, or a list.
@@ -122,8 +126,8 @@ class CompareSpec:
         test: Rows that the results are reported on and nothing is chosen by: a number, a fraction
             below 1, another split of the Hub data set, or a path.
         metric: What is compared on the test rows: "loss", "accuracy" or "exact_match".
-        reference: Label of the contender to set against every other; sds-lora by default, or
-            sds-hira.
+        reference: Label of the contender to set against every other; by default the first of
+            method sds-lora, or of sds-hira.
         dry_run: Print what would be run, and stop before any weight is loaded.
     """
 
@@ -135,7 +139,7 @@ class CompareSpec:
     grid: GridSpec
     forgetting: ForgettingSpec
     engine: EngineSpec
-    methods: list[str | dict[str, Any]] = field(default_factory=lambda: list(METHODS))
+    methods: list[str | dict[str, Any]] = field(default_factory=lambda: [*TUNED, *METHODS])
     rank: int = 8
     target_modules: str | list[str] = "all-linear"
     seeds: int | list[int] = 5
