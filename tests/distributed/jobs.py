@@ -94,10 +94,16 @@ def uneven() -> dict[str, Any]:
     return trained(ENGINES["FSDP2"](r=2), end=WARMUP + 5)
 
 
-def preserving(**more: Any) -> dict[str, Any]:
-    options = {"refresh_mode": "preserve", "transport_momentum": True, **more}
-    made = {name: ENGINES[name](**options) for name in ("DDP", "FSDP2")}
-    return {name: trained(engine, end=WARMUP + 5) for name, engine in made.items()}
+def tuned(folder: Path, **more: Any) -> dict[str, Any]:
+    """Of every engine itself; and resumed where the momentum has not been carried over yet."""
+    options, end, found = {"preset": "tuned", **more}, WARMUP + 5, {}
+    for name in ENGINES:
+        if name.startswith("Accelerate") or (more.get("use_hira") and name.endswith("ZeRO-3")):
+            continue
+        result = trained(ENGINES[name](**options), folder / name, end=end)
+        resumed = trained(ENGINES[name](**options), folder / name, WARMUP, end)
+        found[name] = result | {"resumed": resumed["losses"]}
+    return found
 
 
 def accumulated() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engines import ENGINES, Engine, batch, loaded
-from jobs import SAVED, STEPS, WARMUP, accumulated, alone, lives, preserving, refused, uneven
+from jobs import SAVED, STEPS, WARMUP, accumulated, alone, lives, refused, tuned, uneven
 from ranks import together
 
 from sdslora import SdsLoraScheduler
@@ -70,16 +70,17 @@ def test_more_processes_than_layers_of_a_shape_and_rows():
 
 
 @pytest.mark.parametrize("use_hira", [False, True])
-def test_the_other_refresh_and_its_report(use_hira):
+def test_tuned(use_hira, tmp_path):
     """A and B move too, and the momentum; drift and jump are means over all layers."""
-    options = {"refresh_mode": "preserve", "transport_momentum": True, "use_hira": use_hira}
-    single, _ = alone(end=WARMUP + 5, **options)
+    single, _ = alone(end=WARMUP + 5, preset="tuned", use_hira=use_hira)
     assert single["report"][0] > 1e-3
-    for of_rank in together(partial(preserving, use_hira=use_hira)):
-        for name in ("DDP", "FSDP2"):
-            assert of_rank[name]["losses"] == pytest.approx(single["losses"], rel=RELATIVE)
-            assert of_rank[name]["report"] == pytest.approx(single["report"], rel=1e-3, abs=1e-6)
-            assert of_rank[name]["same_bases"]
+    for of_rank in together(partial(tuned, use_hira=use_hira), tmp_path):
+        assert len(of_rank) >= 2
+        for found in of_rank.values():
+            assert found["losses"] == pytest.approx(single["losses"], rel=RELATIVE)
+            assert found["report"] == pytest.approx(single["report"], rel=1e-3, abs=1e-6)
+            assert found["same_bases"]
+            assert found["resumed"] == found["losses"][WARMUP:]
 
 
 def test_accumulated_gradients():

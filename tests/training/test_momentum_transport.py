@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from transformers import get_cosine_schedule_with_warmup
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler
 from sdslora.optim import create_muon_optimizer
-from sdslora.training.transport import MomentumTransport
-from sdslora.training.zero import ZeroOptimizer
 from sdslora.tuner import PhasedAdapter
 from toys import make_llama, make_mixtral, sds_model
 
@@ -228,13 +225,6 @@ def test_under_autocast_it_is_as_exact():
     with torch.autocast("cpu", torch.bfloat16):
         report = scheduler.step(measure=True)
     assert report.relative_jump < 1e-5
-
-
-def test_zero_is_refused():
-    """At once; that the scheduler asks is seen by the other tests."""
-    zero = ZeroOptimizer(SimpleNamespace(step=None))
-    with pytest.raises(ValueError, match="transport_momentum with DeepSpeed's ZeRO"):
-        MomentumTransport(zero, PhasedAdapter(sds_model(make_llama()), "default"))
 
 
 @pytest.mark.parametrize("value", [1, "yes"])

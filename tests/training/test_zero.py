@@ -8,7 +8,9 @@ from torch import nn
 
 from sdslora import SdsLoraScheduler
 from sdslora.training import steps
+from sdslora.training.transport import MomentumTransport
 from sdslora.training.zero import ZeroOptimizer
+from sdslora.tuner import PhasedAdapter
 from toys import make_llama, sds_model
 
 
@@ -100,3 +102,7 @@ def test_an_optimizer_that_is_not_of_adams_family_is_refused():
     zero.step()
     with pytest.raises(ValueError, match=r"remembers \['mu_product'\]: use Adam or AdamW"):
         ZeroOptimizer.of(zero).reset()
+    # an adapter that is trained on past its warm-up meets no reset
+    adapter = PhasedAdapter(sds_model(make_llama()), "default")
+    with pytest.raises(ValueError, match=r"remembers \['mu_product'\]: use Adam or AdamW"):
+        MomentumTransport(steps.innermost(zero), adapter).check()

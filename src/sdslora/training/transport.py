@@ -28,17 +28,9 @@ class MomentumTransport:
     Args:
         optimizer: trains the adapter's A and B.
         adapter: whose ``sharing`` says which layers this process works on.
-
-    Raises:
-        ValueError: for DeepSpeed's ZeRO, which keeps the momentum in flat partitions.
     """
 
     def __init__(self, optimizer: Optimizer, adapter: PhasedAdapter) -> None:
-        if isinstance(optimizer, ZeroOptimizer):
-            raise ValueError(
-                "SDS-LoRA does not support transport_momentum with DeepSpeed's ZeRO, which keeps "
-                "the momentum apart from the parameters: use FSDP2, or transport_momentum=False"
-            )
         self.optimizer = optimizer
         self.adapter = adapter
         self._checked = False
@@ -50,10 +42,14 @@ class MomentumTransport:
         Raises:
             ValueError: where the optimizer remembers something else of its parameters.
         """
-        if not self._checked:
+        if self._checked:
+            return
+        if isinstance(self.optimizer, ZeroOptimizer):
+            self.optimizer.require_known()
+        else:
             for parameter in self.adapter.parameters:
                 self._require_known(parameter)
-            self._checked = True
+        self._checked = True
 
     def begin(self) -> None:
         """The main stage begins: note the learning rate, which has to rise for a while yet."""
@@ -93,9 +89,16 @@ class MomentumTransport:
         # the gradient of A has its coordinates in Q_B, that of B in Q_A
         give(of_A, transport(take(of_A), before.Q_B, after.Q_B))
         give(of_B, transport(take(of_B).mT, before.Q_A, after.Q_A).mT.contiguous())
+        if isinstance(self.optimizer, ZeroOptimizer):
+            for parameters, momenta in zip(pairs, held, strict=True):
+                for parameter, momentum in zip(parameters, momenta, strict=True):
+                    assert momentum is not None
+                    self.optimizer.set_momentum(parameter, momentum)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
-        """None where the optimizer remembers nothing of the parameter."""
+        """The optimizer's own, of ZeRO's a copy; None where it remembers nothing of it."""
+        if isinstance(self.optimizer, ZeroOptimizer):
+            return self.optimizer.momentum(parameter)
         state: dict[str, Any] = self.optimizer.state.get(parameter, {})
         return next((state[name] for name in MOMENTUM if state.get(name) is not None), None)
 

@@ -115,8 +115,8 @@ class ZeroOptimizer:
                 "resets. Train nothing else (modules_to_save, bias, a second adapter), or use FSDP2"
             )
 
-    def reset(self) -> None:
-        """Moments and step counters to zero, in place: ZeRO holds views of them.
+    def require_known(self) -> None:
+        """Check that what the optimizer remembers is of a known kind.
 
         Raises:
             ValueError: where the optimizer is not of Adam's family.
@@ -127,6 +127,28 @@ class ZeroOptimizer:
                     "SDS-LoRA does not support ZeRO with an optimizer that remembers "
                     f"{sorted(state.keys() - ZERO_AT_FIRST)}: use Adam or AdamW"
                 )
+
+    def momentum(self, parameter: nn.Parameter) -> Tensor:
+        """The first moment, float32 and whole in every process; for :meth:`set_momentum`."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        momentum: Tensor = safe_get_full_optimizer_state(parameter, "exp_avg")
+        return momentum
+
+    def set_momentum(self, parameter: nn.Parameter, momentum: Tensor) -> None:
+        """Every process its part."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(parameter, momentum, "exp_avg")
+
+    def reset(self) -> None:
+        """Moments and step counters to zero, in place: ZeRO holds views of them.
+
+        Raises:
+            ValueError: where the optimizer is not of Adam's family.
+        """
+        self.require_known()
+        for state in self.state.values():
             for key, value in state.items():
                 state[key] = value.zero_() if isinstance(value, Tensor) else 0
         for group in self.param_groups:
