@@ -75,6 +75,19 @@ def test_spans_the_columns_at_any_condition(k, r, condition, with_previous):
     assert outside(M, orthonormal_basis(M, previous)) <= 1e-5
 
 
+@pytest.mark.parametrize(("k", "r"), [(2, 2), (16, 3), (32, 2), (150, 2), (192, 8), (1024, 2)])
+def test_the_error_of_one_pass_is_estimated_from_above(k, r):
+    """Of columns that are more or less parallel; where it is small, there is no second pass."""
+    apart = 10 ** -(4 * torch.rand(2000, 1, 1, generator=generator(3)))
+    M = random(2000, k, 1) + apart * random(2000, k, r, seed=1)
+    Q, inverse, exists = basis._cholesky_pass(M, M.mT @ M)
+    error = (Q.double().mT @ Q.double() - torch.eye(r)).abs().amax((1, 2))
+    estimate = basis._expected_error(inverse, k)
+    counts = exists & (estimate < ORTHONORMAL)
+    assert counts.sum() > 100
+    assert (error[counts] <= estimate[counts]).all()
+
+
 @pytest.mark.parametrize("sine", [2e-5, 1e-4])
 @pytest.mark.parametrize("k", [64, 4096])
 def test_keeps_a_direction_above_the_noise(k, sine):

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from .basis import orthonormal_basis, widened
-from .factors import SdsFactors, plain_pair
+from .factors import SdsFactors
 from .inner import inner
 from .precision import upcast
 
@@ -58,13 +58,16 @@ def refreshed_basis(M: Tensor, rank: int, previous: Callable[[], Tensor]) -> Ten
 def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:
     """The factors that give the same ΔW with the bases ``Q_A`` (..., n, r), ``Q_B`` (..., m, r).
 
-    Exact because D has no part outside both new spans: (I − Q_B Q_Bᵀ) D (I − Q_A Q_Aᵀ) = 0.
+    With ``A = R_A Q_A'ᵀ`` and ``B = Q_B' R_B``, Eq. (5) has its form in the new bases already:
+    ``B Q_Aᵀ + Q_B A = Q_B' (R_B Q_Aᵀ) + (Q_B R_A) Q_A'ᵀ``. What lies within both new spans may be
+    moved from one term to the other; it is shared equally, which makes A' and B' smallest.
     """
-    # D = B Q_Aᵀ + Q_B A with the old bases, kept as its factors
-    up, down = (upcast(factor) for factor in plain_pair(factors))
-    D_Q_A = up @ inner(down.mT, Q_A)
-    Q_B_D = inner(Q_B, up) @ down
-    # C = Q_B'ᵀ D Q_A'
-    C = inner(Q_B, D_Q_A)
-    # A' = Q_B'ᵀ D − ½ C Q_A'ᵀ,  B' = D Q_A' − ½ Q_B' C
-    return SdsFactors(A=Q_B_D - C @ Q_A.mT / 2, B=D_Q_A - Q_B @ C / 2, Q_A=Q_A, Q_B=Q_B)
+    A, B, old_A, old_B = map(upcast, factors)
+    # R_A = A Q_A',  R_B = Q_B'ᵀ B
+    R_A, R_B = inner(A.mT, Q_A), inner(Q_B, B)
+    # X = ½ (Q_B'ᵀ Q_B R_A − R_B Q_Aᵀ Q_A')
+    X = (inner(Q_B, old_B) @ R_A - R_B @ inner(old_A, Q_A)) / 2
+    # A' = R_B Q_Aᵀ + X Q_A'ᵀ,  B' = Q_B R_A − Q_B' X
+    A = (R_B @ old_A.mT).add_(X @ Q_A.mT)
+    B = (old_B @ R_A).sub_(Q_B @ X)
+    return SdsFactors(A, B, Q_A, Q_B)
