@@ -95,14 +95,14 @@ def uneven() -> dict[str, Any]:
 
 
 def tuned(folder: Path, **more: Any) -> dict[str, Any]:
-    """Of every engine itself; and resumed where the momentum has not been carried over yet."""
+    """Of every engine itself; and gone back to where no momentum had been carried over yet."""
     options, end, found = {"preset": "tuned", **more}, WARMUP + 5, {}
     for name in ENGINES:
         if name.startswith("Accelerate") or (more.get("use_hira") and name.endswith("ZeRO-3")):
             continue
-        result = trained(ENGINES[name](**options), folder / name, end=end)
-        resumed = trained(ENGINES[name](**options), folder / name, WARMUP, end)
-        found[name] = result | {"resumed": resumed["losses"]}
+        engine = ENGINES[name](**options)
+        result = trained(engine, folder / name, end=end)
+        found[name] = result | {"again": trained(engine, folder / name, WARMUP, end)["losses"]}
     return found
 
 

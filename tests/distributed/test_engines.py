@@ -80,7 +80,7 @@ def test_tuned(use_hira, tmp_path):
             assert found["losses"] == pytest.approx(single["losses"], rel=RELATIVE)
             assert found["report"] == pytest.approx(single["report"], rel=1e-3, abs=1e-6)
             assert found["same_bases"]
-            assert found["resumed"] == found["losses"][WARMUP:]
+            assert found["again"] == found["losses"][WARMUP:]
 
 
 def test_accumulated_gradients():

@@ -106,3 +106,7 @@ def test_an_optimizer_that_is_not_of_adams_family_is_refused():
     adapter = PhasedAdapter(sds_model(make_llama()), "default")
     with pytest.raises(ValueError, match=r"remembers \['mu_product'\]: use Adam or AdamW"):
         MomentumTransport(steps.innermost(zero), adapter).check()
+    plain = Zero(torch.optim.SGD)
+    plain.step()
+    with pytest.raises(ValueError, match="transport_momentum with ZeroOptimizer, which remembers"):
+        MomentumTransport(steps.innermost(plain), adapter).check()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .inner import inner
+from .inner import gram
 from .precision import upcast
 
 
@@ -51,16 +51,16 @@ def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
     number enters squared).
     """
     eps = torch.finfo(M.dtype).eps
-    Q, inverse, sound = _cholesky_pass(M, inner(M, M))
+    Q, inverse, sound = _cholesky_pass(M, gram(M))
     sines = 1 / inverse.diagonal(dim1=-2, dim2=-1)
     sound = sound & (sines > _noise(M)).all(dim=-1)
     # Once more where the first pass lost digits: it ends orthonormal where the first came near
     if asking_costs(M) or not (_expected_error(inverse, M.shape[-2]) < 80 * eps).all():
-        gram = inner(Q, Q)
-        error = (gram - torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)).abs().amax((1, 2))
+        again = gram(Q)
+        error = (again - torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)).abs().amax((1, 2))
         sound = sound & (error < 0.1)
         if asking_costs(M) or not (error < 32 * eps).all():
-            Q, _, still_sound = _cholesky_pass(Q, gram)
+            Q, _, still_sound = _cholesky_pass(Q, again)
             sound = sound & still_sound
     return Q, sound
 
@@ -70,14 +70,14 @@ def asking_costs(M: Tensor) -> bool:
     return M.is_cuda
 
 
-def _cholesky_pass(M: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``M R⁻¹`` (b, k, r) from ``gram = Mᵀ M``, and (b,) whether it exists.
+def _cholesky_pass(M: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``M R⁻¹`` (b, k, r) from ``square = Mᵀ M``, and (b,) whether it exists.
 
     Between them ``R⁻ᵀ`` (b, r, r) of the columns scaled to norm 1.
     """
-    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    norms = square.diagonal(dim1=-2, dim2=-1).sqrt()
     # Of the columns scaled to norm 1, which leaves Q as it is:  L Lᵀ = Mᵀ M,  R = Lᵀ
-    L, info = torch.linalg.cholesky_ex(gram / (norms.unsqueeze(-1) * norms.unsqueeze(-2)))
+    L, info = torch.linalg.cholesky_ex(square / (norms.unsqueeze(-1) * norms.unsqueeze(-2)))
     identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     inverse = torch.linalg.solve_triangular(L, identity, upper=False)
     return M @ (inverse / norms.unsqueeze(-2)).mT, inverse, info == 0
@@ -86,8 +86,8 @@ def _cholesky_pass(M: Tensor, gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _expected_error(inverse: Tensor, rows: int) -> Tensor:
     """The largest entry of ``QᵀQ − I`` after one pass, shape (b,), estimated from above.
 
-    The rounding of ``Mᵀ M``, up to ``eps (4 + 0.3 √k)`` an entry for unit columns (measured),
-    enters through ``R⁻ᵀ`` (b, r, r) on either side.
+    The rounding of ``Mᵀ M``, up to ``eps (4 + 0.3 √k)`` an entry for unit columns of random numbers
+    (measured), enters through ``R⁻ᵀ`` (b, r, r) on either side.
     """
     # ‖R⁻¹‖₂² = ‖S‖₂ ≤ ‖S⁴‖_F^¼,  S = R⁻¹ R⁻ᵀ;  tight to the eighth root of r
     S = inverse.mT @ inverse

@@ -1,9 +1,12 @@
 """Inner products of tall matrices."""
 
+import torch
 from torch import Tensor
 
 PIECE = 512
 """Rows summed up at once on a GPU."""
+NARROW = 8
+"""Columns up to which a CPU's library adds up one row after another, rounding each time."""
 
 
 def inner(X: Tensor, Y: Tensor) -> Tensor:
@@ -17,6 +20,13 @@ def inner(X: Tensor, Y: Tensor) -> Tensor:
     if X.is_cuda and rows >= 4 * PIECE and rows % PIECE == 0 and widest <= PIECE // 8:
         return in_pieces(X, Y, PIECE)
     return X.mT @ Y
+
+
+def gram(X: Tensor) -> Tensor:
+    """``Xᵀ X`` (..., r, r) of tall ``X`` (..., k, r), its rounding hardly growing with k."""
+    if X.is_cuda or X.shape[-1] > NARROW:
+        return inner(X, X)
+    return torch.stack([rows.mT @ rows for rows in X.split(PIECE // 4, dim=-2)]).sum(dim=0)
 
 
 def in_pieces(X: Tensor, Y: Tensor, piece: int) -> Tensor:

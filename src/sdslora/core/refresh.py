@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from .basis import orthonormal_basis, widened
@@ -59,10 +60,12 @@ def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:
     """The factors that give the same ΔW with the bases ``Q_A`` (..., n, r), ``Q_B`` (..., m, r).
 
     With ``A = R_A Q_A'ᵀ`` and ``B = Q_B' R_B``, Eq. (5) has its form in the new bases already:
-    ``B Q_Aᵀ + Q_B A = Q_B' (R_B Q_Aᵀ) + (Q_B R_A) Q_A'ᵀ``. What lies within both new spans may be
-    moved from one term to the other; it is shared equally, which makes A' and B' smallest.
+    ``B Q_Aᵀ + Q_B A = Q_B' (R_B Q_Aᵀ) + (Q_B R_A) Q_A'ᵀ``. (Surplus rows of A and columns of B,
+    which no basis spans, meet zeros.) What lies within both new spans may be moved from one term to
+    the other; it is shared equally, which makes A' and B' smallest.
     """
-    A, B, old_A, old_B = map(upcast, factors)
+    dtype = torch.promote_types(Q_A.dtype, factors.Q_A.dtype)
+    A, B, old_A, old_B, Q_A, Q_B = (factor.to(dtype) for factor in (*factors, Q_A, Q_B))
     # R_A = A Q_A',  R_B = Q_B'ᵀ B
     R_A, R_B = inner(A.mT, Q_A), inner(Q_B, B)
     # X = ½ (Q_B'ᵀ Q_B R_A − R_B Q_Aᵀ Q_A')

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import RefreshSchedule
 from . import adapter, checkpoints, models, record, work
 from .errors import UserError
-from .spec import TrainingConfig, TrainSpec, defaults
+from .spec import TrainingConfig, TrainSpec, unset
 from .work import Work
 
 
@@ -46,7 +46,7 @@ def make(spec: TrainSpec) -> Plan:
     """
     output_dir = Path(spec.output_dir)
     config = spec.to_dict()
-    held = record.claim(output_dir, config, defaults(spec), spec.resume)
+    held = record.claim(output_dir, config, unset(spec).to_dict(), spec.resume)
     _refuse_unsupported(spec.training)
     source = models.find(spec.model)
     made = work.make(source, source.processor(), spec.data, spec.training.max_length)

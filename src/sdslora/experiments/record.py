@@ -42,6 +42,7 @@ _PACKAGES = (
 _FREE = (
     "output_dir",
     "adapter.task_type",
+    "adapter.peft_version",
     "checks",
     "diagnostics",
     "training.logging_",
@@ -119,7 +120,7 @@ def claim(
     Args:
         output_dir: the run's directory.
         config: the run's configuration.
-        defaults: of its options.
+        defaults: the configuration with no option set.
         resume: whether the run that is there is to go on.
 
     Raises:
@@ -199,17 +200,18 @@ def differing_keys(
 ) -> list[str]:
     """The keys, dotted, whose values differ, with both values; ``free`` are beginnings of others.
 
-    What ``held`` lacks is an option that came after it, here or in Transformers: its default in
-    ``wanted`` makes no difference. All mappings as :func:`as_json` gives them.
+    What ``held`` lacks is an option that came after it, here or in a library: it is taken to have
+    its default. All mappings as :func:`as_json` gives them.
     """
     keys: list[str] = []
     for key in dict.fromkeys([*held, *wanted]):
-        name, a, b, default = f"{prefix}{key}", held.get(key), wanted.get(key), defaults.get(key)
-        came_later = key not in held and b == default
-        if a == b or came_later or name.startswith(free):
+        default = defaults.get(key)
+        name, a, b = f"{prefix}{key}", held.get(key, default), wanted.get(key)
+        if a == b or name.startswith(free):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            keys += differing_keys(a, b, default or {}, free, f"{name}.")
+            inner = default if isinstance(default, dict) else {}
+            keys += differing_keys(a, b, inner, free, f"{name}.")
         else:
             keys.append(f"{name} ({a!r} there, {b!r} now)")
     return keys

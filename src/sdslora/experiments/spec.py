@@ -6,7 +6,7 @@ so that every argument of either can be set.
 """
 
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from trl import SFTConfig
@@ -14,6 +14,8 @@ from trl import SFTConfig
 from .. import SdsLoraConfig
 from ..training import CHECKS, Check
 from .errors import UserError
+
+SpecT = TypeVar("SpecT")
 
 # Arguments of SFTConfig that would be ignored here, each with the place of its own.
 _ELSEWHERE = {
@@ -235,18 +237,14 @@ class TrainSpec:
         }
 
 
-def defaults(spec: Any) -> dict[str, Any]:
-    """What every option of a specification has where nobody sets it, nested as its sections are."""
-    found = {}
-    for option in fields(spec):
-        value = getattr(spec, option.name)
-        if is_dataclass(value):
-            found[option.name] = defaults(value)
-        elif option.default_factory is not MISSING:
-            found[option.name] = option.default_factory()
-        elif option.default is not MISSING:
-            found[option.name] = option.default
-    return found
+def unset(spec: SpecT) -> SpecT:
+    """The specification with no option set but those that have no default."""
+    required = {
+        option.name: getattr(spec, option.name)
+        for option in fields(spec)  # type: ignore[arg-type]
+        if option.default is MISSING and option.default_factory is MISSING
+    }
+    return type(spec)(**{k: unset(v) if is_dataclass(v) else v for k, v in required.items()})
 
 
 def _sorted_sets(values: dict[str, Any]) -> dict[str, Any]:

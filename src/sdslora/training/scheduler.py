@@ -46,8 +46,7 @@ class SdsLoraScheduler:
 
     Raises:
         ValueError: where no adapter is trainable, the training would end within the warm-up, the
-            optimizer is of a kind whose state cannot be reset, or its momentum not transported
-            where that is asked for, or there is no such check.
+            optimizer is of a kind whose state cannot be reset, or there is no such check.
         RuntimeError: where the optimizer does not hold the adapters' parameters.
     """
 

@@ -46,6 +46,8 @@ class MomentumTransport:
             return
         if isinstance(self.optimizer, ZeroOptimizer):
             self.optimizer.require_known()
+            if not self.optimizer.has_momentum:
+                raise self._unsupported("which remembers no momentum")
         else:
             for parameter in self.adapter.parameters:
                 self._require_known(parameter)
@@ -77,28 +79,37 @@ class MomentumTransport:
     ) -> None:
         """Write the momentum of ``layers``, in place."""
         pairs = [layer.adapter_parameters(self.adapter.name) for layer in layers]
-        held = [[self._momentum(parameter) for parameter in pair] for pair in pairs]
-        if all(momentum is None for pair in held for momentum in pair):
+        if isinstance(self.optimizer, ZeroOptimizer):
+            parameters = [parameter for pair in pairs for parameter in pair]
+            momenta = self.optimizer.momenta(parameters)
+            self._carry(layers, list(zip(momenta[::2], momenta[1::2], strict=True)), before, after)
+            self.optimizer.set_momenta(parameters, momenta)
             return
-        matrices = [
-            layer.matrices(*(_or_zeros(m, p) for m, p in zip(momenta, pair, strict=True)))
-            for layer, momenta, pair in zip(layers, held, pairs, strict=True)
-        ]
+        held = [[self._momentum(parameter) for parameter in pair] for pair in pairs]
+        if any(momentum is not None for pair in held for momentum in pair):
+            whole = [
+                tuple(_or_zeros(m, p) for m, p in zip(momenta, pair, strict=True))
+                for momenta, pair in zip(held, pairs, strict=True)
+            ]
+            self._carry(layers, whole, before, after)
+
+    def _carry(
+        self,
+        layers: Sequence[SdsLayerMixin],
+        momenta: Sequence[Sequence[Tensor]],
+        before: SdsFactors,
+        after: SdsFactors,
+    ) -> None:
+        """The momenta of A and B of each layer, in place."""
+        matrices = [layer.matrices(*pair) for layer, pair in zip(layers, momenta, strict=True)]
         of_A, of_B = zip(*matrices, strict=True)
         take, give = self.adapter.sharing.take, self.adapter.sharing.give
         # the gradient of A has its coordinates in Q_B, that of B in Q_A
         give(of_A, transport(take(of_A), before.Q_B, after.Q_B))
         give(of_B, transport(take(of_B).mT, before.Q_A, after.Q_A).mT.contiguous())
-        if isinstance(self.optimizer, ZeroOptimizer):
-            for parameters, momenta in zip(pairs, held, strict=True):
-                for parameter, momentum in zip(parameters, momenta, strict=True):
-                    assert momentum is not None
-                    self.optimizer.set_momentum(parameter, momentum)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
-        """The optimizer's own, of ZeRO's a copy; None where it remembers nothing of it."""
-        if isinstance(self.optimizer, ZeroOptimizer):
-            return self.optimizer.momentum(parameter)
+        """None where the optimizer remembers nothing of the parameter."""
         state: dict[str, Any] = self.optimizer.state.get(parameter, {})
         return next((state[name] for name in MOMENTUM if state.get(name) is not None), None)
 

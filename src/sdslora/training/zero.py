@@ -13,6 +13,8 @@ from .distributed import Shared, mesh_of
 ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 """What optimizers of Adam's family remember, all of it zero before their first step."""
 
+FIRST_MOMENT = "exp_avg"
+
 _ATTRIBUTE = "sds_lora_optimizer"
 """Where DeepSpeed's optimizer keeps ours."""
 
@@ -82,6 +84,11 @@ class ZeroOptimizer:
         return self.zero.optimizer.state
 
     @property
+    def has_momentum(self) -> bool:
+        """Whether it is of those that remember a first moment."""
+        return all(FIRST_MOMENT in state for state in self.state.values()) and bool(self.state)
+
+    @property
     def found_inf(self) -> Tensor:
         """Whether the last step was skipped."""
         return torch.tensor(float(self.zero.overflow))
@@ -128,18 +135,22 @@ class ZeroOptimizer:
                     f"{sorted(state.keys() - ZERO_AT_FIRST)}: use Adam or AdamW"
                 )
 
-    def momentum(self, parameter: nn.Parameter) -> Tensor:
-        """The first moment, float32 and whole in every process; for :meth:`set_momentum`."""
+    def momenta(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        """The first moments, float32 and whole in every process: copies."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        momentum: Tensor = safe_get_full_optimizer_state(parameter, "exp_avg")
-        return momentum
+        if hasattr(self.zero, "_lazy_init_hp_params_optimizer_state"):
+            # a load has left stages 1 and 2 without their views of the moments
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+        return [safe_get_full_optimizer_state(p, FIRST_MOMENT) for p in parameters]
 
-    def set_momentum(self, parameter: nn.Parameter, momentum: Tensor) -> None:
-        """Every process its part."""
+    def set_momenta(self, parameters: Iterable[nn.Parameter], momenta: Iterable[Tensor]) -> None:
+        """Write them where they are kept, every process its part."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        safe_set_full_optimizer_state(parameter, momentum, "exp_avg")
+        for parameter, momentum in zip(parameters, momenta, strict=True):
+            safe_set_full_optimizer_state(parameter, momentum, FIRST_MOMENT)
 
     def reset(self) -> None:
         """Moments and step counters to zero, in place: ZeRO holds views of them.

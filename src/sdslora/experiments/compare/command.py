@@ -18,7 +18,7 @@ from ..errors import RunFailed, UserError
 from ..files import read_json, refuse_links_out, write_json, write_jsonl, write_text
 from ..parsing import parse
 from ..record import as_json, differing_keys
-from ..spec import defaults
+from ..spec import unset
 from . import plots
 from .contenders import Contender, contenders, next_rate, rates
 from .engines import Engine, engine
@@ -88,11 +88,9 @@ def _can_run(contender: Contender, skeleton: nn.Module, given: Settings) -> bool
 def _note_missing_rise(contender: Contender, spec: CompareSpec, steps: int) -> None:
     """Say where the comparison gives the tuned setting no chance."""
     method = contender.make()
-    if (
-        isinstance(method, SdsLora)
-        and method.transport_momentum
-        and spec.training.get_warmup_steps(steps) <= method.warmup_steps
-    ):
+    rises = spec.training.lr_scheduler_type != "constant"
+    rise = spec.training.get_warmup_steps(steps) if rises else 0
+    if isinstance(method, SdsLora) and method.transport_momentum and rise <= method.warmup_steps:
         print(
             f"note: {contender.label} gains only with a learning rate that rises slowly: compare "
             "with training.warmup_steps of about 30% of the steps (0.3), and once without"
@@ -228,7 +226,7 @@ def _claim(directory: Path, spec: CompareSpec) -> None:
     held = read_json(directory / CONFIG)
     if held is None and (directory / "runs").exists():
         raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
-    differing = differing_keys(held or wanted, wanted, as_json(defaults(spec)))
+    differing = differing_keys(held or wanted, wanted, as_json(unset(spec).fixed()))
     if differing:
         raise UserError(
             f"{directory} holds a comparison with another configuration; it differs in "

@@ -107,7 +107,7 @@ class EngineSpec:
 
 
 TUNED = [{"method": name, "preset": "tuned"} for name in ("sds-lora", "sds-hira")]
-"""What to use for the lowest loss: first, so that by default every verdict is about it."""
+"""What to use for the lowest loss. By default every verdict is about the first one."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from ..compare.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec
 from ..errors import RunFailed, UserError, first_line
 from ..files import read_json
 from ..record import as_json, differing_keys
-from ..spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig, defaults
+from ..spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig, unset
 
 
 @dataclass
@@ -174,8 +174,8 @@ def held(job: Job) -> dict[str, Any] | None:
     run: dict[str, Any] | None = read_json(job.folder / NAME)
     if run is None or run["status"] != "finished":
         return None
-    wanted, unset = as_json(job.spec.fixed()), as_json(defaults(job.spec))
-    differing = differing_keys(run["config"], wanted, unset)
+    wanted, defaults = as_json(job.spec.fixed()), as_json(unset(job.spec).fixed())
+    differing = differing_keys(run["config"], wanted, defaults)
     if differing:
         raise UserError(
             f"{job.folder} holds a training with other settings; it differs in "
