@@ -7,6 +7,8 @@ PIECE = 512
 """Rows summed up at once on a GPU."""
 NARROW = 8
 """Columns up to which a CPU's library adds up one row after another, rounding each time."""
+SHORT_PIECE = 128
+"""Rows summed up at once of so few columns."""
 
 
 def inner(X: Tensor, Y: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ def gram(X: Tensor) -> Tensor:
     """``Xᵀ X`` (..., r, r) of tall ``X`` (..., k, r), its rounding hardly growing with k."""
     if X.is_cuda or X.shape[-1] > NARROW:
         return inner(X, X)
-    return torch.stack([rows.mT @ rows for rows in X.split(PIECE // 4, dim=-2)]).sum(dim=0)
+    return torch.stack([rows.mT @ rows for rows in X.split(SHORT_PIECE, dim=-2)]).sum(dim=0)
 
 
 def in_pieces(X: Tensor, Y: Tensor, piece: int) -> Tensor:
