@@ -155,10 +155,10 @@ def test_killed_before_its_record_was_written(tmp_path):
         write_json(run / "run.json", {})
     path.unlink()
     assert list(run.iterdir()) == temporary
-    assert record.claim(run, {}, {}, resume=True) is None
+    assert record.claim(run, {}, dict, resume=True) is None
     (run / "notes.txt").touch()
     with pytest.raises(UserError, match="no run of ours"):
-        record.claim(run, {}, {}, resume=True)
+        record.claim(run, {}, dict, resume=True)
 
 
 def test_going_on_from_the_last_step_takes_no_other(trials):

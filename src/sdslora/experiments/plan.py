@@ -46,7 +46,7 @@ def make(spec: TrainSpec) -> Plan:
     """
     output_dir = Path(spec.output_dir)
     config = spec.to_dict()
-    held = record.claim(output_dir, config, unset(spec).to_dict(), spec.resume)
+    held = record.claim(output_dir, config, lambda: unset(spec).to_dict(), spec.resume)
     _refuse_unsupported(spec.training)
     source = models.find(spec.model)
     made = work.make(source, source.processor(), spec.data, spec.training.max_length)

@@ -7,7 +7,7 @@ came: running, finished, interrupted or failed.
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -113,14 +113,17 @@ def of_adapter(directory: Path) -> dict[str, Any] | None:
 
 
 def claim(
-    output_dir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any], resume: bool
+    output_dir: Path,
+    config: Mapping[str, Any],
+    defaults: Callable[[], Mapping[str, Any]],
+    resume: bool,
 ) -> dict[str, Any] | None:
     """Check that a run may write to ``output_dir``; returns the record to continue, if any.
 
     Args:
         output_dir: the run's directory.
         config: the run's configuration.
-        defaults: the configuration with no option set.
+        defaults: makes the configuration with no option set; called where a run is there.
         resume: whether the run that is there is to go on.
 
     Raises:
@@ -138,7 +141,7 @@ def claim(
     if held is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
     refuse_links_out(output_dir)
-    differing = differing_keys(held["config"], as_json(config), as_json(defaults), _FREE)
+    differing = differing_keys(held["config"], as_json(config), as_json(defaults()), _FREE)
     if differing:
         raise UserError(
             f"cannot resume: {output_dir} holds a run with another configuration; it differs in "

@@ -226,7 +226,7 @@ def _claim(directory: Path, spec: CompareSpec) -> None:
     held = read_json(directory / CONFIG)
     if held is None and (directory / "runs").exists():
         raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
-    differing = differing_keys(held or wanted, wanted, as_json(unset(spec).fixed()))
+    differing = differing_keys(held, wanted, as_json(unset(spec).fixed())) if held else []
     if differing:
         raise UserError(
             f"{directory} holds a comparison with another configuration; it differs in "

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ...methods import METHODS
 from ..errors import UserError, nearest
 from ..spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
-from .statistics import HIGHER_IS_BETTER, Metric
+from .statistics import HIGHER_IS_BETTER, OURS, Metric
 
 
 @dataclass
@@ -106,7 +106,7 @@ class EngineSpec:
                 raise UserError(f"engine.{option} must be 1 or more, not {value}")
 
 
-TUNED = [{"method": name, "preset": "tuned"} for name in ("sds-lora", "sds-hira")]
+TUNED = [{"method": name, "preset": "tuned"} for name in OURS]
 """What to use for the lowest loss. By default every verdict is about the first one."""
 
 
