@@ -102,6 +102,33 @@ def test_forward(kind, steps):
         assert torch.equal(model(x), unadapted)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {}) for kind in LAYERS),
+        *(
+            (kind, {option: value})
+            for kind in ("linear", "transformers Conv1D")
+            for option, value in (("lora_dropout", 0.5), ("use_hira", True))
+        ),
+    ],
+    ids=str,
+)
+def test_on_the_meta_device(kind, options):
+    """Where models are counted before they are loaded: forward, backward, a step of AdamW."""
+    model, x = made(kind)
+    shape = model(x).shape
+    model = model.to("meta").train()
+    adapted = get_peft_model(model, SdsLoraConfig(r=3, target_modules=["layer"], **options))
+    out = adapted(x.to("meta"))
+    assert out.is_meta
+    assert out.shape == shape
+    out.sum().backward()
+    parameters = [p for p in adapted.parameters() if p.requires_grad]
+    assert [p.grad.shape for p in parameters] == [p.shape for p in parameters]
+    torch.optim.AdamW(parameters, fused=False).step()
+
+
 @each_layer
 def test_gradients_are_those_of_the_dense_layer(kind):
     """∂/∂x through W + ΔW, and Eq. (6) for A and B, by autograd through the dense ΔW."""

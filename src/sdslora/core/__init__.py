@@ -26,7 +26,7 @@ from .hadamard import (
     root_mean_square,
 )
 from .linear import sds_branch, sds_linear
-from .precision import factorization_dtype, upcast
+from .precision import autocast_dtype, factorization_dtype, upcast, without_autocast
 from .refresh import REFRESH_MODES, RefreshMode, basis_rank, refresh, refreshed_basis
 from .reparameterize import reparameterize
 from .schedule import Action, RefreshSchedule
@@ -42,6 +42,7 @@ __all__ = [
     "RefreshSchedule",
     "SdsFactors",
     "Svd",
+    "autocast_dtype",
     "basis_rank",
     "delta_weight",
     "factored_svd",
@@ -70,4 +71,5 @@ __all__ = [
     "transport",
     "upcast",
     "widened",
+    "without_autocast",
 ]

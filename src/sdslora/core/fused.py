@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import autocast_dtype
+
 ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
 """``SDSLORA_FUSED=0`` in the environment selects the separate operations."""
 
@@ -163,10 +165,8 @@ def refuse_gradient_of_gradient() -> None:
 
 def working_dtype(x: Tensor) -> torch.dtype:
     """That of ``x``, or autocast's, which leaves float64 alone."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    autocast = autocast_dtype(x.device)
+    return x.dtype if autocast is None or x.dtype == torch.float64 else autocast
 
 
 def stacked(factors: Sequence[Tensor], gate: Tensor) -> tuple[Tensor, Tensor]:

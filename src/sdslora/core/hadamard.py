@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .factors import LowRankPair
 from .fused import product, refuse_gradient_of_gradient, stacked, working_dtype
-from .precision import factorization_dtype, upcast
+from .precision import factorization_dtype, upcast, without_autocast
 
 
 def root_mean_square(weight: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class _HadamardLinear(torch.autograd.Function):
         bias_ = None if bias is None else bias.to(dtype)
         d = x if dropped is None else dropped
         # the factors' products are not autocast's
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             change = _change(weight, _pair((A, B, Q_A, Q_B), gate), scaling / rms)
             if one:
                 # x (W + C)ᵀ
@@ -121,7 +121,7 @@ class _HadamardLinear(torch.autograd.Function):
         grad_x = grad_d = grad_bias = grad_A = grad_B = None
         rows, g, dtype = _rows(d), _rows(grad), d.dtype
         scale = ctx.scaling / rms
-        with torch.autocast(d.device.type, enabled=False):
+        with without_autocast(d.device):
             pair = _pair((A, B, Q_A, Q_B), gate)
             if need_d or (need_x and not ctx.drops):
                 change = _change(weight, pair, scale)

@@ -50,12 +50,15 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _steps_allowed(optimizer: Optimizer) -> int | None:
-    """The rest of the shortest warm-up among the adapters that ``optimizer`` trains."""
+    """The rest of the shortest warm-up among the adapters that ``optimizer`` trains.
+
+    Those on the meta device are counted, not trained, and have no phase to be read.
+    """
     trained = {
         id(parameter)
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter.requires_grad
+        if parameter.requires_grad and not parameter.is_meta
     }
     return min(
         (

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import delta_weight, fused_hadamard_linear, hadamard_change, upcast
+from ..core import (
+    delta_weight,
+    fused_hadamard_linear,
+    hadamard_change,
+    upcast,
+    without_autocast,
+)
 from .state import SdsState
 
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -38,7 +44,7 @@ class HadamardState(SdsState):
                 f"{shape} is {tuple(weight.shape)} on {weight.device}: DeepSpeed's ZeRO-3 has "
                 "sharded it, or it is offloaded. Use FSDP2, or use_hira=False."
             )
-        with torch.autocast(weight.device.type, enabled=False):
+        with without_autocast(weight.device):
             A, B = upcast(A), upcast(B)
             # Eq. (1) in the warm-up, then Eq. (5)
             delta = delta_weight(A, B, self.Q_A + self.gate * A.mT, self.Q_B, scaling)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..core import (
     LowRankPair,
     SdsFactors,
+    autocast_dtype,
     delta_weight,
     fused,
     lora_delta_weight,
@@ -241,7 +242,7 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
             and not (self._disable_adapters or self.merged_adapters)
             and all(map(_is_plain_linear, (base, lora_A[adapter], lora_B[adapter])))
             and not base.weight.requires_grad
-            and (x.dtype == base.weight.dtype or torch.is_autocast_enabled(x.device.type))
+            and (x.dtype == base.weight.dtype or autocast_dtype(x.device) is not None)
             # vmap has to see the separate operations
             and not torch._C._are_functorch_transforms_active()
         )

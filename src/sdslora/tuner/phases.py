@@ -22,6 +22,7 @@ from ..core import (
     relative_change,
     reparameterize,
     subspace_cosine,
+    without_autocast,
 )
 from .config import SdsLoraConfig
 from .layer import SdsLayerMixin
@@ -176,7 +177,7 @@ class PhasedAdapter:
 
     def exactly(self) -> AbstractContextManager[None]:
         """Products in the dtype of their factors, in a loop that is under autocast too."""
-        return torch.autocast(next(self._parameters()).device.type, enabled=False)
+        return without_autocast(next(self._parameters()).device)
 
     def _replace_bases(self, found: Found) -> None:
         """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
