@@ -238,9 +238,9 @@ def test_keeps_only_x_and_h_for_backward(rows, of_h):
 def test_switching_it_off(monkeypatch):
     for value, expected in (("0", False), ("1", True)):
         monkeypatch.setenv("SDSLORA_FUSED", value)
-        assert runpy.run_path(fused.__file__)["ENABLED"] is expected
+        assert runpy.run_module(fused.__name__)["ENABLED"] is expected
     monkeypatch.delenv("SDSLORA_FUSED")
-    assert runpy.run_path(fused.__file__)["ENABLED"] is True
+    assert runpy.run_module(fused.__name__)["ENABLED"] is True
 
 
 def test_the_layer_drops_as_without_fusion(monkeypatch):
