@@ -2,7 +2,7 @@
 
 import argparse
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,9 +64,11 @@ def step_arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def benches(options: argparse.Namespace, cpu: list[Case], gpu: list[Case]) -> Iterator[Bench]:
+def benches(
+    options: argparse.Namespace, cpu: list[Case], gpu: list[Case], meta: Sequence[Case] = ()
+) -> Iterator[Bench]:
     """The cases that the options ask for, one after the other, on the options' device."""
-    cases = gpu if options.device == "cuda" else cpu
+    cases = {"cpu": cpu, "cuda": gpu, "meta": meta}[options.device]
     if options.quick:
         cases = [Case("smollm2-135m", 1, 16, 8, layers=2)]
     loaded, base = None, None

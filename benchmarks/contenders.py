@@ -6,12 +6,14 @@ random: only shapes matter here), and trains with AdamW.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from counted import META_ATTENTION
 from peft import HiraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -49,7 +51,14 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         num_attention_heads=32,
         num_key_value_heads=8,
     ),
-    "gemma-2b": lambda: GemmaConfig(),
+    "gemma-2b": lambda: GemmaConfig(
+        hidden_size=2048,
+        intermediate_size=16384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+    ),
+    "gemma-7b": lambda: GemmaConfig(),
 }
 
 
@@ -61,7 +70,8 @@ def base_model(name: str, device: str, dtype: torch.dtype, layers: int | None = 
         config.num_hidden_layers = layers
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        attention = META_ATTENTION if device == "meta" else None
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.requires_grad_(False)
 
 
@@ -125,6 +135,8 @@ def sds_lora(
     """In the main stage, as almost all of a training is, with factors of full rank."""
     config = SdsLoraConfig(r=rank, target_modules=targets, use_hira=use_hira)
     wrapped = get_peft_model(model, config)
+    if wrapped.device.type == "meta":
+        return wrapped  # the phases differ in values alone
     start_main_stage(wrapped, "default")
     for _, layer in adapter_layers(wrapped, "default"):
         A, B, Q_A, Q_B = (torch.randn_like(factor) for factor in layer.sds_factors("default"))
@@ -173,11 +185,13 @@ class Training:
 
     def __post_init__(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True) if parameters else None
+        adamw = partial(torch.optim.AdamW, lr=1e-4, fused=not self.tokens.is_meta)
+        self.optimizer = adamw(parameters) if parameters else None
 
     def step(self) -> None:
         """Forward, backward, optimizer."""
-        with torch.autocast(self.tokens.device.type, torch.bfloat16, enabled=self.autocast):
+        device = self.tokens.device.type
+        with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
             loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
         loss.backward()
         if self.optimizer is not None:

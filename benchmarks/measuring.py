@@ -33,8 +33,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 def hardware(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
+    names = {"cuda": torch.cuda.get_device_name, "meta": lambda: "none: counted"}
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
+        "device": names.get(device, _cpu_name)(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -1,6 +1,7 @@
 """Claim: training with SDS-LoRA needs no more memory than with PEFT's LoRA.
 
-On a GPU, the allocator's peak over a step. On a CPU, what a step holds at the end of its forward
+On a GPU, the allocator's peak over a step; with ``--device meta``, that of the same models, counted
+without one. On a CPU, what a step holds at the end of its forward
 pass: the tensors that autograd saved (each storage once), parameters, buffers, and the gradients
 and optimizer state of the trainable parameters.
 """
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from cases import GPU, Case, benches, step_arguments
 from contenders import CONTENDERS, Training
+from counted import LivePeak
 from measuring import write
 from torch import Tensor
 
@@ -26,6 +28,12 @@ CPU = [
 ]
 # so many tokens that making W + ΔW pays
 CPU.insert(2, Case("smollm2-135m", 16, 128, 32))
+META = [
+    Case("llama-3-8b", batch, 1024, rank, "bfloat16", variant)
+    for variant in ("plain", "gradient checkpointing")
+    for batch in (4, 1)
+    for rank in (8, 32)
+]
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -71,12 +79,24 @@ def gpu_bytes(run: Training) -> dict[str, int]:
     return {"peak": torch.cuda.max_memory_allocated()}
 
 
+def counted_bytes(run: Training) -> dict[str, int]:
+    """The same of a model on the meta device, as by an allocator that wastes nothing."""
+    with LivePeak([*run.model.parameters(), *run.model.buffers()]) as counter:
+        run.step()
+        counter.reset()
+        run.step()
+    return {"peak": counter.peak}
+
+
+MEASURES = {"cpu": cpu_bytes, "cuda": gpu_bytes, "meta": counted_bytes}
+
+
 def main() -> None:
     """Measure all contenders, one after the other, case by case."""
     options = step_arguments(__doc__).parse_args()
-    measured_bytes = gpu_bytes if options.device == "cuda" else cpu_bytes
+    measured_bytes = MEASURES[options.device]
     rows: list[dict[str, Any]] = []
-    for bench in benches(options, CPU, GPU):
+    for bench in benches(options, CPU, GPU, META):
         measured = {}
         for name in CONTENDERS:
             measured[name] = measured_bytes(bench.training(name))

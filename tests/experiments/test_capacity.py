@@ -1,5 +1,6 @@
 """The formulas of memory and time, against published sizes and a model that is trained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,27 @@ def test_bytes_are_those_of_a_trained_model(rank):
     }
     found = capacity.sds_lora_bytes(TINY, rank, tokens=4)
     assert {kind: found[kind] for kind in measured} == measured
+
+
+@pytest.mark.parametrize("variant", ["plain", "gradient checkpointing"])
+@pytest.mark.parametrize(
+    ("name", "of"), [("llama3-8b", "llama-3-8b"), ("gemma-2b", "gemma-2b")], ids=str
+)
+def test_the_sum_is_what_a_step_allocates(name, of, variant, monkeypatch):
+    """Two blocks of the model with its whole vocabulary, on tensors without memory."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from cases import Bench, Case
+    from contenders import base_model
+    from memory import counted_bytes
+
+    case = Case(of, 2, 512, 32, "bfloat16", variant, layers=2)
+    base = base_model(of, "meta", torch.bfloat16, layers=2)
+    run = Bench(case, base, torch.zeros(2, 512, dtype=torch.long, device="meta"))
+    shape = replace(DECODERS[name], layers=2)
+    checkpointing = variant != "plain"
+    parts = capacity.sds_lora_bytes(shape, 32, 2 * 512, checkpointing=checkpointing)
+    counted = counted_bytes(run.training("SDS-LoRA"))["peak"]
+    assert sum(parts.values()) == pytest.approx(counted, rel=0.03)
 
 
 def test_shards_divide_all_but_the_bases_and_activations():

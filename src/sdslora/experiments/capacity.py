@@ -154,12 +154,15 @@ def full_bytes(model: Shape, tokens: int, gpus: int = 1) -> dict[str, float]:
 def activation_bytes(model: Shape, tokens: int, checkpointing: bool) -> float:
     """An estimate: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
 
-    With checkpointing the inputs of all blocks, and one block's own.
+    With checkpointing the inputs of all blocks, and one block's own. At the loss, when no block is
+    recomputed, there are three float32 numbers for each token and each word of the vocabulary: the
+    logarithms of the probabilities, their gradient, and that of the logits.
     """
     block = tokens * (9 * model.hidden + 4 * model.intermediate) * _HALF
+    loss = 3 * tokens * model.vocabulary * _FULL
     if not checkpointing:
-        return model.layers * block
-    return model.layers * tokens * model.hidden * _HALF + block
+        return model.layers * block + loss
+    return model.layers * tokens * model.hidden * _HALF + max(block, loss)
 
 
 def multiply_adds(model: Shape, rank: int | None = None, per_adapter: int = 5) -> float:
