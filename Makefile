@@ -52,6 +52,7 @@ lint: install ## style and types
 bench: install ## what it costs, side by side, then docs/costs.md
 	for name in step_cost profile_step memory hira_cost refresh_cost scaling checks_cost; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done
+	$(BIN)/python benchmarks/memory.py --device meta
 	$(BIN)/python benchmarks/costs_page.py
 	$(BIN)/python benchmarks/reliability_page.py
 

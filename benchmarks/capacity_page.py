@@ -47,6 +47,9 @@ def parts() -> str:
     found = {
         name: capacity.sds_lora_bytes(model, RANK, TOKENS, GPUS) for name, model in MODELS.items()
     }
+    for name, of in found.items():
+        whole = capacity.activation_bytes(MODELS[name], TOKENS, chunked_loss=False)
+        of["activations, all logits at once"] = whole
     rows = [[name, *(f"{part / 1e9:.2f}" for part in of.values())] for name, of in found.items()]
     shown = table(["model", *found[next(iter(MODELS))]], rows)
     return f"Rank {RANK}, {GPUS} GPUs, GB on each:\n\n{shown}"

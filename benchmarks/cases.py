@@ -14,6 +14,8 @@ from torch import Tensor, nn
 VARIANTS: dict[str, dict[str, bool]] = {
     "plain": {},
     "gradient checkpointing": {"gradient_checkpointing": True},
+    # as TRL's SFTTrainer does
+    "checkpointing, chunked loss": {"gradient_checkpointing": True, "chunked_loss": True},
     "compiled": {"compile": True},
     # as transformers' Trainer does with bf16=True
     "autocast": {"autocast": True},

@@ -17,11 +17,15 @@ from counted import META_ATTENTION
 from peft import HiraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
 
 from sdslora import SdsLoraConfig
 from sdslora.core import orthonormal_basis
 from sdslora.tuner import adapter_layers, start_main_stage
+
+CHUNK = 256
+"""Tokens whose logits exist at once, where the loss is chunked."""
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "smollm2-135m": lambda: LlamaConfig(
@@ -182,6 +186,7 @@ class Training:
     model: nn.Module
     tokens: Tensor
     autocast: bool = False
+    chunked_loss: bool = False
 
     def __post_init__(self) -> None:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -192,11 +197,27 @@ class Training:
         """Forward, backward, optimizer."""
         device = self.tokens.device.type
         with torch.autocast(device, torch.bfloat16) if self.autocast else nullcontext():
-            loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
+            loss = self._chunked_loss() if self.chunked_loss else self._loss()
         loss.backward()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self) -> Tensor:
+        loss: Tensor = self.model(input_ids=self.tokens, labels=self.tokens).loss
+        return loss
+
+    def _chunked_loss(self) -> Tensor:
+        """The logits of a few tokens at a time, forward and again backward, as TRL computes it."""
+        model: Any = getattr(self.model, "get_base_model", lambda: self.model)()
+        hidden = model.model(input_ids=self.tokens).last_hidden_state.flatten(0, 1)
+
+        def part(rows: Tensor, labels: Tensor) -> Tensor:
+            return F.cross_entropy(model.lm_head(rows).float(), labels, reduction="sum")
+
+        chunks = zip(hidden.split(CHUNK), self.tokens.flatten().split(CHUNK), strict=True)
+        parts = [checkpoint(part, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.stack(parts).sum() / len(hidden)
 
 
 def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: bool) -> Training:
@@ -208,7 +229,7 @@ def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: b
         rank: r.
         tokens: (batch, sequence).
         options: ``gradient_checkpointing``, ``compile``, ``autocast`` to bfloat16, ``dropout`` of
-            what enters the adapters (the fused LoRA has none).
+            what enters the adapters (the fused LoRA has none), ``chunked_loss``.
     """
     model = (CONTENDERS | FULL_RANK)[name](sharing_weights(base), rank).train()
     if options.get("gradient_checkpointing"):
@@ -222,4 +243,5 @@ def training(name: str, base: nn.Module, rank: int, tokens: Tensor, **options: b
                     getattr(module, kind)["default"] = nn.Dropout(0.05)
     if options.get("compile"):
         model = torch.compile(model)
-    return Training(model, tokens, autocast=options.get("autocast", False))
+    how = {name: options.get(name, False) for name in ("autocast", "chunked_loss")}
+    return Training(model, tokens, **how)

@@ -102,6 +102,24 @@ def memory(measured: list[Row], device: str) -> str:
     return table([*_CASE, "SDS-LoRA / PEFT LoRA", "PEFT DoRA / PEFT LoRA", *kinds], rows)
 
 
+def counted(results: dict[str, Any]) -> str:
+    """How far the counts of memory are from what an allocator had, where both are there."""
+
+    def peaks(name: str) -> dict[Any, int]:
+        return {
+            (*_case(row), contender): kinds["peak"]
+            for row in results[name]["rows"]
+            for contender, kinds in row["bytes"].items()
+        }
+
+    counts, measured = peaks("memory-meta"), peaks("memory-cuda")
+    shares = [1 - counts[case] / peak for case, peak in measured.items() if case in counts]
+    return (
+        f"Of the {len(shares)} peaks that were measured on the H200, the counts are "
+        f"{min(shares):.1%} to {max(shares):.1%} short."
+    )
+
+
 def hira_cost(measured: list[Row], device: str) -> str:
     """Ratios of time and memory with ``use_hira``."""
     ours, its = "SDS-LoRA, use_hira", "PEFT HiRA"
@@ -217,7 +235,7 @@ TABLES: dict[str, Callable[[list[Row], str], str]] = {
 
 def texts(results: dict[str, Any]) -> dict[str, str]:
     """Every table by the name of its place, ``<table>-<device>``."""
-    found = {"hardware": hardware(results)}
+    found = {"hardware": hardware(results), "counted": counted(results)}
     for file, data in results.items():
         source, _, device = file.partition("-")
         for name, made in TABLES.items():

@@ -30,7 +30,7 @@ CPU = [
 CPU.insert(2, Case("smollm2-135m", 16, 128, 32))
 META = [
     Case("llama-3-8b", batch, 1024, rank, "bfloat16", variant)
-    for variant in ("plain", "gradient checkpointing")
+    for variant in ("plain", "gradient checkpointing", "checkpointing, chunked loss")
     for batch in (4, 1)
     for rank in (8, 32)
 ]

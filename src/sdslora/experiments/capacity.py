@@ -117,7 +117,12 @@ class Gpu:
 
 
 def sds_lora_bytes(
-    model: Shape, rank: int, tokens: int, gpus: int = 1, checkpointing: bool = True
+    model: Shape,
+    rank: int,
+    tokens: int,
+    gpus: int = 1,
+    checkpointing: bool = True,
+    chunked_loss: bool = True,
 ) -> dict[str, float]:
     """Bytes on each GPU by kind: a bfloat16 base, A, B and the bases in float32, AdamW.
 
@@ -128,6 +133,7 @@ def sds_lora_bytes(
         gpus: that the base, A and B, gradients and moments are sharded over; the bases are whole on
             each.
         checkpointing: a block keeps only its input.
+        chunked_loss: the logits of a few tokens at a time, as in TRL's SFTTrainer.
     """
     adapter = _FULL * model.adapter_parameters(rank)
     return {
@@ -136,7 +142,7 @@ def sds_lora_bytes(
         "bases": adapter,
         "gradients": adapter / gpus,
         "optimizer": _MOMENTS * adapter / gpus,
-        "activations": activation_bytes(model, tokens, checkpointing),
+        "activations": activation_bytes(model, tokens, checkpointing, chunked_loss),
     }
 
 
@@ -147,19 +153,21 @@ def full_bytes(model: Shape, tokens: int, gpus: int = 1) -> dict[str, float]:
         "base": weights,
         "gradients": weights,
         "optimizer": _MOMENTS * weights,
-        "activations": activation_bytes(model, tokens, True),
+        "activations": activation_bytes(model, tokens),
     }
 
 
-def activation_bytes(model: Shape, tokens: int, checkpointing: bool) -> float:
+def activation_bytes(
+    model: Shape, tokens: int, checkpointing: bool = True, chunked_loss: bool = True
+) -> float:
     """An estimate: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
 
-    With checkpointing the inputs of all blocks, and one block's own. At the loss, when no block is
-    recomputed, there are three float32 numbers for each token and each word of the vocabulary: the
-    logarithms of the probabilities, their gradient, and that of the logits.
+    With checkpointing the inputs of all blocks, and one block's own. A loss that is not chunked has
+    three float32 numbers for each token and word of the vocabulary, while no block is recomputed:
+    the logarithms of the probabilities, their gradient, and that of the logits.
     """
     block = tokens * (9 * model.hidden + 4 * model.intermediate) * _HALF
-    loss = 3 * tokens * model.vocabulary * _FULL
+    loss = 0 if chunked_loss else 3 * tokens * model.vocabulary * _FULL
     if not checkpointing:
         return model.layers * block + loss
     return model.layers * tokens * model.hidden * _HALF + max(block, loss)
