@@ -7,7 +7,7 @@ random: only shapes matter here), and trains with AdamW.
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,51 +18,47 @@ from peft import HiraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrainedConfig
 
 from sdslora import SdsLoraConfig
 from sdslora.core import orthonormal_basis
+from sdslora.experiments.capacity import DECODERS, Decoder
 from sdslora.tuner import adapter_layers, start_main_stage
 
 CHUNK = 256
 """Tokens whose logits exist at once, where the loss is chunked."""
 
+
+def shaped(kind: type[PreTrainedConfig], shape: Decoder, **options: Any) -> PreTrainedConfig:
+    """The configuration, of that kind, of a decoder of that shape."""
+    return kind(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        head_dim=shape.head_size,
+        tie_word_embeddings=shape.tied,
+        **options,
+    )
+
+
+LLAMA = DECODERS["llama3-8b"]
 CONFIGS: dict[str, Callable[[], Any]] = {
-    "smollm2-135m": lambda: LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
+    "smollm2-135m": partial(
+        shaped, LlamaConfig, Decoder(30, 576, 1536, 9, 3, 64, 49152, tied=True)
     ),
-    "llama-3-8b": lambda: LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
+    "llama-3-8b": partial(
+        shaped,
+        LlamaConfig,
+        LLAMA,
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
     ),
     # four of its layers with a small vocabulary: what fits a small machine
-    "llama-3-8b-slice": lambda: LlamaConfig(
-        vocab_size=1024,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=4,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    ),
-    "gemma-2b": lambda: GemmaConfig(
-        hidden_size=2048,
-        intermediate_size=16384,
-        num_hidden_layers=18,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-    ),
-    "gemma-7b": lambda: GemmaConfig(),
+    "llama-3-8b-slice": partial(shaped, LlamaConfig, replace(LLAMA, layers=4, vocabulary=1024)),
+    "gemma-2b": partial(shaped, GemmaConfig, DECODERS["gemma-2b"]),
+    "gemma-7b": GemmaConfig,
 }
 
 

@@ -114,8 +114,9 @@ def counted(results: dict[str, Any]) -> str:
 
     counts, measured = peaks("memory-meta"), peaks("memory-cuda")
     shares = [1 - counts[case] / peak for case, peak in measured.items() if case in counts]
+    device = results["memory-cuda"]["hardware"]["device"]
     return (
-        f"Of the {len(shares)} peaks that were measured on the H200, the counts are "
+        f"Of the {len(shares)} peaks that were measured on the {device}, the counts are "
         f"{min(shares):.1%} to {max(shares):.1%} short."
     )
 

@@ -157,6 +157,11 @@ def full_bytes(model: Shape, tokens: int, gpus: int = 1) -> dict[str, float]:
     }
 
 
+def block_activations(tokens: int, hidden: int, intermediate: int) -> int:
+    """Numbers that a block keeps for its backward pass, an estimate."""
+    return tokens * (9 * hidden + 4 * intermediate)
+
+
 def activation_bytes(
     model: Shape, tokens: int, checkpointing: bool = True, chunked_loss: bool = True
 ) -> float:
@@ -166,7 +171,7 @@ def activation_bytes(
     three float32 numbers for each token and word of the vocabulary, while no block is recomputed:
     the logarithms of the probabilities, their gradient, and that of the logits.
     """
-    block = tokens * (9 * model.hidden + 4 * model.intermediate) * _HALF
+    block = block_activations(tokens, model.hidden, model.intermediate) * _HALF
     loss = 0 if chunked_loss else 3 * tokens * model.vocabulary * _FULL
     if not checkpointing:
         return model.layers * block + loss

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from .adapter import tensors
+from .capacity import block_activations
 from .plan import Plan
 
 # Tensors that an optimizer keeps for each trained one; AdamW's two where it is not listed.
@@ -44,7 +45,8 @@ def _activations(plan: Plan) -> dict[str, int]:
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     rows = min(plan.spec.training.per_device_train_batch_size, plan.work.size("train"))
     size = source.dtype.itemsize
-    return {"activations": rows * tokens * layers * (9 * hidden + 4 * intermediate) * size}
+    block = block_activations(rows * tokens, hidden, intermediate)
+    return {"activations": layers * block * size}
 
 
 def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
