@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install ## fine-tune a real language model, evaluate it, export it
 	rm -rf runs/demo
-	$(BIN)/python -m sdslora.experiments.demo recipes/demo.yaml
+	$(BIN)/python tools/demo.py recipes/demo.yaml
 
 test: install ## all tests
 	$(PYTEST)
@@ -53,24 +53,24 @@ bench: install ## what it costs, side by side, then docs/costs.md
 	for name in step_cost profile_step memory hira_cost refresh_cost scaling checks_cost; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/memory.py --device meta
-	$(BIN)/python benchmarks/costs_page.py
-	$(BIN)/python benchmarks/reliability_page.py
+	$(BIN)/python tools/costs_page.py
+	$(BIN)/python tools/reliability_page.py
 
 reliability: install ## kills, broken inputs, load, TRL, half precision, then docs/reliability.md
-	OMP_NUM_THREADS=1 PYTHONPATH=tests/experiments $(BIN)/python tests/reliability/kills.py --kills 30
-	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/training $(BIN)/python tests/training/trl_table.py
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/reliability/fuzz.py
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/reliability/load.py
-	$(BIN)/python benchmarks/reliability_page.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/reliability $(BIN)/python tools/kill_trials.py --kills 30
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/training $(BIN)/python tools/trl_trials.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/reliability $(BIN)/python tools/fuzz_trials.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/reliability $(BIN)/python tools/load_trials.py
+	$(BIN)/python tools/reliability_page.py
 
 distribution: install ## every engine in two processes, then docs/distribute.md
-	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python tests/distributed/table.py
-	$(BIN)/python benchmarks/distribution_page.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/distributed $(BIN)/python tools/distribution_trials.py
+	$(BIN)/python tools/distribution_page.py
 
 docs: install ## the site, in build/site
-	$(BIN)/python benchmarks/capacity_page.py
-	$(BIN)/python benchmarks/findings_page.py
-	$(BIN)/python benchmarks/evaluation_page.py
+	$(BIN)/python tools/capacity_page.py
+	$(BIN)/python tools/findings_page.py
+	$(BIN)/python tools/evaluation_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone

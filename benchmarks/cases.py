@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from contenders import Training, base_model, training
 from measuring import arguments
-from torch import Tensor, nn
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "plain": {},

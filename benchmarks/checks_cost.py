@@ -10,10 +10,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from cases import Case, benches, step_arguments
-from measuring import alternate, write
 from peft import PeftModel
 
+from cases import Case, benches, step_arguments
+from measuring import alternate, write
 from sdslora.training import CHECKS, Check, CheckFailed
 from sdslora.training.checks import ResetHeld, Watched, make_checks, require_saved
 from sdslora.tuner import PhasedAdapter

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from counted import META_ATTENTION
 from peft import HiraConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, PreTrainedConfig
 
+from counted import META_ATTENTION
 from sdslora import SdsLoraConfig
+from sdslora.app.run.capacity import DECODERS, Decoder
 from sdslora.core import orthonormal_basis
-from sdslora.experiments.capacity import DECODERS, Decoder
 from sdslora.tuner import adapter_layers, start_main_stage
 
 CHUNK = 256

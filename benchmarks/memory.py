@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from cases import GPU, Case, benches, step_arguments
 from contenders import CONTENDERS, Training
 from counted import LivePeak
 from measuring import write
-from torch import Tensor
 
 CPU = [
     Case("smollm2-135m", 4, 128, rank, dtype, variant)

@@ -6,11 +6,12 @@ Sums of each operation's own time, by torch's profiler.
 from collections import Counter
 from statistics import median
 
+from torch.autograd import DeviceType
+from torch.profiler import profile
+
 from cases import Case, benches, step_arguments
 from contenders import Training
 from measuring import write
-from torch.autograd import DeviceType
-from torch.profiler import profile
 
 CONTENDERS = ("PEFT LoRA", "fused LoRA", "SDS-LoRA")
 CPU = [Case("smollm2-135m", 4, 128, rank) for rank in (8, 32)]

@@ -5,15 +5,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from cases import Case
-from contenders import CONFIGS, base_model, training
-from measuring import alternate, arguments, ratios, write
 from peft import get_peft_model
 from torch import nn
 
+from cases import Case
+from contenders import CONFIGS, base_model, training
+from measuring import alternate, arguments, ratios, write
 from sdslora import SdsLoraConfig
 from sdslora.core import REFRESH_MODES, RefreshSchedule, orthonormal_basis
-from sdslora.training.transport import MomentumTransport
+from sdslora.training.momentum import MomentumTransport
 from sdslora.tuner import PhasedAdapter, start_main_stage
 
 LOOP, AGAINST = "loop of torch.linalg.qr", "against the loop"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import Training, frozen, sds_lora, sharing_weights
-from measuring import alternate, arguments, write
 from torch import Tensor, nn
 
+from contenders import Training, frozen, sds_lora, sharing_weights
+from measuring import alternate, arguments, write
 from sdslora.tuner import PhasedAdapter
 
 BASIS = {"rank": 64, "width": 1024, "layers": 8}

@@ -1,4 +1,4 @@
-"""Fixtures that every test folder shares. The functions behind them are in ``toys.py``."""
+"""Fixtures that every test folder shares: from ``toys.py``, ``tiny.py`` and ``tiny_images.py``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import pytest
 
 # pytest-xdist's controller loads this file and runs no test: what is dear to import waits.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from transformers import LlamaForCausalLM
+
+    from tiny import MakeRecipe, Result, Run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,10 +50,10 @@ def tiny_llama() -> LlamaForCausalLM:
 @pytest.fixture(scope="session")
 def smollm2() -> LlamaForCausalLM:
     """SmolLM2-135M in float32, read once by a worker (13 s): tests change copies of it."""
-    from sdslora.experiments import models
-    from sdslora.experiments.spec import ModelSpec
+    from sdslora.app.config.spec import ModelSpec
+    from sdslora.app.models import base_models
 
-    return models.find(ModelSpec(models.SMOLLM2, dtype="float32")).load()
+    return base_models.find(ModelSpec(base_models.SMOLLM2, dtype="float32")).load()
 
 
 @pytest.fixture
@@ -60,3 +64,88 @@ def input_ids() -> Tensor:
     from toys import VOCABULARY
 
     return torch.randint(0, VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny
+
+    return tiny.save_model(tmp_path_factory.mktemp("model"), chat=True)
+
+
+@pytest.fixture(scope="session")
+def outline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with its weights missing: whatever works here loads none."""
+    import tiny
+
+    directory = tiny.save_model(tmp_path_factory.mktemp("outline"), chat=True)
+    (directory / "model.safetensors").unlink()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny
+
+    return tiny.save_rows(tmp_path_factory.mktemp("data") / "rows.jsonl", tiny.rows(100))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny_images
+
+    return tiny_images.save_folder(tmp_path_factory.mktemp("images") / "digits")
+
+
+@pytest.fixture(scope="session")
+def vit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny_images
+
+    return tiny_images.save_model(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture
+def sdslora(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run ``sdslora`` with these arguments."""
+    from sdslora.cli import main
+    from tiny import Result
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model_dir: Path, data_file: Path) -> MakeRecipe:
+    """Write a recipe of 20 short steps; keywords such as ``data__size=3`` change it."""
+    import yaml
+
+    def write(**changes: object) -> str:
+        tree: dict[str, object] = {
+            "output_dir": str(tmp_path / "run"),
+            "model": {"name_or_path": str(model_dir)},
+            "data": {"source": str(data_file), "holdout": 20},
+            "adapter": {"r": 4, "warmup_steps": 3},
+            "training": {
+                "learning_rate": 1e-3,
+                "per_device_train_batch_size": 8,
+                "num_train_epochs": 2,
+                "use_cpu": True,
+                "disable_tqdm": True,
+            },
+        }
+        for name, value in changes.items():
+            section, _, key = name.partition("__")
+            if key:
+                tree.setdefault(section, {})[key] = value  # type: ignore[index]
+            else:
+                tree[section] = value
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return str(path)
+
+    return write

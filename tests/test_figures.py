@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from sdslora.studies.reproduce.results import section
 
-from sdslora.experiments.reproduce import page
-from sdslora.experiments.reproduce.results import section
-from sdslora.experiments.reproduce.targets import TARGETS
+import figures_page
+from sdslora.studies.reproduce.catalogue import TARGETS
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results/figures"
@@ -15,7 +15,7 @@ SHOWN = [name for name in TARGETS if name.startswith(("fig", "theorem"))]
 
 
 def test_the_page_of_figures_is_what_the_results_say():
-    page.main([str(RESULTS), str(DOCS / "figures.md"), "--check"])
+    figures_page.main([str(RESULTS), str(DOCS / "figures.md"), "--check"])
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -1,18 +1,25 @@
-"""The layering of the package: who may import whom, read from the source without running it."""
+"""The structure of the package, read from its source without running it.
+
+Each rule is a function from a source tree to what breaks it, so that the tests can plant a
+violation of every rule.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 PACKAGE = "sdslora"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
-BELOW_METHODS = {"core", "optim", "diagnostics", "tuner", "export", "training"}
+LIBRARY = {"core", "optim", "diagnostics", "tuner", "export", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
     "optim": {"core"},
@@ -20,28 +27,51 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tuner": {"core"},
     "export": {"core"},
     "training": {"core", "tuner"},
-    "methods": BELOW_METHODS,
-    "experiments": BELOW_METHODS | {"methods", "__init__", "_version"},
-    "cli": {"experiments", "_version"},
+    "methods": LIBRARY,
+    "app": LIBRARY | {"methods", "__init__", "_version"},
+    "studies": LIBRARY | {"methods", "app", "__init__", "_version"},
+    "cli": {"app", "_version"},
     "_version": set(),
     # the public names of the package
-    "__init__": BELOW_METHODS | {"_version"},
+    "__init__": LIBRARY | {"_version"},
 }
 """What the modules of each layer may import of ours, their own layer aside."""
 
-FILES = sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
+STUDIES: dict[str, set[str]] = {
+    "plotting": set(),
+    "statistics": set(),
+    "grid": {"statistics"},
+    "compare": {"grid", "statistics", "plotting"},
+    "reproduce": {"grid", "statistics", "plotting"},
+    "diagnose": {"plotting"},
+    "report": {"statistics", "plotting"},
+}
+"""What each room of ``studies`` may import of the others: no study imports another study."""
+
+LONGEST, FULLEST, SHORTEST = 300, 15, 25
+PARTS = {
+    "__init__.py", "command.py", "config.py", "spec.py", "page.py", "plots.py", "hira.py",
+}  # fmt: skip
+"""Names that several rooms use for the same part."""
+
+Tree = Mapping[PurePosixPath, str]
 
 
-def layer_of(path: Path) -> str:
-    """The folder below the package, or the module that stands there itself."""
-    return path.parts[0].removesuffix(".py")
+@cache
+def package() -> Tree:
+    """Every module of the package with its source, by its path below ``src/sdslora``."""
+    files = {path: path.relative_to(SOURCE) for path in sorted(SOURCE.rglob("*.py"))}
+    return {PurePosixPath(name): path.read_text() for path, name in files.items()}
+
+
+def module_of(path: PurePosixPath) -> tuple[str, ...]:
+    """The path of names that leads to a module, such as ``("sdslora", "core", "svd")``."""
+    parts = path.parent.parts if path.name == "__init__.py" else path.with_suffix("").parts
+    return (PACKAGE, *parts)
 
 
 def imported(source: str, module: tuple[str, ...], is_package: bool) -> Iterator[str]:
-    """Full names of everything that ``source`` imports anywhere, functions included.
-
-    ``module`` is the path of names that leads to it, such as ``("sdslora", "core", "svd")``.
-    """
+    """Full names of everything that ``source`` imports anywhere, functions included."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -53,65 +83,163 @@ def imported(source: str, module: tuple[str, ...], is_package: bool) -> Iterator
             yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def imports_of(path: Path) -> list[str]:
-    is_package = path.name == "__init__.py"
-    names = path.parent.parts if is_package else path.with_suffix("").parts
-    return list(imported((SOURCE / path).read_text(), (PACKAGE, *names), is_package))
+def imports(tree: Tree, path: PurePosixPath) -> list[str]:
+    return list(imported(tree[path], module_of(path), path.name == "__init__.py"))
 
 
-def layer_named(name: str) -> str | None:
-    """The layer that a full name is of; the package itself is ``__init__``; None: not ours."""
+def ours(tree: Tree, name: str) -> PurePosixPath | None:
+    """The module of the tree that a full name is in; None: not ours."""
     first, *rest = name.split(".")
     if first != PACKAGE:
         return None
-    if not rest or not _exists(rest[0]):
-        return "__init__"
-    return rest[0]
+    for length in range(len(rest), -1, -1):
+        folder = PurePosixPath(*rest[:length])
+        for path in (folder / "__init__.py", folder.with_suffix(".py") if length else folder):
+            if path in tree:
+                return path
+    raise AssertionError(f"{name} is in no module")
 
 
-def _exists(name: str) -> bool:
-    return (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").exists()
+def layer_of(path: PurePosixPath) -> str:
+    """The folder below the package, or the module that stands there itself."""
+    return path.parts[0].removesuffix(".py")
+
+
+def unknown_layers(tree: Tree) -> list[str]:
+    return [str(path) for path in tree if layer_of(path) not in MAY_IMPORT]
+
+
+def upward_imports(tree: Tree) -> list[str]:
+    return [
+        f"{path} imports {name}"
+        for path in tree
+        for name in imports(tree, path)
+        if (target := ours(tree, name)) is not None
+        and layer_of(target) not in MAY_IMPORT.get(layer_of(path), set()) | {layer_of(path)}
+    ]
+
+
+def sideways_imports(tree: Tree) -> list[str]:
+    """Imports between the rooms of ``studies`` that :data:`STUDIES` does not name."""
+    return [
+        f"{path} imports {name}"
+        for path in tree
+        if layer_of(path) == "studies" and len(path.parts) > 2
+        for name in imports(tree, path)
+        if (target := ours(tree, name)) is not None
+        and layer_of(target) == "studies"
+        and target.parts[1] not in STUDIES[path.parts[1]] | {path.parts[1]}
+    ]
+
+
+def cycles(tree: Tree) -> list[str]:
+    """A circle of modules that import each other. A package is not what it re-exports."""
+    graph = {
+        path: {
+            target
+            for name in imports(tree, path)
+            if (target := ours(tree, name)) is not None and target != path
+        }
+        for path in tree
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [" -> ".join(map(str, error.args[1]))]
+    return []
+
+
+def foreign_imports_of_core(tree: Tree) -> list[str]:
+    known = {*sys.stdlib_module_names, PACKAGE, "torch"}
+    return [
+        f"{path} imports {name}"
+        for path in tree
+        if layer_of(path) == "core"
+        for name in imports(tree, path)
+        if name.split(".")[0] not in known
+    ]
+
+
+def outsiders_inside_peft(tree: Tree) -> list[str]:
+    return [
+        f"{path} imports {name}"
+        for path in tree
+        if layer_of(path) != "tuner"
+        for name in imports(tree, path)
+        if name.startswith("peft.tuners")
+        and name != "peft.tuners.tuners_utils.BaseTunerLayer"  # how PEFT's users know its layers
+    ]
+
+
+def long_files(tree: Tree) -> list[str]:
+    return [str(path) for path, source in tree.items() if source.count("\n") > LONGEST]
+
+
+def full_folders(tree: Tree) -> list[str]:
+    sizes = Counter(path.parent for path in tree)
+    return [str(folder) for folder, size in sizes.items() if size > FULLEST]
+
+
+def scraps(tree: Tree) -> list[str]:
+    """Modules too short to be one, but for those that hold a single public name."""
+    return [
+        str(path)
+        for path, source in tree.items()
+        if path.name not in ("__init__.py", "_version.py")
+        and source.count("\n") < SHORTEST
+        and len(_public(source)) > 1
+    ]
+
+
+def _public(source: str) -> list[str]:
+    body = ast.parse(source).body
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def shared_names(tree: Tree) -> list[str]:
+    names = Counter(path.name for path in tree)
+    return [name for name, count in names.items() if count > 1 and name not in PARTS]
+
+
+RULES: dict[Callable[[Tree], list[str]], dict[str, str]] = {
+    unknown_layers: {"elsewhere/new.py": ""},
+    upward_imports: {"core/new.py": "from ..tuner import SdsLoraConfig"},
+    sideways_imports: {"studies/report/new.py": "from ..compare import command"},
+    cycles: {
+        "optim/one.py": "from .other import two",
+        "optim/other.py": "def late():\n    from . import one",
+    },
+    foreign_imports_of_core: {"core/new.py": "import numpy"},
+    outsiders_inside_peft: {"export/new.py": "from peft.tuners.lora import Linear"},
+    long_files: {"core/new.py": "\n" * (LONGEST + 1)},
+    full_folders: {f"diagnostics/new{n}.py": "" for n in range(FULLEST)},
+    scraps: {"app/run/new.py": "def one(): ...\ndef two(): ..."},
+    shared_names: {"app/run/readers.py": ""},
+}
+"""Each rule with files that break it."""
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_follows(rule):
+    assert rule(package()) == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_planted_violation_is_seen(rule):
+    planted = {PurePosixPath(name): source for name, source in RULES[rule].items()}
+    assert rule({**package(), **planted})
 
 
 def test_there_is_something_to_check():
-    assert {"core", "tuner", "training", "export"} <= {layer_of(path) for path in FILES}
-
-
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_module_belongs_to_a_known_layer(path):
-    assert layer_of(path) in MAY_IMPORT, (
-        f"{path} is in no layer: say in MAY_IMPORT what it may import, as DESIGN.md does"
+    assert {"core", "tuner", "training", "export", "app", "studies"} <= set(
+        map(layer_of, package())
     )
 
 
-@pytest.mark.parametrize("path", FILES, ids=str)
-def test_modules_import_lower_layers_only(path):
-    layer = layer_of(path)
-    allowed = MAY_IMPORT.get(layer, set()) | {layer}
-    wrong = {name for name in imports_of(path) if (layer_named(name) or layer) not in allowed}
-    assert not wrong, f"{path} ({layer}) must not import {sorted(wrong)}"
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if layer_of(p) == "core"], ids=str)
-def test_core_needs_torch_only(path):
-    roots = {name.split(".")[0] for name in imports_of(path)}
-    assert roots <= {*sys.stdlib_module_names, PACKAGE, "torch"}
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if layer_of(p) != "tuner"], ids=str)
-def test_the_tuner_alone_is_inside_peft(path):
-    inside = {name for name in imports_of(path) if name.startswith("peft.tuners")}
-    inside -= {"peft.tuners.tuners_utils.BaseTunerLayer"}  # how PEFT's users know its layers
-    assert not inside, f"{path} must leave {sorted(inside)} to the tuner"
-
-
 def test_the_layers_form_no_cycle():
-    remaining = dict(MAY_IMPORT)
-    while remaining:
-        lowest = [layer for layer, below in remaining.items() if not below & remaining.keys()]
-        assert lowest, f"a cycle among {sorted(remaining)}"
-        for layer in lowest:
-            del remaining[layer]
+    for graph in (MAY_IMPORT, STUDIES):
+        TopologicalSorter(graph).prepare()
 
 
 def test_imports_are_read_right():
@@ -140,6 +268,7 @@ if TYPE_CHECKING:
     assert as_package == common | {
         "sdslora.core.svd", "sdslora.core.svd.factored_svd", "sdslora.core.elsewhere.x"
     }  # fmt: skip
-    assert layer_named("sdslora.core.svd") == "core"
-    assert layer_named("sdslora.SdsLoraConfig") == "__init__"
-    assert layer_named("torch.nn") is None
+    assert ours(package(), "sdslora.core.svd.factored_svd") == PurePosixPath("core/svd.py")
+    assert ours(package(), "sdslora.core") == PurePosixPath("core/__init__.py")
+    assert ours(package(), "sdslora.SdsLoraConfig") == PurePosixPath("__init__.py")
+    assert ours(package(), "torch.nn") is None

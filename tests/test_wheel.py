@@ -181,4 +181,6 @@ def test_the_import_brings_in_next_to_nothing_beside_peft(used):
         "transformers.trainer_utils",
         "transformers.training_args",
     }
-    assert not any(name.startswith(("sdslora.experiments", "sdslora.methods")) for name in brought)
+    assert not any(
+        name.startswith(("sdslora.app", "sdslora.studies", "sdslora.methods")) for name in brought
+    )

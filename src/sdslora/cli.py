@@ -8,21 +8,42 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from ._version import __version__
-from .experiments.errors import exit_status
+from .app.errors import exit_status
 
-# Each command's module, imported only when it is called, what must be installed, what it does.
+
+class Command(NamedTuple):
+    """A command: the module to import once it is called, the extra that it needs, what it does."""
+
+    module: str
+    extra: str
+    text: str
+
+
 COMMANDS = {
-    "train": ("train", "train", "train an adapter as a recipe says"),
-    "evaluate": ("evaluate", "train", "loss and exact match on your data, or the paper's tasks"),
-    "compare": ("compare", "eval", "methods on your data, each at its best learning rate"),
-    "diagnose": ("diagnose", "eval", "what the LoRA adapter that you have loses of its gradients"),
-    "export": ("export", "train", "write an adapter for PEFT, vLLM, llama.cpp, ComfyUI, Diffusers"),
-    "convert": ("convert", "train", "write a plain LoRA adapter as SDS-LoRA, to go on training"),
-    "report": ("report", "train,report", "runs as one page, with pictures and numbers"),
-    "reproduce": ("reproduce", "eval", "the paper's figures and theorems, measured anew"),
-    "merge": ("merge", "train", "write base model and adapter as one model"),
+    "train": Command("app.commands.train", "train", "train an adapter as a recipe says"),
+    "evaluate": Command(
+        "app.commands.evaluate", "train", "loss and exact match on your data, or the paper's tasks"
+    ),
+    "compare": Command(
+        "studies.compare", "eval", "methods on your data, each at its best learning rate"
+    ),
+    "diagnose": Command(
+        "studies.diagnose", "eval", "what your LoRA adapter loses of its gradients"
+    ),
+    "export": Command(
+        "app.commands.export", "train", "write an adapter for PEFT, vLLM, llama.cpp, ComfyUI, ..."
+    ),
+    "convert": Command(
+        "app.commands.convert", "train", "write a plain LoRA adapter as SDS-LoRA, to train it on"
+    ),
+    "report": Command("studies.report", "train,report", "runs as one page, with plots and numbers"),
+    "reproduce": Command(
+        "studies.reproduce", "eval", "the paper's figures, theorems and tables, reproduced"
+    ),
+    "merge": Command("app.commands.merge", "train", "write base model and adapter as one model"),
 }
 
 
@@ -37,7 +58,7 @@ def _command(arguments: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:10}{text}" for name, (_, _, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:10}{command.text}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="sdslora",
         usage="sdslora COMMAND ...",
@@ -52,9 +73,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(command: str) -> Callable[[Sequence[str]], None]:
-    name, extra, _ = COMMANDS[command]
+    module_name, extra, _ = COMMANDS[command]
     try:
-        module = importlib.import_module(f"sdslora.experiments.{name}")
+        module = importlib.import_module(f"sdslora.{module_name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "sdslora":
             raise

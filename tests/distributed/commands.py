@@ -8,13 +8,13 @@ import signal
 from contextlib import redirect_stderr, redirect_stdout
 
 import torch
-from tiny import Result
 
 from sdslora import SdsLoraCallback
+from sdslora.app.errors import UserError
+from sdslora.app.run import modality
+from sdslora.app.run.trainer import GuardedTrainer
 from sdslora.cli import main
-from sdslora.experiments import data
-from sdslora.experiments.errors import UserError
-from sdslora.experiments.trainer import GuardedTrainer
+from tiny import Result
 
 
 def command(argv: list[str], happening: str = "") -> Result:
@@ -51,10 +51,10 @@ def not_a_number() -> None:
 
 
 def without_data() -> None:
-    def load(*_: object) -> None:
+    def load_examples(*_: object) -> None:
         raise UserError("the rows are not on this machine")
 
-    data.load = load
+    modality.load_examples = load_examples
 
 
 HAPPENINGS = {f.__name__: f for f in (interrupted, not_a_number, without_data)}

@@ -18,7 +18,7 @@ _IMPORTED = [
     "accelerate",
     "deepspeed",
     "sdslora.cli",
-    "sdslora.experiments.train",
+    "sdslora.app.commands.train",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "transformers.models.llama.modeling_llama",

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 import yaml
 from commands import command, sharing
 from ranks import together
 from safetensors.torch import load_file
+
+import tiny
 from tiny import Result
 
 ROWS_A_STEP = 8

@@ -15,7 +15,8 @@ import yaml
 from pages import PAGES, ROOT, blocks
 
 from sdslora import cli
-from sdslora.experiments import parsing, record
+from sdslora.app.config import parsing
+from sdslora.app.run import record
 
 SECTIONS = {"model": {"name_or_path": "smollm2"}, "data": {"source": "rows.jsonl"}}
 """What every recipe and every run has."""
@@ -61,7 +62,7 @@ def test_it_is_accepted(
         raise Accepted
 
     monkeypatch.setattr(parsing, "_build", accept)
-    report = importlib.import_module("sdslora.experiments.report.command")  # not the function
+    report = importlib.import_module("sdslora.studies.report.command")  # not the function
     monkeypatch.setattr(report, "report", lambda *_: accept())
     with pytest.raises(Accepted):
         cli.main(argv)

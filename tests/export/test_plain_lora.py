@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdslora import SdsLoraConfig, to_plain_lora
 from sdslora.export import PlainLoraExport, plain_lora
-from sdslora.export.files import written_whole
+from sdslora.export.whole_directory import written_whole
 from sdslora.tuner import refresh_bases
 from sdslora.tuner.registry import PEFT_SAVES_BY_HOOK
 from toys import dense_delta, logits, make_llama, sds_layers, sds_model, train

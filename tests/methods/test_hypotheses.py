@@ -1,4 +1,4 @@
-"""The variants of benchmarks/hypotheses.py do what their hypotheses ask for."""
+"""The variants of tools/hypotheses.py do what their hypotheses ask for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ RATE = 1e-5
 @pytest.fixture
 def variants(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, and the registry as it was."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     registered = dict(METHODS)
     yield importlib.import_module("hypotheses")
     METHODS.clear()

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdslora.app.recording import KEYS, DiagnosticsRecorder, measure_layers
 from sdslora.core import FactorGradients, SdsFactors, refresh
 from sdslora.diagnostics import effective_rank, gradient_alignment, stable_rank, subspace_cosine
-from sdslora.experiments.diagnosis import KEYS, DiagnosticsRecorder, measure_layers
 from sdslora.methods import METHODS
 from sdslora.methods.layers import factors, lora_layers
 

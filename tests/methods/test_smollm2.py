@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdslora.experiments import models
-from sdslora.experiments.spec import ModelSpec
+from sdslora.app.config.spec import ModelSpec
+from sdslora.app.models import base_models
 from sdslora.methods import METHODS, Settings, make_method
 
 # the last ten layers: a gradient that need not reach the first ones costs half
@@ -27,7 +27,7 @@ STEPS = 14
 @pytest.fixture(scope="module")
 def batch() -> dict[str, Tensor]:
     """1 × 32 tokens."""
-    tokenizer = models.find(ModelSpec(models.SMOLLM2)).processor()
+    tokenizer = base_models.find(ModelSpec(base_models.SMOLLM2)).processor()
     ids = tokenizer(TEXT, return_tensors="pt").input_ids[:, :32]
     return {"input_ids": ids, "labels": ids}
 

@@ -7,31 +7,32 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import fuzz
 import pytest
+
+import fuzz_trials
 
 COUNTS = {"configuration": 200, "recipe": 10, "adapter": 60, "beside": 30, "over": 30}
 
 
-@pytest.mark.parametrize("door", fuzz.SHARES)
+@pytest.mark.parametrize("door", fuzz_trials.SHARES)
 def test_a_clear_error_or_a_correct_load(door: str, tmp_path: Path) -> None:
-    findings = fuzz.fuzz(door, COUNTS[door], number=1, work=tmp_path)
+    findings = fuzz_trials.fuzz(door, COUNTS[door], number=1, work=tmp_path)
     assert findings.failures == []
     assert findings.outcomes.total() >= COUNTS[door]
     assert findings.outcomes["clear error"] > 0
 
 
-def noted(enter: fuzz.Door, folder: Path) -> str:
-    findings = fuzz.Findings()
-    with fuzz.at_work(), warnings.catch_warnings():
-        fuzz.attempt(findings, enter, "input", folder)
+def noted(enter: fuzz_trials.Door, folder: Path) -> str:
+    findings = fuzz_trials.Findings()
+    with fuzz_trials.at_work(), warnings.catch_warnings():
+        fuzz_trials.attempt(findings, enter, "input", folder)
     [outcome] = findings.outcomes
     return outcome
 
 
 def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: Any) -> None:
     """A hang, a crash, an error without words, and memory."""
-    monkeypatch.setattr(fuzz, "LIMIT", 0.2)
+    monkeypatch.setattr(fuzz_trials, "LIMIT", 0.2)
 
     def hang(value: Any, folder: Path) -> str:
         return str(re.match(r"(a+)+$", "a" * 40 + "!"))
@@ -54,6 +55,6 @@ def test_the_harness_sees_partial_states(tmp_path: Path, monkeypatch: Any) -> No
         next(model.parameters()).data += 1
         raise ValueError("the adapter file is not whole")
 
-    monkeypatch.setattr(fuzz._Loading, "_load", half)
-    findings = fuzz.fuzz("over", 20, number=0, work=tmp_path)
+    monkeypatch.setattr(fuzz_trials._Loading, "_load", half)
+    findings = fuzz_trials.fuzz("over", 20, number=0, work=tmp_path)
     assert findings.outcomes["partial state"] > 0

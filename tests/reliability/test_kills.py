@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kills import Trial
 from moments import Moment
 from trainings import KINDS
 
-from sdslora.experiments import checkpoints, record
-from sdslora.experiments.errors import UserError
-from sdslora.experiments.files import write_json
+from kill_trials import Trial
+from sdslora.app.errors import UserError
+from sdslora.app.files import write_json
+from sdslora.app.run import checkpoints, record
 
 
 @pytest.fixture(scope="module")

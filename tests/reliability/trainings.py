@@ -12,18 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 import yaml
 from moments import Moment, Watch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+import tiny
 from sdslora import SdsLoraConfig, SdsLoraScheduler
+from sdslora.app.run import text
+from sdslora.app.run.record import Record
+from sdslora.app.run.trainer import GuardedTrainer
 from sdslora.cli import main
-from sdslora.experiments import text
-from sdslora.experiments.record import Record
-from sdslora.experiments.trainer import GuardedTrainer
 from sdslora.training import steps
 from sdslora.tuner import PhasedAdapter
 

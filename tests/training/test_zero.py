@@ -8,7 +8,7 @@ from torch import nn
 
 from sdslora import SdsLoraScheduler
 from sdslora.training import steps
-from sdslora.training.transport import MomentumTransport
+from sdslora.training.momentum import MomentumTransport
 from sdslora.training.zero import ZeroOptimizer
 from sdslora.tuner import PhasedAdapter
 from toys import make_llama, sds_model

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from ..core import LowRankPair, factored_svd, widened
-from .layers import LowRankLayer, low_rank_layers
+from .low_rank_layer import LowRankLayer, low_rank_layers
 
 PEFT_PREFIX = "base_model.model."
 """What PEFT puts before the name of every module in an adapter file."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import LoraExport, PlainLayer, Rank, find_carrier, plain_adapter
-from .files import written_whole
+from .whole_directory import written_whole
 
 GGUF_NAME = "adapter.gguf"
 

@@ -16,9 +16,9 @@ from .adapter import (
     find_carrier,
     is_hira,
 )
-from .files import written_whole
-from .layers import low_rank_layers
+from .low_rank_layer import low_rank_layers
 from .plain_lora import save_peft
+from .whole_directory import written_whole
 
 KEYS = ("hira_A", "hira_B")
 """What PEFT calls a layer's two tensors."""

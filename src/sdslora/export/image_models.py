@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter import LoraExport, PlainAdapter, Rank, check_rank, plain_adapter
-from .files import written_whole
+from .whole_directory import written_whole
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 """What Diffusers' ``load_lora_weights`` looks for in a directory."""

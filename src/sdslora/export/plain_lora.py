@@ -21,7 +21,7 @@ from .adapter import (
     find_carrier,
     plain_adapter,
 )
-from .files import written_whole
+from .whole_directory import written_whole
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that every version of vLLM accepts for ``max_lora_rank``; newer ones also 1."""

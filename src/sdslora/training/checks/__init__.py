@@ -18,11 +18,11 @@ and at the end. All together take about as long as reading the model's weights t
 from collections.abc import Callable, Collection
 
 from .first_steps import GradientsArrive, StateLoaded
-from .phases import BasesOrthonormal, ScheduleDriven
-from .reset import ResetHeld
-from .saved import require_saved
+from .main_stage import BasesOrthonormal, ScheduleDriven
+from .optimizer_reset import ResetHeld
+from .saved_files import require_saved
+from .trained_weights import BaseUnchanged, TrainableChanged
 from .watched import CHECKS, Check, CheckFailed, Verifiable, Watched
-from .weights import BaseUnchanged, TrainableChanged
 
 __all__ = [
     "CHECKS",

@@ -1,0 +1,106 @@
+"""What takes minutes to make is made once, in a folder named by a hash of all that made it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from filelock import FileLock, Timeout
+
+from ...export.whole_directory import written_whole
+from ..errors import UserError
+from ..files import write_json
+from . import requirements
+
+RECORD = "made.json"
+VARIABLE = "SDSLORA_CACHE"
+"""The environment variable that moves the cache."""
+_REVISION = 1  # to be raised with every change of the code that changes what is made
+_PATIENCE = 1800.0  # seconds that another process is given: several times what the slowest takes
+
+
+class Recipe(Protocol):
+    """A frozen dataclass whose fields say all that determines what it makes."""
+
+    name: ClassVar[str]
+    """Of what is made, after the prefix."""
+    file: ClassVar[str]
+    """What stands for it: a file in the folder, or ``""`` for the folder itself."""
+    packages: ClassVar[tuple[str, ...]]
+    """Distributions on whose versions it depends."""
+    takes: ClassVar[str]
+    """How long, in words; ``""`` where that is no time."""
+
+    def make(self, directory: Path) -> dict[str, Any]:
+        """Write it into an empty directory; returns the quality reached."""
+
+
+def made(recipe: Any, patience: float = _PATIENCE) -> Path:
+    """What the recipe makes, as it lies in the cache; made first where it is not there.
+
+    Args:
+        recipe: a :class:`Recipe`.
+        patience: seconds to wait where another process is making the same.
+
+    Raises:
+        UserError: where a package is missing, or another process does not come to an end.
+    """
+    content = _content(recipe)
+    folder = root() / f"{recipe.name}-{_digest(content)}"
+    if not (folder / RECORD).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder, patience):
+            if not (folder / RECORD).exists():
+                _make(recipe, content, folder)
+    return folder / recipe.file
+
+
+def root() -> Path:
+    """The directory of everything that is kept."""
+    return Path(os.environ.get(VARIABLE) or "~/.cache/sdslora").expanduser() / "bench"
+
+
+def _content(recipe: Any) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "revision": _REVISION,
+        "recipe": dataclasses.asdict(recipe),
+        "versions": {package: requirements.version(package) for package in recipe.packages},
+    }
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _alone(folder: Path, patience: float) -> Any:
+    """A context in which no other process makes the same."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is making {folder}; waiting for it")
+    try:
+        return lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise UserError(
+            f"another process has been making {folder} for {patience:.0f} s and holds "
+            f"{lock.lock_file}: end it, or set {VARIABLE} to another directory"
+        ) from error
+
+
+def _make(recipe: Any, content: dict[str, Any], folder: Path) -> None:
+    for partial in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
+        shutil.rmtree(partial)
+    if recipe.takes:
+        print(f"making bench:{recipe.name} once, {recipe.takes}; kept in {folder}", flush=True)
+    start = time.perf_counter()
+    with written_whole(folder) as partial:
+        quality = recipe.make(partial)
+        seconds = round(time.perf_counter() - start, 1)
+        write_json(partial / RECORD, content | {"quality": quality, "seconds": seconds})

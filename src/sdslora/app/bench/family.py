@@ -1,0 +1,143 @@
+"""The tasks that the language model of the bench is pretrained on, and rows held out of them.
+
+A row is a letter that says which task, a phrase of real words, and the answer, as in
+``r:two men=nem owt``. Pieces of a story's text stand among them, behind ``t:``.
+"""
+
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+from ..files import write_json
+from . import corpus
+
+Row = dict[str, str]
+
+
+def _shift(by: int) -> Callable[[str], str]:
+    letters = string.ascii_lowercase
+    key = str.maketrans(letters, letters[by:] + letters[:by])
+    return lambda phrase: phrase.translate(key)
+
+
+TASKS: dict[str, Callable[[str], str]] = {
+    "c": lambda phrase: phrase,
+    "u": str.upper,
+    "r": lambda phrase: phrase[::-1],
+    "1": _shift(1),
+    "2": _shift(2),
+    "3": _shift(3),
+    "s": lambda phrase: " ".join("".join(sorted(word)) for word in phrase.split()),
+}
+"""By letter: copying, upper case, reversal, Caesar shifts by 1 to 3, each word's letters sorted."""
+TEXT = "t"
+_PANGRAM = "the five boxing wizards jump quickly"
+
+
+def question(letter: str, phrase: str) -> str:
+    """What a task's answer follows."""
+    return f"{letter}:{phrase}="
+
+
+def _worked_examples() -> dict[str, str]:
+    return {letter: answer(_PANGRAM) for letter, answer in TASKS.items()}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows without end to pretrain on, and rows of words and text held out of them.
+
+    Args:
+        tasks: letter of each task, and its answer to one pangram: with another task, it is another
+            family.
+        shortest, longest: characters of a phrase: one word, or two that are shorter.
+        text_length: characters of a piece of text.
+        held_out: share of the words, and of the story's paragraphs.
+        rows: held-out rows of each task, and of text.
+        seed: of the split and of the held-out rows.
+    """
+
+    name: ClassVar[str] = "family"
+    file: ClassVar[str] = "family.json"
+    packages: ClassVar[tuple[str, ...]] = (corpus.PACKAGE,)
+    takes: ClassVar[str] = ""
+
+    tasks: dict[str, str] = field(default_factory=_worked_examples)
+    shortest: int = 5
+    longest: int = 8
+    text_length: int = 18
+    held_out: float = 0.1
+    rows: int = 50
+    seed: int = 0
+
+    def make(self, directory: Path) -> dict[str, Any]:
+        """Write the held-out rows."""
+        rows = self.held_out_rows()
+        write_json(directory / self.file, rows)
+        return {"rows": len(rows)}
+
+    def texts(self, seed: int) -> Iterator[str]:
+        """Training rows without end, each task and text equally often, in random order."""
+        _, source = self._split()
+        random = Random(seed)
+        letters = [*self.tasks, TEXT]
+        while True:
+            yield self._row(random.choice(letters), source, random)["text"]
+
+    def held_out_rows(self) -> list[Row]:
+        """Rows with ``task`` and ``text``, those of a task with ``question`` and ``answer`` too.
+
+        The tasks stand in turn: the first rows hold as many of each.
+        """
+        source, _ = self._split()
+        random = Random(self.seed)
+        letters = [*self.tasks, TEXT]
+        return [self._row(letter, source, random) for _ in range(self.rows) for letter in letters]
+
+    def _split(self) -> tuple["_Source", "_Source"]:
+        """What is held out, and what is trained on."""
+        held, rest = [], []
+        for whole in (corpus.words(), corpus.paragraphs()):
+            shuffled = Random(self.seed).sample(whole, len(whole))
+            count = round(self.held_out * len(whole))
+            held.append(shuffled[:count])
+            rest.append(shuffled[count:])
+        return self._source(*held), self._source(*rest)
+
+    def _source(self, words: list[str], paragraphs: list[str]) -> "_Source":
+        alone = [word for word in words if self.shortest <= len(word) <= self.longest]
+        # beside the shortest other word, of three letters, and a space
+        paired = [word for word in words if len(word) <= self.longest - 4]
+        return _Source(alone, paired, paragraphs)
+
+    def _row(self, letter: str, source: "_Source", random: Random) -> Row:
+        if letter == TEXT:
+            return {"task": letter, "text": f"{letter}:{source.piece(self.text_length, random)}"}
+        phrase = source.phrase(self.longest, random)
+        asked, answer = question(letter, phrase), TASKS[letter](phrase)
+        return {"task": letter, "text": asked + answer, "question": asked, "answer": answer}
+
+
+@dataclass(frozen=True)
+class _Source:
+    alone: list[str]
+    paired: list[str]
+    paragraphs: list[str]
+
+    def phrase(self, longest: int, random: Random) -> str:
+        """One word or two, of so many characters at most."""
+        if random.random() < 0.5:
+            return random.choice(self.alone)
+        while True:
+            phrase = f"{random.choice(self.paired)} {random.choice(self.paired)}"
+            if len(phrase) <= longest:
+                return phrase
+
+    def piece(self, length: int, random: Random) -> str:
+        """``length`` characters of a paragraph, fewer at its end, from the beginning of a word."""
+        paragraph = random.choice(self.paragraphs)
+        start = random.choice([0, *(i + 1 for i, c in enumerate(paragraph) if c == " ")])
+        return paragraph[start : start + length]

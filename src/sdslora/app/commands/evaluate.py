@@ -1,0 +1,100 @@
+"""``sdslora evaluate``: the figures of a trained adapter, or of a base model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..config.parsing import RECIPE, parse
+from ..config.spec import DataSpec, EvalSpec
+from ..errors import UserError
+from ..evaluation.inference import to_accelerator
+from ..evaluation.text_metrics import Measurement, require_rows, summary
+from ..files import refuse_used
+from ..models import base_models, saved_adapters
+from ..models.saved_adapters import BaseModelSpec
+from ..run import modality, record
+
+_SECTIONS = ("model", "data", "evaluation")
+
+
+@dataclass
+class EvaluateSpec:
+    """Evaluate an adapter or a model: loss, exact match or accuracy (the paper's tasks: --tasks).
+
+    Args:
+        data: Its validation rows are evaluated on.
+        model: The base model; the one that the adapter names where not given.
+        adapter_dir: An adapter, or the output directory of a run, whose data and model then are
+            the defaults.
+        max_length: Longest row in tokens; longer ones as data.overlong says.
+        output_dir: Where to write metrics.json and generations.jsonl; nothing is written else.
+    """
+
+    data: DataSpec
+    model: BaseModelSpec
+    evaluation: EvalSpec
+    adapter_dir: str | None = None
+    max_length: int | None = None
+    output_dir: str | None = None
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora evaluate`` with these arguments.
+
+    The first argument may be a recipe, or an adapter's directory in the place of
+    ``--adapter_dir``; a run's directory brings its own data and model with it. With ``--tasks``
+    it is another command, :mod:`.evaluate_tasks`.
+    """
+    if any(argument.partition("=")[0] == "--tasks" for argument in argv):
+        _load_tasks().command(argv)
+        return
+    place = "adapter_dir" if argv and Path(argv[0]).is_dir() else RECIPE
+    run = record.of_adapter(Path(argv[0])) if place == "adapter_dir" else None
+    evaluate(
+        parse(EvaluateSpec, argv, "sdslora evaluate", (place,), _defaults(run) if run else None)
+    )
+
+
+def evaluate(spec: EvaluateSpec) -> Measurement:
+    """Evaluate, print the figures, and write them where ``spec.output_dir`` says.
+
+    Raises:
+        UserError: where model, adapter or data are not there, or no row is held out.
+    """
+    if spec.output_dir is not None:
+        refuse_used(Path(spec.output_dir))
+    if spec.adapter_dir is not None:
+        adapted = saved_adapters.find(spec.adapter_dir, spec.model)
+        source, processor, load = adapted.source, adapted.processor(), adapted.load
+    elif spec.model.name_or_path is not None:
+        source = base_models.find(spec.model)
+        processor, load = source.processor(), source.load
+    else:
+        raise UserError("nothing to evaluate: give --adapter_dir or --model.name_or_path")
+    made = modality.make(source, processor, spec.data, spec.max_length)
+    modality.require_classes(made, source)
+    require_rows(made.size("validation"))
+    model: Any = load()
+    to_accelerator(model, spec.model.options)
+    result = made.measure(model, "validation", spec.evaluation)
+    print(summary(result.metrics))
+    if spec.output_dir is not None:
+        record.write_figures(
+            Path(spec.output_dir), result.metrics, result.records, config=asdict(spec)
+        )
+    return result
+
+
+def _load_tasks() -> ModuleType:
+    """The command for ``--tasks``, whose imports take seconds."""
+    try:
+        from . import evaluate_tasks
+    except ModuleNotFoundError as error:
+        raise UserError(f"--tasks needs {error.name}: pip install 'sds-lora[eval]'") from error
+    return evaluate_tasks
+
+
+def _defaults(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: run["config"][name] for name in _SECTIONS}

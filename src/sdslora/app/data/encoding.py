@@ -1,0 +1,184 @@
+"""Token ids of prompts and completions; the same ones in training, in the loss and in generation.
+
+Prompt and completion are tokenized apart, so that what the model was trained to continue is, token
+for token, what it is given to continue.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from ..config.spec import DataSpec
+from ..errors import UserError
+from .templates import Example
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How examples become rows to train on.
+
+    Attributes:
+        max_tokens: of a row, its end-of-sequence token included; None for any number.
+        overlong: what is done with longer rows; a row that is cut loses its end.
+        loss_on_prompt: every token but the first bears loss, and prompt and completion are
+            tokenized as one text.
+    """
+
+    max_tokens: int | None = None
+    overlong: Literal["error", "drop", "cut"] = "error"
+    loss_on_prompt: bool = False
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example's token ids. The completion ends with the end-of-sequence token."""
+
+    prompt: list[int]
+    completion: list[int]
+    example: Example
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+    def training_row(self) -> dict[str, list[int]]:
+        """The columns that TRL's SFTTrainer takes as already tokenized."""
+        mask = [0] * len(self.prompt) + [1] * len(self.completion)
+        return {"input_ids": self.prompt + self.completion, "completion_mask": mask}
+
+
+def encode(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
+) -> list[Encoded]:
+    """Encode every example, within the chat template if the specification says so.
+
+    Raises:
+        UserError: where the tokenizer has no end-of-sequence token, or no usable chat template,
+            or a prompt is empty.
+    """
+    eos = _end(tokenizer)
+    if spec.chat:
+        _set_chat_template(tokenizer, spec)
+        texts = [_chat(example, tokenizer, spec.system) for example in examples]
+    else:
+        texts = [(example.prompt, example.completion) for example in examples]
+    if not texts:
+        return []
+    # The chat template writes the special tokens itself.
+    prompts = tokenizer([p for p, _ in texts], add_special_tokens=not spec.chat)["input_ids"]
+    completions = tokenizer([c for _, c in texts], add_special_tokens=False)["input_ids"]
+    if not all(prompts):
+        raise UserError(
+            f"data row {prompts.index([])} has an empty prompt, which nothing continues"
+        )
+    ends_itself = getattr(tokenizer, "add_eos_token", False) and not spec.chat
+    return [
+        Encoded(
+            prompt[:-1] if ends_itself and prompt[-1:] == [eos] else prompt,
+            completion if completion[-1:] == [eos] else [*completion, eos],
+            example,
+        )
+        for prompt, completion, example in zip(prompts, completions, examples, strict=True)
+    ]
+
+
+def encode_whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Encode prompt and completion as one text, of which every token but the first bears loss.
+
+    Raises:
+        UserError: where the tokenizer has no end-of-sequence token.
+    """
+    eos = _end(tokenizer)
+    texts = [example.prompt + example.completion for example in examples]
+    ids = tokenizer(texts)["input_ids"] if texts else []
+    return [
+        Encoded(row[:1], row[1:] if row[-1:] == [eos] else [*row[1:], eos], example)
+        for row, example in zip(ids, examples, strict=True)
+    ]
+
+
+def cut(encoded: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], dict[str, int]]:
+    """The rows without what follows ``max_length`` tokens, and how many were cut or left out."""
+    kept, counts = [], Counter[str]()
+    for row in encoded:
+        room = max_length - len(row.prompt)
+        if len(row.completion) <= room:
+            kept.append(row)
+        elif room > 0:
+            kept.append(replace(row, completion=row.completion[:room]))
+            counts[f"cut at {max_length} tokens"] += 1
+        else:
+            counts[f"prompt of {max_length} tokens or more"] += 1
+    return kept, dict(counts)
+
+
+def within(
+    encoded: Sequence[Encoded], max_length: int | None, overlong: str, what: str
+) -> list[Encoded]:
+    """The rows of at most ``max_length`` tokens; an answer is never cut.
+
+    Raises:
+        UserError: where there are longer ones and ``overlong`` is "error", or none is left.
+    """
+    if max_length is None:
+        return list(encoded)
+    kept = [row for row in encoded if len(row) <= max_length]
+    excess = len(encoded) - len(kept)
+    if not excess:
+        return kept
+    longest = max(map(len, encoded))
+    finding = (
+        f"{excess} of {len(encoded)} {what} rows are longer than training.max_length={max_length} "
+        f"tokens (the longest has {longest})"
+    )
+    if overlong == "error":
+        raise UserError(f"{finding}; raise it, or leave those rows out with data.overlong: drop")
+    if not kept:
+        raise UserError(f"{finding}, which drops every one of them; raise it")
+    print(f"{finding}; dropped")
+    return kept
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token; set training.eos_token")
+    eos: int = tokenizer.eos_token_id
+    return eos
+
+
+def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> None:
+    if spec.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(spec.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"data.chat_template cannot be read: {error}") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            "data.chat needs a chat template, which this tokenizer lacks; give data.chat_template, "
+            "or write the template into data.prompt with data.chat: false"
+        )
+
+
+def _chat(
+    example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None
+) -> tuple[str, str]:
+    """Prompt and completion as text, with the template's special tokens."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": example.prompt})
+    prompt = str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
+    answer = {"role": "assistant", "content": example.completion}
+    whole = str(tokenizer.apply_chat_template([*messages, answer], tokenize=False))
+    if not whole.startswith(prompt):
+        raise UserError(
+            "the chat template renders a prompt differently once it is answered, so that no "
+            "completion can be told from it; give another data.chat_template"
+        )
+    # Nothing after the end-of-sequence token is the model's to say.
+    completion = whole[len(prompt) :]
+    head, eos, _ = completion.partition(str(tokenizer.eos_token))
+    return prompt, head + eos

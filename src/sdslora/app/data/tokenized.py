@@ -1,0 +1,72 @@
+"""The examples of a run as token ids: those to train on in their set's manner, those held out."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ..config.spec import DataSpec
+from ..errors import UserError
+from .encoding import Encoded, cut, encode, encode_whole, within
+from .examples import Examples
+from .templates import Example
+
+
+def training(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: DataSpec,
+    max_length: int | None,
+) -> tuple[list[Encoded], dict[str, int]]:
+    """The rows to train on, and by reason how many are left out or cut, which is printed.
+
+    Args:
+        examples: with the manner in which they become rows.
+        tokenizer: the model's.
+        spec: the data section; its chat template.
+        max_length: tokens of a row at most, where the manner does not say fewer.
+
+    Raises:
+        UserError: as :func:`~.encode.encode` does, for overlong rows that may not be left out, and
+            where none is left.
+    """
+    manner, counts = examples.manner, dict(examples.left_out)
+    if manner.loss_on_prompt:
+        rows = encode_whole(examples.train, tokenizer)
+    else:
+        rows = encode(examples.train, tokenizer, spec)
+    limit = _limit(examples, max_length)
+    if manner.overlong == "cut" and limit is not None:
+        kept, cuts = cut(rows, limit)
+        counts |= cuts
+    else:
+        kept = within(rows, limit, manner.overlong, "training")
+        if len(kept) < len(rows):
+            counts[f"longer than {limit} tokens"] = len(rows) - len(kept)
+    for reason, count in counts.items():
+        print(f"{spec.source}: {count} rows: {reason}")
+    if examples.train and not kept:
+        raise UserError(f"{spec.source}: no row to train on is left")
+    return kept[: examples.size], counts
+
+
+def held_out(
+    examples: Examples,
+    chosen: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    spec: DataSpec,
+    max_length: int | None,
+    what: str,
+) -> list[Encoded]:
+    """Rows whose completion alone is measured, which is never cut.
+
+    Raises:
+        UserError: as :func:`training` does.
+    """
+    overlong = "error" if examples.manner.overlong == "error" else "drop"
+    rows = encode(chosen, tokenizer, spec)
+    return within(rows, _limit(examples, max_length), overlong, what)
+
+
+def _limit(examples: Examples, max_length: int | None) -> int | None:
+    given = [n for n in (examples.manner.max_tokens, max_length) if n is not None]
+    return min(given, default=None)

@@ -1,0 +1,1 @@
+"""Loss, generation, scoring, the paper's tasks and the sandbox."""

@@ -1,0 +1,159 @@
+"""The task files run by lm-evaluation-harness on a loaded model; its figures and its generations.
+
+The harness builds the prompts, generates in batches, filters and scores.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lm_eval
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from ...errors import UserError, nearest
+from .. import sandbox
+from . import CODE, DIRECTORY, GROUPS, PREFIX, TASKS
+from .generator import generator
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """What came out.
+
+    Attributes:
+        metrics: by task: ``rows``, and by rule (whose reading of an answer) the scores, shares of
+            the rows, and ``no_answer``, a number of rows.
+        records: one a row of a task: prompt, responses, and by rule the answer and its scores.
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    records: list[dict[str, Any]]
+
+
+def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
+    """The tasks that a list with commas means, each once, in order.
+
+    Raises:
+        UserError: for an unknown name (naming the nearest), and for a task that runs code where
+            that is not allowed, or cannot be contained.
+    """
+    wanted: dict[str, None] = {}
+    for name in names.split(","):
+        name = name.strip().removeprefix(PREFIX)
+        known = (*TASKS, *GROUPS)
+        if name not in known:
+            hint = nearest(name, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"unknown task `{name}`{hint}")
+        wanted |= dict.fromkeys(GROUPS.get(name, (name,)))
+    running = [name for name in wanted if name in CODE]
+    if running:
+        if not allow_code_execution:
+            raise UserError(
+                f"task {running[0]} runs the programs that the model writes, in a sandbox; allow "
+                "it with --allow_code_execution"
+            )
+        sandbox.require()
+    return list(wanted)
+
+
+def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
+    """The tasks with their rows, as lm-evaluation-harness has them.
+
+    Raises:
+        UserError: where the rows, or a field of one, are not there.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains itself at every step
+    manager = TaskManager(
+        include_path=str(DIRECTORY), include_defaults=False, metadata={"data_dir": data_dir}
+    )
+    full = [PREFIX + name for name in names]
+    missing = [name for name in full if name not in manager.all_tasks]
+    if missing:
+        raise UserError(
+            f"the task file of {missing[0]} is not in {DIRECTORY}; install the package again"
+        )
+    return list(manager.load(full)["tasks"].values())
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loaded: Sequence[Any],
+    batch_size: int = 8,
+    limit: int | None = None,
+    generation: Mapping[str, Any] | None = None,
+) -> TaskResults:
+    """Generate and score; ``loaded`` as :func:`load` gives it, the model where it shall run.
+
+    Raises:
+        UserError: where an answer's greatest length leaves the model no room for a prompt.
+    """
+    with generator(model, tokenizer, batch_size) as lm:
+        for task in loaded:
+            task.set_config("generation_kwargs", dict(generation or {}), update=True)
+            longest = task.config.generation_kwargs["max_gen_toks"]
+            if longest >= lm.max_length:
+                raise UserError(
+                    f"{task.config.task} generates up to {longest} tokens, the model takes "
+                    f"{lm.max_length} with the prompt; set --generation.max_gen_toks"
+                )
+        set_seed(0)  # of sampling, where ``generation`` asks for it
+        output = lm_eval.evaluate(
+            lm=lm,
+            task_dict={"tasks": {task.config.task: task for task in loaded}},
+            limit=limit,
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=True,  # asked for in resolve()
+        )
+    metrics, records = {}, []
+    for full, samples in output["samples"].items():
+        name = full.removeprefix(PREFIX)
+        metrics[name] = _metrics(output["results"][full], output["n-samples"][full]["effective"])
+        records += _records(name, samples)
+    return TaskResults(metrics, records)
+
+
+def summary(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a task and rule."""
+    lines = []
+    for task, figures in metrics.items():
+        for rule, scores in figures.items():
+            if rule == "rows":
+                continue
+            shares = ", ".join(f"{k} {v:.1%}" for k, v in scores.items() if k != "no_answer")
+            none = f"{scores['no_answer']} of {figures['rows']} without an answer"
+            lines.append(f"{task:15}{rule:14}{shares} ({none})")
+    return "\n".join(lines)
+
+
+def _metrics(results: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """From ``exact_match,dora`` and so on to scores by rule."""
+    found: dict[str, Any] = {"rows": rows}
+    for key, value in results.items():
+        name, comma, rule = key.partition(",")
+        if comma and not name.endswith("_stderr"):
+            found.setdefault(rule, {})[name] = value
+    return found
+
+
+def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One record a row; the harness has one a row and rule."""
+    records: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        record = records.setdefault(
+            sample["doc_id"],
+            {
+                "task": task,
+                "row": sample["doc_id"],
+                "prompt": sample["arguments"][0][0],
+                "target": sample["target"],
+                "responses": sample["resps"][0],
+                "rules": {},
+            },
+        )
+        scores = {name: sample[name] for name in sample["metrics"]}
+        (answer,) = sample["filtered_resps"]
+        record["rules"][sample["filter"]] = {"answer": answer, **scores}
+    return list(records.values())

@@ -1,0 +1,94 @@
+"""Writing whole or not at all: every result appears under its name by a rename."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..export.whole_directory import written_whole
+from .errors import UserError
+from .secrets import masked
+
+_PARTIAL = ".partial"
+"""Ends the name of what a process that was killed had not written to its end."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``path`` under a temporary name beside it, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON; what JSON has no form for (a path, an enum) is written as its string.
+
+    Tokens that stand in it are masked.
+    """
+    write_text(path, masked(json.dumps(data, indent=2, default=str)) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is none.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def is_used(path: Path) -> bool:
+    """Whether ``path`` is a file, or a directory that holds anything written to its end."""
+    if not path.is_dir():
+        return path.exists()
+    return any(not found.name.endswith(_PARTIAL) for found in path.iterdir())
+
+
+def refuse_used(path: Path) -> None:
+    """Raise ``UserError`` where ``path`` is a file or a directory that holds anything."""
+    if is_used(path):
+        raise UserError(
+            f"output directory {path} exists and is not empty; choose another, or remove it"
+        )
+
+
+def refuse_links_out(directory: Path) -> None:
+    """Raise ``UserError`` where a link below ``directory`` leads out of it.
+
+    What goes on writing there would write, and delete, elsewhere. ``directory`` may be a link.
+    """
+    inside = directory.resolve()
+    for folder, folders, names in os.walk(inside):  # follows no links
+        for name in (*folders, *names):
+            path = Path(folder, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link to {path.resolve()}, outside of {directory}: put what it "
+                    "points to in its place, or remove it"
+                )
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that becomes ``path`` when the block ends, and vanishes if it fails.
+
+    Raises:
+        UserError: where ``path`` is a file or a directory that holds anything.
+    """
+    refuse_used(path)
+    with written_whole(path) as temporary:
+        yield temporary

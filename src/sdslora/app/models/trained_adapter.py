@@ -1,0 +1,111 @@
+"""The adapter of a run: its configuration, the layers it finds, and whether it was trained."""
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from ... import SdsLoraConfig
+from ...tuner import refuse_slow
+from ..errors import RunFailed, UserError, nearest
+from .base_models import Source
+
+
+def make_config(options: Mapping[str, Any]) -> SdsLoraConfig:
+    """``SdsLoraConfig`` of these options, on all linear layers."""
+    try:
+        return SdsLoraConfig(**{"target_modules": "all-linear", **options})
+    except (ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> PeftModel:
+    """Wrap ``model``; ``config`` stays as it is. A is drawn from torch's generator.
+
+    Args:
+        model: of ``source``, with its weights or without.
+        config: of the adapter.
+        source: says what follows from the model: the task's type, and the head that is trained
+            beside the adapter where it is new.
+
+    Raises:
+        UserError: where a name in the configuration matches no module, naming the nearest one,
+            matching takes too long, no layer gets an adapter, or the rank is larger than a layer.
+    """
+    try:
+        refuse_slow(config, (name for name, _ in model.named_modules()))
+    except ValueError as error:
+        raise UserError(f"adapter.{error}") from error
+    _refuse_unmatched(model, config)
+    config = copy.deepcopy(config)
+    config.task_type = config.task_type or source.task_type
+    config.modules_to_save = [*(config.modules_to_save or []), *source.head] or None
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"adapter: {' '.join(str(error).split())}") from error
+    for name, layer in layers(wrapped).items():
+        rank, sizes = max(layer.r.values()), (layer.out_features, layer.in_features)
+        if rank > max(sizes):
+            raise UserError(
+                f"adapter.r: a rank of {rank} is larger than layer {name} of shape {sizes}"
+            )
+    if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
+        raise UserError(
+            "adapter.target_modules includes the output layer, whose adapter the trainer would "
+            "never train; leave it out, or name it in adapter.modules_to_save"
+        )
+    return wrapped
+
+
+def layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The layers that have an adapter, by their name in the base model."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+
+
+def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable tensors: A and B of every layer, and what else the configuration trains."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def require_finite(model: nn.Module, step: int) -> None:
+    """Raise ``RunFailed`` where a trainable tensor holds NaN or infinity."""
+    for name, tensor in tensors(model).items():
+        if not torch.isfinite(tensor).all():
+            raise RunFailed(f"{name} is not finite after step {step}")
+
+
+def _refuse_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:
+    """PEFT ignores a name in a list where another one matches."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for option in ("target_modules", "exclude_modules", "modules_to_save"):
+        names = getattr(config, option)
+        if names and not isinstance(names, str):
+            for name in sorted(names):
+                if not any(m == name or m.endswith(f".{name}") for m in modules):
+                    raise UserError(
+                        f"adapter.{option}: the model has no module `{name}`"
+                        f"{nearest(name, _last_names(modules))}"
+                    )
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, option) or {}:
+            if not any(re.fullmatch(rf"(.*\.)?({pattern})", m) for m in modules):
+                raise UserError(
+                    f"adapter.{option}: the pattern `{pattern}` matches no module"
+                    f"{nearest(pattern, _last_names(modules))}"
+                )
+
+
+def _last_names(modules: Iterable[str]) -> list[str]:
+    """``q_proj`` of ``model.layers.0.self_attn.q_proj``, each once, in order."""
+    return list(dict.fromkeys(m.rpartition(".")[2] for m in modules))

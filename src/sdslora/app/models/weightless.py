@@ -1,0 +1,70 @@
+"""An adapter without its base model: on layers of the right shapes that hold no weights.
+
+What exporting an image model's adapter needs, whichever class of Diffusers the model is.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from ...export.adapter import LINEAR_KEYS, PEFT_PREFIX
+from ..errors import UserError, first_line
+
+_KINDS: dict[int, Callable[..., nn.Module]] = {
+    0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d
+}  # fmt: skip
+"""By the number of dimensions of the kernel."""
+
+
+def load(directory: str, config: PeftConfig | None = None) -> PeftModel:
+    """The adapter in ``directory``, saved by PEFT, in evaluation mode.
+
+    Args:
+        directory: the adapter.
+        config: instead of the adapter's own.
+
+    Raises:
+        UserError: where its file cannot be read, or it is not on linear layers and convolutions.
+    """
+    base = nn.Module()
+    try:
+        for name, module in _layers(Path(directory) / SAFETENSORS_WEIGHTS_NAME):
+            _place(base, name, module)
+        return PeftModel.from_pretrained(base, directory, config=config).eval()
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"adapter {directory}: {first_line(error)}") from error
+
+
+def _layers(file: Path) -> Iterator[tuple[str, nn.Module]]:
+    """Name and shape of every adapted layer, from its A (r, n, ...) and B (m, r, ...)."""
+    down, up = (f".{key}" for key in LINEAR_KEYS)
+    with safe_open(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  (it is no dict)
+            if key.endswith(down):
+                name = key.removesuffix(down)
+                _, n, *kernel = tensors.get_slice(key).get_shape()
+                m = tensors.get_slice(name + up).get_shape()[0]
+                yield name.removeprefix(PEFT_PREFIX), _layer(m, n, kernel)
+
+
+def _layer(m: int, n: int, kernel: list[int]) -> nn.Module:
+    size = [tuple(kernel)] if kernel else []
+    layer = _KINDS[len(kernel)](n, m, *size, bias=False, device="meta")
+    # one zero, seen everywhere
+    layer.weight = nn.Parameter(torch.zeros(1).expand(m, n, *kernel), requires_grad=False)
+    return layer
+
+
+def _place(base: nn.Module, name: str, module: nn.Module) -> None:
+    """Make ``module`` the submodule ``name`` of ``base``."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        if parent not in dict(base.named_children()):
+            base.add_module(parent, nn.Module())
+        base = base.get_submodule(parent)
+    base.add_module(last, module)

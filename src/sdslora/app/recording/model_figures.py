@@ -1,0 +1,76 @@
+"""All layers of a model, measured on one batch."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ...core import LowRankPair
+from ...diagnostics import visit_full_gradients
+from ...methods import Method
+from .layer_figures import KEYS, Figures, layer_figures, rounded
+
+
+def measure_layers(
+    method: Method,
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    stepped: Mapping[str, Any] | None = None,
+) -> dict[str, Figures]:
+    """The figures of every linear layer that ``method`` trains, by its name in the base model.
+
+    One forward and one backward pass; see :func:`~sdslora.diagnostics.visit_full_gradients`. To
+    average G over several batches, concatenate them: it would have to be kept for every layer
+    otherwise. Embeddings and convolutions are left out.
+
+    Args:
+        method: what the model was attached with.
+        model: as it is now, W_t.
+        batch: keyword arguments of the model, labels among them, on its device.
+        stepped: ``method.layer_states`` after a step that the optimizer took from W_t.
+
+    Raises:
+        ValueError: for a batch without a loss.
+    """
+    states = method.layer_states(model)
+    pairs = _pairs(method, model)
+    stepped = stepped or {}
+    found: dict[str, Figures] = {}
+
+    def visit(name: str, G: Tensor) -> None:
+        found[name] = layer_figures(method, states[name], G, pairs.get(name), stepped.get(name))
+
+    layers = linear_layers(model, states)
+    visit_full_gradients(model, layers, batch, visit)
+    return {name: found.get(name) or dict.fromkeys(KEYS) for name in layers}
+
+
+def layer_means(layers: Mapping[str, Figures]) -> dict[str, float]:
+    """The unweighted mean of each number over the layers that have it."""
+    means = {}
+    for key in KEYS:
+        values = [figures[key] for figures in layers.values()]
+        numbers = [value for value in values if isinstance(value, float)]
+        if numbers:
+            means[key] = rounded(sum(numbers) / len(numbers))
+    return means
+
+
+def linear_layers(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Those of the adapted layers that have matrices; ``names`` are in the base model."""
+    base = getattr(model, "get_base_model", lambda: model)()
+    layers = {name: base.get_submodule(name) for name in names}
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if not isinstance(getattr(layer, "base_layer", layer), _ConvNd)
+    }
+
+
+def _pairs(method: Method, model: nn.Module) -> dict[str, LowRankPair]:
+    """ΔW of each layer; none where it is not of low rank."""
+    with suppress(ValueError):
+        return method.plain_pairs(model)
+    return {}

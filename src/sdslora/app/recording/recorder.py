@@ -1,0 +1,175 @@
+"""Measuring while a ``transformers.Trainer`` trains."""
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...methods import Method
+from ..models.trained_adapter import require_finite, tensors
+from .model_figures import layer_means, measure_layers
+from .recording import Recording
+
+NAME = "diagnostics.jsonl"
+
+
+class DiagnosticsRecorder(TrainerCallback):
+    """Measures step 1 and every ``every``-th, into a file and into the trainer's log.
+
+    Everything is measured at the weights that the step started from, W_t, as the step's own loss
+    is: a copy of what is trained is kept from before the step, and put in place while the full
+    gradients are taken, so that ``W_t − W_{t+1}`` meets the G of W_t. The copy is of the factors'
+    size, or the model's for full fine-tuning. The training itself goes on bit for bit as it would
+    without.
+
+    The means over the layers go into the log as ``diagnostics/<key>``, in an entry of the same
+    step. Trackers see them where this callback comes before theirs, as in our
+    :class:`~sdslora.app.run.trainer.GuardedTrainer`. What it cost is printed at the end. In
+    several processes the first one measures.
+
+    Args:
+        method: what the model is trained with.
+        batch: keyword arguments of the model, labels among them.
+        every: steps between two measurements.
+        path: of the file; a resumed training continues it.
+
+    Raises:
+        RunFailed: where a step leaves weights that are not finite.
+    """
+
+    def __init__(
+        self, method: Method, batch: Mapping[str, Any], every: int, path: str | Path
+    ) -> None:
+        self.method = method
+        self.batch = batch
+        self.every = every
+        self.path = Path(path)
+        self.cost = 0.0
+        """Seconds spent measuring."""
+        self.count = 0
+        """Measurements made."""
+        self._before: list[Tensor] | None = None
+        self._base_changed = False
+        self._means: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the file; a resumed training drops what lies ahead of it."""
+        self.cost, self.count, self._means, self._before = 0.0, 0, {}, None
+        self._start = time.perf_counter()
+        if state.is_world_process_zero:
+            header = {"method": self.method.name, "every": self.every}
+            self._recording = Recording(self.path, state.global_step, header)
+            self._offset = self._recording.seconds
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what the step is about to change."""
+        step = state.global_step + 1
+        if state.is_world_process_zero and (step == 1 or step % self.every == 0):
+            with self._counted():
+                self._before = _copies(_trained(kwargs["model"]))
+                self._base_changed = _base_is_changed(kwargs["model"])
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, before the bases are refreshed."""
+        model, before, self._before = kwargs["model"], self._before, None
+        # The step that changes the base weights, the end of the orthonormal ablation's warm-up,
+        # cannot be taken back bit for bit
+        if before is None or _base_is_changed(model) != self._base_changed:
+            return
+        step = state.global_step + 1
+        require_finite(model, step)
+        with self._counted():
+            stepped = copy.deepcopy(self.method.layer_states(model))
+            with _exchanged(_trained(model), before):
+                layers = measure_layers(self.method, model, self._on(model), stepped)
+            self._means = layer_means(layers)
+            seconds = round(self._offset + time.perf_counter() - self._start, 3)
+            self._recording.append(
+                {"step": step, "seconds": seconds, "layers": layers, "mean": self._means}
+            )
+            self.count += 1
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the step logged, so that its figures appear at the step itself."""
+        if self._means and args.logging_strategy != "no":
+            control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the means to the entry and to the trainer's history."""
+        if self._means and logs is not None and "loss" in logs:
+            figures = {f"diagnostics/{key}": value for key, value in self._means.items()}
+            logs |= figures
+            state.log_history[-1] |= figures
+            self._means = {}
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Print the cost."""
+        if state.is_world_process_zero:
+            share = self.cost / (time.perf_counter() - self._start)
+            print(
+                f"diagnostics: {self.count} measurements in {self.path}; {self.cost:.2f} s, "
+                f"{share:.1%} of the training time"
+            )
+
+    def _on(self, model: nn.Module) -> dict[str, Any]:
+        """The batch where the model is."""
+        device = next(model.parameters()).device
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.batch.items()}
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Add to the cost; what a GPU has still to do of the training is waited for first."""
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        start = time.perf_counter()
+        yield
+        self.cost += time.perf_counter() - start
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach() for parameter in tensors(model).values()]
+
+
+def _copies(values: Sequence[Tensor]) -> list[Tensor]:
+    return [value.clone() for value in values]
+
+
+@contextmanager
+def _exchanged(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+    """``values`` in the place of ``targets``."""
+    own = _copies(targets)
+    torch._foreach_copy_(targets, values)
+    try:
+        yield
+    finally:
+        torch._foreach_copy_(targets, own)
+
+
+def _base_is_changed(model: nn.Module) -> bool:
+    """Whether anything was taken off the base weights (:mod:`sdslora.methods.initial_pair`)."""
+    return any(
+        bool(buffer.any()) for name, buffer in model.named_buffers() if ".lora_initial." in name
+    )

@@ -1,0 +1,1 @@
+"""One training, from its plan to its record."""

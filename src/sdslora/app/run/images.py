@@ -1,0 +1,105 @@
+"""Images and their classes, for an image classifier."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from tqdm.auto import tqdm
+
+from ..config.spec import DataSpec, EvalSpec
+from ..data import image_sources
+from ..data.examples import Size
+from ..errors import UserError
+from ..evaluation.inference import classified
+from ..evaluation.text_metrics import Measurement, require_rows
+from ..models.base_models import ImageClassifier
+from ..processes import is_first
+from .trainer import ImageTrainer
+
+_MODES = {1: "L", 3: "RGB"}
+"""Pillow's, by a model's number of channels."""
+
+
+class Images:
+    """Images that are read when they are asked for; a :class:`~.work.Work`.
+
+    Without augmentation: the image processor's own steps, in training as in measuring.
+
+    Raises:
+        UserError: as :func:`.pictures.load`, and where the model takes neither one nor three
+            channels.
+    """
+
+    trainer_type = ImageTrainer
+    left_out: Mapping[str, int] = {}
+
+    def __init__(
+        self, source: ImageClassifier, processor: Any, spec: DataSpec, test: Size | str = 0
+    ) -> None:
+        self.processor = processor
+        channels = getattr(source.config, "num_channels", 3)
+        if channels not in _MODES:
+            raise UserError(f"images have 1 or 3 channels, the model takes {channels}")
+        self._mode = _MODES[channels]
+        found = image_sources.load(spec, self._read, test)
+        self.source = source.telling(found.classes)
+        self._splits = found.splits
+        # the model's label of the data's
+        self._label = torch.tensor([self.source.classes.index(name) for name in found.classes])
+
+    @property
+    def positions(self) -> int | None:
+        """Patches of an image, and the class token."""
+        config = self.source.config
+        sides = (getattr(config, "image_size", None), getattr(config, "patch_size", None))
+        if not all(isinstance(side, int) for side in sides):
+            return None
+        return (sides[0] // sides[1]) ** 2 + 1  # type: ignore[operator]
+
+    @property
+    def remark(self) -> str:
+        """The classes."""
+        names = self.source.classes
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"{len(names)} classes: {shown}"
+
+    def size(self, split: str) -> int:
+        """Number of images."""
+        return len(self._splits[split])
+
+    def dataset(self, split: str) -> Dataset[tuple[Tensor, Any]]:
+        """The images, still unread."""
+        return self._splits[split]
+
+    def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
+        """``pixel_values`` (number, channels, height, width) and ``labels`` (number,)."""
+        chosen = self._splits[split]
+        return self.collate([chosen[i] for i in range(*rows.indices(len(chosen)))])
+
+    def collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
+        """Images and the data's labels as a batch, with the model's labels."""
+        pixels, labels = default_collate(rows)
+        return {"pixel_values": pixels, "labels": self._label[labels]}
+
+    def measure(
+        self, model: nn.Module, split: str, spec: EvalSpec, title: str = "evaluating"
+    ) -> Measurement:
+        """Mean cross-entropy in nats, and top-1 accuracy, of the first ``spec.limit`` images."""
+        require_rows(self.size(split))
+        start = time.perf_counter()
+        rows = min(self.size(split), spec.limit or self.size(split))
+        batches = DataLoader(
+            Subset(self._splits[split], range(rows)), spec.batch_size, collate_fn=self.collate
+        )
+        shown = tqdm(batches, desc=title, leave=False, disable=None if is_first() else True)
+        figures = classified(model, shown)
+        seconds = round(time.perf_counter() - start, 2)
+        return Measurement({"rows": rows, **figures, "seconds": seconds}, [])
+
+    def _read(self, image: Image.Image) -> Tensor:
+        pixels = self.processor(image.convert(self._mode), return_tensors="pt")["pixel_values"]
+        return pixels[0].to(self.source.dtype)

@@ -1,0 +1,100 @@
+"""Prompts and completions, for a language model."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..config.spec import DataSpec, EvalSpec
+from ..data import tokenized
+from ..data.encoding import Encoded
+from ..data.examples import Examples
+from ..evaluation.text_metrics import Measurement, measure, padded_batch
+from ..models.base_models import LanguageModel
+from .trainer import GuardedTrainer
+
+
+class Text:
+    """Rows that are tokenized when they are asked for; a :class:`~.work.Work`."""
+
+    trainer_type = GuardedTrainer
+    collate = None
+
+    def __init__(
+        self,
+        source: LanguageModel,
+        processor: PreTrainedTokenizerBase,
+        spec: DataSpec,
+        max_length: int | None,
+        examples: Examples,
+    ) -> None:
+        self.source, self.processor = source, processor
+        self._spec, self._max_length, self._examples = spec, max_length, examples
+        self._held: dict[str, list[Encoded]] = {}
+        self._datasets: dict[str, Dataset] = {}
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """By reason, how many rows of the source are not trained on, or cut."""
+        return self._train[1]
+
+    @property
+    def positions(self) -> int:
+        """Tokens of the longest row to train on."""
+        return max(map(len, self.rows("train")))
+
+    @property
+    def remark(self) -> str:
+        """The longest row."""
+        return f"longest {self.positions} tokens"
+
+    def rows(self, split: str) -> list[Encoded]:
+        """The token ids.
+
+        Raises:
+            UserError: for rows that are too long, or cannot be encoded.
+        """
+        if split == "train":
+            return self._train[0]
+        if split not in self._held:
+            self._held[split] = tokenized.held_out(
+                self._examples,
+                getattr(self._examples, split),
+                self.processor,
+                self._spec,
+                self._max_length,
+                split,
+            )
+        return self._held[split]
+
+    @cached_property
+    def _train(self) -> tuple[list[Encoded], dict[str, int]]:
+        return tokenized.training(self._examples, self.processor, self._spec, self._max_length)
+
+    def size(self, split: str) -> int:
+        """Number of rows."""
+        return len(self.rows(split))
+
+    def dataset(self, split: str) -> Dataset:
+        """As TRL takes them, made once."""
+        if split not in self._datasets:
+            self._datasets[split] = Dataset.from_list([r.training_row() for r in self.rows(split)])
+        return self._datasets[split]
+
+    def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
+        """Padded on the right; prompts bear no loss."""
+        return padded_batch(self.rows(split)[rows], self._pad_id)
+
+    def measure(
+        self, model: nn.Module, split: str, spec: EvalSpec, title: str = "evaluating"
+    ) -> Measurement:
+        """Loss, and the answers where ``spec`` asks for them."""
+        rule = self._examples.rule
+        return measure(model, self.processor, self.rows(split), spec, rule, title)
+
+    @property
+    def _pad_id(self) -> int:
+        pad_id: int = self.processor.pad_token_id
+        return pad_id

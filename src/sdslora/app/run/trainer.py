@@ -1,0 +1,121 @@
+"""The Trainers, stopped by a loss that is not a number and, cleanly, by Ctrl-C."""
+
+import signal
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+from transformers import (
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from ..errors import RunFailed
+from ..models.trained_adapter import require_finite
+from ..processes import agreed
+from .checkpoints import mark_unfinished
+
+
+class Guarded(Trainer):
+    """Mixed into a trainer, saves no checkpoint with a broken adapter, and each of one piece.
+
+    The callbacks that it is given come before the trackers', so that these are told of the figures
+    that those add to the log.
+
+    Raises (while training):
+        RunFailed: at the first loss that is NaN or infinite, naming the step, before that step
+            touches a weight.
+    """
+
+    def __init__(self, *, callbacks: Iterable[TrainerCallback] = (), **kwargs: Any) -> None:
+        own = list(callbacks)
+        super().__init__(callbacks=own, **kwargs)
+        self.callback_handler.callbacks.sort(key=lambda callback: callback not in own)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward of one batch."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RunFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
+        return loss
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer sees after a step that a training is over: resumed from its end, it takes one
+        # step too many.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # A gradient that is not finite breaks the weights one step before the loss shows it.
+        assert self.model is not None
+        require_finite(self.model, self.state.global_step)
+        assert self.args.output_dir is not None
+        if self.args.should_save:
+            mark_unfinished(Path(self.args.output_dir), self.state.global_step)
+        super()._save_checkpoint(*args, **kwargs)
+
+
+class GuardedTrainer(Guarded, SFTTrainer):
+    """TRL's ``SFTTrainer``, for text."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        disable_progress_bars()  # of TRL's passes over rows that are prepared already
+        super().__init__(**kwargs)
+
+
+class ImageTrainer(Guarded):
+    """Transformers' ``Trainer``, for images."""
+
+    def __init__(self, *, args: TrainingArguments, **kwargs: Any) -> None:
+        args = replace(args, label_names=["labels"])
+        super().__init__(args=args, compute_metrics=_accuracy, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # PEFT keeps weights; how many classes there are, and their names, is the base's to say
+        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        model.config.save_pretrained(output_dir or self.args.output_dir)
+
+
+def _accuracy(found: EvalPrediction) -> dict[str, float]:
+    logits: Any = found.predictions
+    return {"accuracy": float((logits.argmax(-1) == found.label_ids).mean())}
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Ctrl-C ends the step under way, saves a checkpoint, and stops; a second one stops at once.
+
+    Takes the signal over within its ``with`` block, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._former: Any = None
+
+    def __enter__(self) -> "StopOnInterrupt":
+        self._former = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._former)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a checkpoint and the end where the signal came, to any process."""
+        self.interrupted = agreed(self.interrupted)
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._former)

@@ -1,0 +1,1 @@
+"""Studies: is the method worth it? Comparison, reproduction, diagnosis, report."""

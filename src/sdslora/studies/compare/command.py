@@ -1,0 +1,235 @@
+"""``sdslora compare``: every method at every learning rate with every seed, then the report."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from torch import nn
+from tqdm.auto import tqdm
+
+from ...app.config.parsing import parse
+from ...app.config.spec import unset
+from ...app.errors import RunFailed, UserError
+from ...app.files import read_json, refuse_links_out, write_json, write_jsonl, write_text
+from ...app.run.record import as_json, differing_keys
+from ...methods import Settings
+from ...methods.sds_lora import SdsLora
+from ..grid.contenders import Contender, contenders, next_rate, rates
+from ..grid.engines import Engine, engine
+from ..grid.execution import NAME, Job, carry_out, outcome, workload
+from ..grid.spec import CompareSpec, metric_of
+from ..statistics.rates import Rate, best, end_of_grid, rates_of
+from ..statistics.statistics import Comparison, compare
+from . import plots
+from .report import markdown, summary, table
+
+CONFIG = "compare.json"
+_KEPT = ("finished", "diverged")
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora compare`` with these arguments."""
+    run_comparison(parse(CompareSpec, argv, prog="sdslora compare"))
+
+
+def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison | None:
+    """Carry out what is missing of a comparison, and write its report.
+
+    Runs that are there already are kept; failed ones are tried again.
+
+    Args:
+        spec: the comparison.
+        place: where the runs are carried out; by default as the engine section says.
+
+    Returns:
+        The conclusions, or None for a dry run.
+
+    Raises:
+        UserError: for a recipe or data that cannot work, or a directory that holds another
+            comparison.
+        RunFailed: where no run at all came to an end.
+    """
+    field = contenders(spec)
+    work = workload(spec)
+    for note in work.notes:
+        print(f"note: {note}")
+    skeleton = work.skeleton()
+    field = [c for c in field if _can_run(c, skeleton, work.settings)]
+    if not field:
+        raise UserError("no method is left to compare")
+    place = place or engine(spec.engine)
+    steps = work.total_steps()
+    print(_plan(spec, field, place, steps))
+    for contender in field:
+        _note_missing_rise(contender, spec, steps)
+    if spec.dry_run:
+        return None
+    with _claimed(Path(spec.output_dir), spec):
+        with place:
+            records = _Schedule(spec, field, place).finish()
+        return _conclude(spec, records)
+
+
+def _can_run(contender: Contender, skeleton: nn.Module, given: Settings) -> bool:
+    """Whether the method runs on the model; says why not."""
+    try:
+        contender.make().check(skeleton, given)
+    except ValueError as error:
+        print(f"left out: {contender.label}: {' '.join(str(error).split())}", file=sys.stderr)
+        return False
+    return True
+
+
+def _note_missing_rise(contender: Contender, spec: CompareSpec, steps: int) -> None:
+    """Say where the comparison gives the tuned setting no chance."""
+    method = contender.make()
+    rises = spec.training.lr_scheduler_type != "constant"
+    rise = spec.training.get_warmup_steps(steps) if rises else 0
+    if isinstance(method, SdsLora) and method.transport_momentum and rise <= method.warmup_steps:
+        print(
+            f"note: {contender.label} gains only with a learning rate that rises slowly: compare "
+            "with training.warmup_steps of about 30% of the steps (0.3), and once without"
+        )
+
+
+def _plan(spec: CompareSpec, field: Sequence[Contender], place: Engine, steps: int) -> str:
+    seeds = len(spec.seed_list)
+    lines = [
+        f"{len(field)} methods x {spec.grid.number} learning rates x {seeds} seeds: "
+        f"{len(field) * spec.grid.number * seeds} runs of {steps} steps, and at most "
+        f"{len(field) * spec.grid.extend * seeds} more where the best rate is at an end of the "
+        f"grid; {place.slots} at a time, {place.threads} threads each"
+    ]
+    for contender in field:
+        grid = ", ".join(f"{rate:.3g}" for rate in rates(contender.center, spec.grid))
+        lines.append(f"  {contender.label}: {grid}")
+    if spec.fresh_seeds:
+        lines.append(f"then {spec.fresh_seeds} fresh seeds at each method's best rate, the results")
+    if max(spec.fresh_seeds, seeds) < 2:
+        lines.append("with one seed no verdict is given")
+    return "\n".join(lines)
+
+
+class _Schedule:
+    """Runs to be carried out, which grow while a best rate is at an end of its grid.
+
+    Then each contender's best rate is run with the fresh seeds.
+    """
+
+    def __init__(self, spec: CompareSpec, field: Sequence[Contender], place: Engine) -> None:
+        self.spec, self.place = spec, place
+        self.records: dict[str, list[dict[str, Any]]] = {c.label: [] for c in field}
+        self.contenders = {contender.label: contender for contender in field}
+        self.open: dict[Future[Any], Job] = {}
+        self.progress = tqdm(desc="runs", unit="run", disable=None)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Carry out everything; returns the records of all contenders, in order."""
+        for contender in self.contenders.values():
+            self._add(contender, rates(contender.center, self.spec.grid))
+        for contender in self.contenders.values():
+            self._go_on(contender)
+        while self.open:
+            done, _ = wait(self.open, return_when=FIRST_COMPLETED)
+            for future in done:
+                job = self.open.pop(future)
+                self._take(job, outcome(future, job))
+                self._go_on(job.contender)
+        self.progress.close()
+        return [record for records in self.records.values() for record in records]
+
+    def _add(self, contender: Contender, grid: Sequence[float]) -> None:
+        for rate in grid:
+            for seed in self.spec.seed_list:
+                self._start(Job(self.spec, contender, rate, seed, self.place.threads))
+
+    def _start(self, job: Job) -> None:
+        held = read_json(job.folder / NAME)
+        self.progress.total = (self.progress.total or 0) + 1
+        if held is not None and held["status"] in _KEPT:
+            # what the recipe says now, not when the run was made
+            self._take(job, held | {"default_rate": job.contender.center, "fresh": job.fresh})
+        else:
+            self.open[self.place.submit(carry_out, job)] = job
+
+    def _take(self, job: Job, record: dict[str, Any]) -> None:
+        self.records[job.contender.label].append(record)
+        self.progress.update()
+        if record["status"] != "finished":
+            self.progress.write(f"{job}: {record['status']}: {record['error']}", file=sys.stderr)
+
+    def _go_on(self, contender: Contender) -> None:
+        """What follows when all of the contender's runs are over: one more rate, or fresh seeds."""
+        if any(job.contender is contender for job in self.open.values()):
+            return
+        records = [r for r in self.records[contender.label] if not r["fresh"]]
+        tried = sorted({record["learning_rate"] for record in records})
+        end = end_of_grid(records)
+        if end and len(tried) < self.spec.grid.number + self.spec.grid.extend:
+            self._add(contender, [next_rate(tried, end, self.spec.grid)])
+            self._go_on(contender)  # the new runs may all be there already
+        elif len(records) == len(self.records[contender.label]):
+            self._confirm(contender, best(rates_of(records)))
+
+    def _confirm(self, contender: Contender, chosen: Rate | None) -> None:
+        """The fresh seeds, at the chosen rate."""
+        if chosen is None:
+            return
+        for seed in self.spec.fresh_seed_list:
+            rate, threads = chosen.learning_rate, self.place.threads
+            self._start(Job(self.spec, contender, rate, seed, threads, fresh=True))
+
+
+def _conclude(spec: CompareSpec, records: Sequence[dict[str, Any]]) -> Comparison:
+    directory = Path(spec.output_dir)
+    if all(record["status"] != "finished" for record in records):
+        raise RunFailed(f"no run finished; the first error: {records[0]['error']}")
+    # without what all runs share, which is in compare.json
+    rows = ({k: v for k, v in record.items() if k != "config"} for record in records)
+    write_jsonl(directory / "runs.jsonl", rows)
+    comparison = compare(records, spec.reference, metric_of(spec))
+    write_text(directory / "report.md", markdown(comparison))
+    plots.save(comparison, directory)
+    console = Console()
+    for part in table(comparison):
+        console.print(part)
+    print(summary(comparison))
+    print(f"report and plots in {directory}")
+    return comparison
+
+
+@contextmanager
+def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
+    """Hold the comparison's directory, so that no second command writes into it.
+
+    Raises:
+        UserError: where another command is at work in it, or it holds another comparison.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(directory / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another `sdslora compare` is at work in {directory}") from error
+    with lock:
+        _claim(directory, spec)
+        yield
+
+
+def _claim(directory: Path, spec: CompareSpec) -> None:
+    refuse_links_out(directory)
+    wanted = as_json(spec.fixed())
+    held = read_json(directory / CONFIG)
+    if held is None and (directory / "runs").exists():
+        raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
+    differing = differing_keys(held, wanted, as_json(unset(spec).fixed())) if held else []
+    if differing:
+        raise UserError(
+            f"{directory} holds a comparison with another configuration; it differs in "
+            f"{', '.join(differing)}. Choose another output_dir"
+        )
+    write_json(directory / CONFIG, wanted)

@@ -1,0 +1,82 @@
+"""A comparison in sentences: the verdicts, and what to know before believing them."""
+
+from collections.abc import Iterable, Sequence
+from math import isfinite
+
+from ..statistics.numbers import UNITS, Unit, count, decimals, fixed, listed, mean_std, rate
+from ..statistics.statistics import Comparison, Contender
+from ..statistics.verdict import MOST_SEEDS, Difference, Pair
+
+
+def verdict(pair: Pair, comparison: Comparison) -> str:
+    """``a against b: better (...)``, with the figures that it rests on."""
+    unit = UNITS[comparison.metric]
+    found, needed = pair.difference, pair.seeds_needed
+    opening = f"{pair.reference} against {pair.rival}:"
+    if found is None:
+        return f"{opening} verdict withheld ({_why_withheld(pair, comparison)})."
+    mean, interval = difference(found, unit)
+    facts = [
+        _results(pair, unit),
+        f"difference {mean}{unit.step}, 95% interval {interval}",
+        f"adjusted p {pair.adjusted_p:.2g}",
+        count(len(pair.reference_result.by_seed), "seed"),
+    ]
+    if needed is not None:
+        facts.append(f"{seeds(needed)} would be needed")
+    return f"{opening} {pair.verdict} ({'; '.join(facts)})."
+
+
+def cautions(contender: Contender) -> Iterable[str]:
+    """What weakens the contender's result: an untuned rate, runs that diverged or failed."""
+    label, chosen = contender.label, contender.best
+    if chosen is None:
+        yield f"{label} has no result: at no rate did every seed finish with a finite loss."
+    elif sum(tried.counts for tried in contender.rates) == 1:
+        yield f"{label} stands at {rate(chosen.learning_rate)}, its only rate: it is not tuned."
+    elif contender.end:
+        end = "highest" if contender.end > 0 else "lowest"
+        yield (
+            f"{label}'s best rate, {rate(chosen.learning_rate)}, is the {end} of its grid: a "
+            "better one may lie beyond."
+        )
+    for name, number in (("diverged", contender.diverged), ("failed", contender.failed)):
+        if number:
+            yield f"{label}: {number} of {count(contender.runs, 'run')} {name}."
+    incomplete = [rate(tried.learning_rate) for tried in contender.rates if not tried.counts]
+    if incomplete:
+        yield f"{label}: seeds are missing at {listed(incomplete)}, which could not be chosen."
+
+
+def difference(found: Difference, unit: Unit) -> tuple[str, str]:
+    """The mean difference and its interval, both with the decimals that the interval bears."""
+    low, high = (unit.scale * bound for bound in found.interval)
+    places = decimals((high - low) / 2)
+    mean = fixed(unit.scale * found.mean, places)
+    return mean, f"{fixed(low, places)} to {fixed(high, places)}"
+
+
+def seeds(number: float) -> str:
+    """``about 12 seeds``, ``more than 1,000 seeds``."""
+    return f"about {number:,.0f} seeds" if isfinite(number) else f"more than {MOST_SEEDS:,} seeds"
+
+
+def _results(pair: Pair, unit: Unit) -> str:
+    ours, theirs = mean_std(pair.reference_result, unit), mean_std(pair.rival_result, unit)
+    return f"test {unit.name} {ours} against {theirs}"
+
+
+def _why_withheld(pair: Pair, comparison: Comparison) -> str:
+    unit, common = UNITS[comparison.metric], len(pair.reference_result.by_seed)
+    nowhere = _without_result(pair, comparison.contenders)
+    if nowhere:
+        return f"{listed(nowhere)} finished at no rate with every seed"
+    if common > 1:
+        return f"{_results(pair, unit)}, not finite"
+    too_few = f"{count(common, 'common seed')}, at least 2 are needed"
+    return f"{_results(pair, unit)}; {too_few}" if common else too_few
+
+
+def _without_result(pair: Pair, contenders: Sequence[Contender]) -> list[str]:
+    two = (pair.reference, pair.rival)
+    return [c.label for c in contenders if c.label in two and c.best is None]

@@ -1,0 +1,98 @@
+"""The adapter to diagnose: of which kind it is, its factors without the base model, its base."""
+
+import copy
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import PeftType
+from transformers.pytorch_utils import Conv1D
+
+from ...app.errors import UserError, nearest
+from ...app.models import weightless
+from ...app.models.base_models import Source
+from ...app.recording.model_figures import linear_layers
+from ...methods import Method, make_method
+from ...methods.layers import lora_layers
+from ...methods.sds_lora import SdsState
+from ...tuner import SdsLoraConfig, sds_config
+
+
+def method_of(config: PeftConfig, directory: str) -> Method:
+    """SDS-LoRA, or plain LoRA.
+
+    Raises:
+        UserError: where the adapter is neither, or a variant that SDS-LoRA has no form of, or its
+            ΔW is multiplied with weights that are not read here.
+    """
+    if isinstance(config, SdsLoraConfig):
+        if config.use_hira:
+            raise UserError(
+                f"{directory} is an adapter with use_hira=True, whose change is of full rank; "
+                "diagnose reads those of low rank. Record its diagnostics while it trains "
+                "(diagnostics.every)"
+            )
+        return make_method("sds-lora", refresh_mode=config.refresh_mode)
+    if config.peft_type != PeftType.LORA:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise UserError(
+            f"{directory} is an adapter of type {kind}; diagnose reads those of LoRA and SDS-LoRA"
+        )
+    try:
+        sds_config(config)
+    except ValueError as error:
+        raise UserError(f"{directory} is no plain LoRA adapter: {error}") from error
+    return make_method("lora")
+
+
+def in_main_stage(state: Any) -> bool:
+    """Whether a layer's gradients pass through bases, as SDS-LoRA's do after its warm-up."""
+    return isinstance(state, SdsState) and not state.in_warmup
+
+
+def load(config: PeftConfig, directory: str) -> PeftModel:
+    """The adapter on layers without weights; what was saved beside its factors is left out.
+
+    Raises:
+        UserError: where it cannot be read, adapts no linear layer, or holds NaN or infinity.
+    """
+    config = copy.deepcopy(config)
+    # each of these needs a module of the real base
+    config.task_type = None
+    config.modules_to_save = config.trainable_token_indices = None
+    model = weightless.load(directory, config)
+    try:
+        layers = lora_layers(model)
+    except ValueError as error:
+        raise UserError(f"adapter {directory} adapts no linear layer") from error
+    if not linear_layers(model, layers):
+        raise UserError(f"adapter {directory} adapts no linear layer, only convolutions")
+    for name, tensor in get_peft_model_state_dict(model).items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"adapter {directory}: {name} holds NaN or infinity")
+    return model
+
+
+def require_match(method: Method, adapter: PeftModel, source: Source) -> None:
+    """Raise ``UserError`` where a layer is not in the base model, or has another shape there.
+
+    Loads no weights.
+    """
+    modules = dict(source.skeleton().named_modules())
+    base = source.spec.name_or_path
+    states = method.layer_states(adapter)
+    for name in linear_layers(adapter, states):
+        if name not in modules:
+            raise UserError(
+                f"the adapter does not belong to {base!r}, which has no layer {name!r}"
+                f"{nearest(name, modules)}; give its base model by --model.name_or_path"
+            )
+        found = tuple(modules[name].weight.shape)
+        found = found[::-1] if isinstance(modules[name], Conv1D) else found
+        pair = method.pair(states[name])
+        expected = (pair.up.shape[0], pair.down.shape[1])
+        if found != expected:
+            raise UserError(
+                f"the adapter does not belong to {base!r}, whose layer {name!r} has shape {found}, "
+                f"the adapter's {expected}; give its base model by --model.name_or_path"
+            )

@@ -1,0 +1,64 @@
+"""The figures of an adapter's weights: the spectra of A, B and ΔW."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ...app.recording import Figures
+from ...app.recording.layer_figures import rounded
+from ...app.recording.model_figures import linear_layers
+from ...diagnostics import effective_rank, singular_values, stable_rank
+from ...methods import Method
+from ..plotting.layer_names import by_depth
+
+
+def of_weights(method: Method, model: nn.Module) -> dict[str, Figures]:
+    """The figures of every linear layer, by its name in the base model.
+
+    ====================  ==========================================================================
+    ``rank``              rows of A
+    ``condition_*``       largest over smallest singular value of ``A``, ``B`` and ΔW (``delta``);
+                          None where the smallest is zero, up to rounding
+    ``effective_rank_*``  of the same
+    ``stable_rank_*``     of the same
+    ``rank_lost``         the share of directions that equal singular values would have and those
+                          which scale the gradients have not, ``1 − erank / r``: the mean of the
+                          gradient of A and that of B; None where ΔW = 0
+    ``singular_values``   of ΔW, descending
+    ====================  ==========================================================================
+    """
+    states = method.layer_states(model)
+    order = sorted(linear_layers(model, states), key=by_depth)
+    names = tqdm(order, desc="singular values", leave=False, disable=None)
+    return {name: _of_layer(method, states[name]) for name in names}
+
+
+def _of_layer(method: Method, state: Any) -> Figures:
+    S = singular_values(method.pair(state))
+    figures: Figures = {"rank": float(state.A.shape[0])}
+    for name, values in (
+        ("A", torch.linalg.svdvals(state.A)),
+        ("B", torch.linalg.svdvals(state.B)),
+        ("delta", S),
+    ):
+        figures |= _of_spectrum(values, name)
+    frame = method.frame(state)
+    assert frame is not None
+    shares = [effective_rank(factor).item() / min(factor.shape) for factor in (frame.A, frame.B)]
+    figures["rank_lost"] = rounded(1 - sum(shares) / 2) if S.any() else None
+    figures["singular_values"] = [rounded(value) for value in S.tolist()]
+    return figures
+
+
+def _of_spectrum(S: Tensor, name: str) -> Figures:
+    """Of descending singular values (k,)."""
+    noise = len(S) * torch.finfo(S.dtype).eps * S[0]
+    # the diagonal matrix has the same singular values
+    D = S.diag()
+    return {
+        f"condition_{name}": rounded((S[0] / S[-1]).item()) if S[-1] > noise else None,
+        f"effective_rank_{name}": rounded(effective_rank(D).item()),
+        f"stable_rank_{name}": rounded(stable_rank(D).item()),
+    }

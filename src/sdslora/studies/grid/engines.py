@@ -1,0 +1,123 @@
+"""Where runs are carried out: in processes of this machine, or as tasks of a Ray cluster."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import torch
+
+from ...app.errors import UserError
+from .spec import EngineSpec
+
+Work = Callable[[Any], Any]
+
+
+class Engine(Protocol):
+    """A context that takes work; leaving it by an exception drops what is not finished."""
+
+    slots: int
+    """Runs at a time."""
+    threads: int
+    """Threads of a run."""
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def submit(self, work: Work, job: Any) -> "Future[Any]":
+        """Carry out ``work(job)`` somewhere; a process that dies fails its own future only."""
+
+
+def engine(spec: EngineSpec) -> Engine:
+    """The engine that a recipe asks for.
+
+    Raises:
+        UserError: where its package is not installed.
+    """
+    return RayEngine(spec) if spec.name == "ray" else LocalEngine(spec)
+
+
+class LocalEngine:
+    """Processes of this machine, each of which carries out many runs."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        gpus = torch.cuda.device_count()
+        self.slots = spec.slots or max(1, gpus)
+        self.threads = spec.threads or max(1, (os.cpu_count() or 1) // self.slots)
+        self._gpus = gpus
+
+    def __enter__(self) -> "LocalEngine":
+        pebble = _needed("pebble", "eval")
+        context = multiprocessing.get_context("spawn")
+        started = context.Value("i", 0)
+        self._pool = pebble.ProcessPool(
+            max_workers=self.slots,
+            context=context,
+            initializer=_settle,
+            initargs=(started, self.threads, self._gpus),
+        )
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        if kind is None:
+            self._pool.close()
+        else:
+            self._pool.stop()
+        self._pool.join()
+
+    def submit(self, work: Work, job: Any) -> "Future[Any]":
+        """Queue ``work(job)``."""
+        future: Future[Any] = self._pool.schedule(work, args=(job,))
+        return future
+
+
+def _settle(started: Any, threads: int, gpus: int) -> None:
+    """What a new process does first: take a GPU in turn, keep to its threads."""
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
+
+
+class RayEngine:
+    """Tasks of Ray: a cluster that is there, or one started here and stopped at the end."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._ray = _needed("ray", "ray")
+        self._spec = spec
+        here = LocalEngine(spec)
+        self.slots, self.threads = here.slots, here.threads
+        gpus = spec.gpus if spec.gpus is not None else float(torch.cuda.is_available())
+        self._resources = {"num_cpus": self.threads, "num_gpus": gpus}
+
+    def __enter__(self) -> "RayEngine":
+        self._started = not self._ray.is_initialized()
+        if self._started and self._spec.address:
+            self._ray.init(address=self._spec.address, log_to_driver=False)
+        elif self._started:
+            self._ray.init(
+                num_cpus=self.slots * self.threads, include_dashboard=False, log_to_driver=False
+            )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._started:
+            self._ray.shutdown()
+
+    def submit(self, work: Work, job: Any) -> "Future[Any]":
+        """A task of its own."""
+        task = self._ray.remote(max_retries=0, **self._resources)(work)
+        future: Future[Any] = task.remote(job).future()
+        return future
+
+
+def _needed(package: str, extra: str) -> Any:
+    try:
+        return __import__(package)
+    except ImportError as error:
+        raise UserError(f"this engine needs {package}: pip install 'sds-lora[{extra}]'") from error

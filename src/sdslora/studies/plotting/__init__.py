@@ -1,0 +1,1 @@
+"""What all plots and tables share: colours, layer names, Markdown."""

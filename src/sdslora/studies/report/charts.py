@@ -1,0 +1,148 @@
+"""What the page's charts share, in Vega-Lite by Altair: data, time axis, the schedule's marks.
+
+Colours are the page's: ``currentColor`` and the variables of its style sheet, so that a chart
+follows the reader's light or dark scheme. Names from files stand in data only, which is shown as
+text.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from ..plotting.palette import LIGHT, dash
+from . import thin
+from .runs import Run
+
+_FONT = "system-ui, sans-serif"
+_ABOVE, _PITCH = 7, 8  # pixels from a chart to the first run's marks, and from run to run
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart, and what the page says about it.
+
+    Attributes:
+        name: its id on the page.
+        title: its heading.
+        caption: how to read it, and how much of the data it shows.
+        spec: Vega-Lite.
+        pictures: names of the pictures of the same.
+        legend: whether the runs' colours tell its lines apart.
+    """
+
+    name: str
+    title: str
+    caption: str
+    spec: dict[str, Any]
+    pictures: Sequence[str]
+    legend: bool = True
+
+
+def table(frame: pd.DataFrame, numbers: Iterable[str]) -> alt.Data:
+    """A table as CSV, a third of JSON's size; ``numbers`` are the columns that are no text."""
+    text = frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+    parse = dict.fromkeys(numbers, "number")
+    return alt.Data(values=text, format=alt.CsvDataFormat(type="csv", parse=parse))
+
+
+def spec(chart: alt.LayerChart | alt.FacetChart, description: str, **view: Any) -> dict[str, Any]:
+    """The chart as Vega-Lite, with the page's looks; a screen reader reads the description."""
+    chart = chart.properties(
+        width="container",
+        background="transparent",
+        description=description,
+        autosize=alt.AutoSizeParams(type="fit", contains="padding"),
+    )
+    chart = chart.configure(font=_FONT).configure_view(stroke=None, **view)
+    chart = chart.configure_axis(
+        domainColor="currentColor",
+        tickColor="currentColor",
+        gridColor="currentColor",
+        gridOpacity=0.15,
+        labelColor="currentColor",
+        titleColor="currentColor",
+        titleFontWeight="normal",
+        labelFontSize=12,
+        titleFontSize=12,
+    )
+    return chart.configure_legend(labelColor="currentColor", labelFontSize=12).to_dict()
+
+
+def last_step(runs: Sequence[Run]) -> int:
+    """Where the longest run ends."""
+    return max(run.last_step for run in runs)
+
+
+def time(last: int) -> alt.X:
+    """The axis of optimizer steps, from 0."""
+    axis = alt.Axis(
+        title="optimizer step", grid=False, tickMinStep=1, labelFlush=True, labelSeparation=8
+    )
+    scale = alt.Scale(domain=[0, max(last, 1)], nice=False)
+    return alt.X("step:Q", axis=axis, scale=scale)
+
+
+def colour(runs: Sequence[Run]) -> alt.Color:
+    """Each run in its own colour; the page has the legend."""
+    variables = [f"var(--run-{place % len(LIGHT)})" for place in range(len(runs))]
+    return alt.Color("run:N", scale=_by_name(runs, variables), legend=None)
+
+
+def strokes(runs: Sequence[Run]) -> alt.StrokeDash:
+    """Solid for the first runs, dashed for those that repeat a colour."""
+    dashes = [list(dash(place)) for place in range(len(runs))]
+    return alt.StrokeDash("run:N", scale=_by_name(runs, dashes), legend=None)
+
+
+def _by_name(runs: Sequence[Run], values: list[Any]) -> alt.Scale:
+    return alt.Scale(domain=[run.name for run in runs], range=values)
+
+
+def marks(runs: Sequence[Run], last: int) -> list[alt.Chart]:
+    """Above the chart, a row for each run: its refreshes, and its re-parameterization, taller."""
+    drawn = []
+    for place, run in enumerate(runs):
+        events = thin.marks(run.events, run.last_step).assign(run=run.name)
+        if events.empty:
+            continue
+        drawn.append(
+            alt.Chart(table(events, ["step"]))
+            .mark_tick(orient="vertical", thickness=1)
+            .encode(
+                x=time(last),
+                y=alt.value(-_ABOVE - _PITCH * place),
+                color=colour(runs),
+                size=alt.condition("datum.action == 'reparameterize'", alt.value(12), alt.value(5)),
+                tooltip=["run:N", "step:Q", "action:N"],
+            )
+        )
+    return drawn
+
+
+def marks_height(runs: Sequence[Run]) -> int:
+    """Pixels that the marks take above a chart."""
+    return _ABOVE + _PITCH * len(runs)
+
+
+def marks_caption(runs: Sequence[Run]) -> str:
+    """What the marks are, and how many of them are drawn."""
+    counts = [(len(run.events), len(thin.marks(run.events, run.last_step))) for run in runs]
+    done, drawn = map(sum, zip(*counts, strict=True))
+    if not done:
+        return ""
+    of_all = f" ({drawn:,} of {done:,} drawn)" if drawn < done else ""
+    return f"Marks above: the re-parameterization (tall) and the refreshes{of_all}. "
+
+
+def shown(drawn: int, recorded: int, what: str) -> str:
+    """How much of the data a chart shows, where that is not all of it."""
+    return f"{drawn:,} of {recorded:,} {what} are drawn. " if drawn < recorded else ""
+
+
+def choice(name: str, label: str, options: Sequence[Any], labels: Sequence[str]) -> alt.Parameter:
+    """A list that the reader selects one of ``options`` from; an HTML ``select``."""
+    bind = alt.binding_select(options=list(options), labels=list(labels), name=label)
+    return alt.param(name=name, value=options[0], bind=bind)

@@ -1,0 +1,89 @@
+"""``sdslora report``: runs as one page, with pictures and numbers beside it."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib
+from tqdm.auto import tqdm
+
+from ...app.errors import UserError
+from ...app.files import is_used
+from . import number_files, plots
+from .page import page
+from .runs import Run, read
+
+_BESIDE = ("figures", "numbers")
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora report`` with these arguments."""
+    parser = argparse.ArgumentParser(
+        prog="sdslora report", description="Show one run, or several on one axis, as a page."
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run, finished or not"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("report.html"),
+        metavar="PAGE.html",
+        help="the page (report.html); figures/ and numbers/ go beside it",
+    )
+    arguments = parser.parse_args(argv)
+    report(arguments.runs, arguments.output)
+
+
+def report(directories: Sequence[Path], output: Path) -> None:
+    """Read the runs, and write the page, its pictures (PNG, SVG) and its numbers (CSV).
+
+    An earlier report of the same name is replaced, file by file, once everything is drawn.
+
+    Raises:
+        UserError: where a run cannot be read, or other files are where the report's would go.
+    """
+    _refuse_foreign(output)
+    runs = read(directories)
+    for run in runs:
+        for note in run.notes:
+            print(f"note: {run.name}: {note}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
+        folder = Path(name)
+        _write(runs, folder, output.name)
+        # the page first: it says that the folders beside it are its own
+        for file in [folder / output.name, *(f for b in _BESIDE for f in (folder / b).iterdir())]:
+            target = output.parent / file.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            file.replace(target)
+    print(f"report in {output}")
+
+
+def _write(runs: Sequence[Run], folder: Path, name: str) -> None:
+    for beside in _BESIDE:
+        (folder / beside).mkdir()
+    tables = number_files.tables(runs)
+    for table_name, table in tables.items():
+        table.to_csv(folder / "numbers" / f"{table_name}.csv", index=False, na_rep="NaN")
+    # the same runs give the same bytes
+    with matplotlib.rc_context({"svg.hashsalt": "sdslora"}):
+        for picture, draw in tqdm(plots.all_of(runs).items(), desc="pictures", disable=None):
+            figure = draw()
+            figure.savefig(folder / "figures" / f"{picture}.png")
+            figure.set_layout_engine("none")  # laid out already
+            figure.savefig(folder / "figures" / f"{picture}.svg", metadata={"Date": None})
+    (folder / name).write_text(page(runs, list(tables)), encoding="utf-8")
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.suffix != ".html" or output.is_dir():
+        raise UserError(f"--output must name a file that ends in .html, not {output}")
+    for beside in _BESIDE:
+        folder = output.parent / beside
+        if is_used(folder) and not output.exists():
+            raise UserError(
+                f"{folder} exists and is of no report {output.name}; choose another folder for "
+                "--output"
+            )

@@ -1,0 +1,175 @@
+"""The runs of a report, read from their directories."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ... import RefreshSchedule, SdsLoraConfig
+from ...app.errors import UserError
+from ...app.recording import NAME
+from ...app.run import checkpoints, record
+from ..statistics.numbers import count
+from . import recordings
+from .recordings import Diagnostics
+
+_SCHEDULE = ("warmup_steps", "refresh_phases", "refresh_every")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as far as it came.
+
+    Attributes:
+        name: tells it from the report's other runs.
+        directory: where it is.
+        record: the content of its ``run.json``.
+        log: what was logged: ``step``, ``name``, ``value``.
+        diagnostics: or None where none were recorded.
+        schedule: when its bases were refreshed, or None where that is unknown or never.
+        notes: what a reader must know about its data.
+    """
+
+    name: str
+    directory: Path
+    record: dict[str, Any]
+    log: pd.DataFrame
+    diagnostics: Diagnostics | None
+    schedule: RefreshSchedule | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def last_step(self) -> int:
+        """The last of which anything is known; 0 for none."""
+        steps = [self.log["step"]]
+        if self.diagnostics is not None:
+            steps.append(self.diagnostics.layers["step"])
+        return max((int(step.max()) for step in steps if len(step)), default=0)
+
+    @property
+    def measures(self) -> list[str]:
+        """The diagnostics that were recorded."""
+        return [] if self.diagnostics is None else self.diagnostics.measures
+
+    def series(self, name: str) -> pd.DataFrame:
+        """``step`` and ``value`` of one quantity of the log."""
+        rows = self.log[self.log["name"] == name]
+        return rows[["step", "value"]].reset_index(drop=True)
+
+    @cached_property
+    def events(self) -> pd.DataFrame:
+        """``step`` and ``action`` of the re-parameterization and the refreshes that were done."""
+        schedule = self.schedule
+        # what follows the last known step may not have been done
+        steps = range(1, min(self.last_step, schedule.total_steps) + 1) if schedule else ()
+        actions = [(step, schedule.action(step)) for step in steps] if schedule else []
+        done = [(step, action) for step, action in actions if action != "none"]
+        return pd.DataFrame(done, columns=["step", "action"])
+
+
+def read(directories: Sequence[Path]) -> list[Run]:
+    """Read the runs of a report; what is missing of a run is noted, not refused.
+
+    Raises:
+        UserError: where a directory is not there, holds no run, is given twice, or holds a file
+            that cannot be read.
+    """
+    records = [_record(directory) for directory in directories]
+    resolved = [directory.resolve() for directory in directories]
+    for place, directory in enumerate(resolved):
+        if directory in resolved[:place]:
+            raise UserError(f"{directories[place]} is given twice: name each run once")
+    return [_run(*of_one) for of_one in zip(_names(resolved), directories, records, strict=True)]
+
+
+def _record(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no directory: give the output_dir of a run")
+    data = record.read(directory)
+    if data is None:
+        within = sorted(directory.glob(f"**/{record.NAME}"))
+        hint = f"; it holds runs, {within[0].parent} for one" if within else ""
+        raise UserError(f"{directory} holds no {record.NAME}, so no run of ours{hint}")
+    return data
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    """The last names of each path, as many as tell the paths apart."""
+    for depth in range(1, max(len(directory.parts) for directory in directories) + 1):
+        names = ["/".join(directory.parts[-depth:]) for directory in directories]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _run(name: str, directory: Path, data: dict[str, Any]) -> Run:
+    history, total = _history(directory, data)
+    log = _log(history)
+    found = recordings.read(directory)
+    notes = [*_ending(data, log), *_broken(log)]
+    if found is not None and found.cut:
+        notes.append(f"the last line of {NAME} was cut short and is left out")
+    return Run(name, directory, data, log, found, _schedule(data, total), notes)
+
+
+def _history(directory: Path, data: Mapping[str, Any]) -> tuple[list[Any], int | None]:
+    """What the trainer logged, and the steps it planned.
+
+    A run that did not come to its end left the log in its last whole checkpoint.
+    """
+    planned = data["config"].get("training", {}).get("max_steps", 0)
+    if "curve" in data:  # of a comparison
+        return [{"step": step, "loss": loss} for step, loss in data["curve"]], planned
+    if "log_history" in data:
+        return data["log_history"], data["metrics"]["train"]["steps"]
+    checkpoint = checkpoints.last_whole(directory)
+    if checkpoint is None:
+        return [], planned
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return state["log_history"], state["max_steps"]
+
+
+def _log(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    rows = [
+        (entry["step"], name, float(value))
+        for entry in history
+        for name, value in entry.items()
+        if name != "step" and isinstance(value, int | float)
+    ]
+    log = pd.DataFrame(rows, columns=["step", "name", "value"])
+    return log.astype({"step": int, "value": float})
+
+
+def _schedule(data: Mapping[str, Any], total_steps: int | None) -> RefreshSchedule | None:
+    adapter = data["config"].get("adapter", {})
+    if data.get("method") in ("sds-lora", "sds-hira"):  # in a comparison
+        adapter = {"peft_type": "SDSLORA", **data["options"]}
+    if adapter.get("peft_type") != "SDSLORA" or not total_steps or total_steps < 0:
+        return None
+    options = {key: adapter[key] for key in _SCHEDULE if key in adapter}
+    return SdsLoraConfig(**options).schedule(total_steps)
+
+
+def _ending(data: Mapping[str, Any], log: pd.DataFrame) -> list[str]:
+    status = data.get("status")
+    if status == "finished":
+        return []
+    error = f": {data['error']}" if data.get("error") else ""
+    known = f"known up to step {log['step'].max()}" if len(log) else "nothing was logged"
+    if status == "running":
+        return [f"incomplete: the run was killed, or is still going on; {known}"]
+    return [f"incomplete: the run is {status}{error}; {known}"]
+
+
+def _broken(log: pd.DataFrame) -> list[str]:
+    """Losses that are not finite: where, and how many."""
+    losses = log[log["name"].isin(["loss", "eval_loss"])]
+    steps = sorted(set(losses.loc[~losses["value"].abs().lt(float("inf")), "step"]))
+    if not steps:
+        return []
+    shown = ", ".join(map(str, steps[:5])) + (", …" if len(steps) > 5 else "")
+    return [f"the loss is not a finite number at {count(len(steps), 'step')}: {shown}"]

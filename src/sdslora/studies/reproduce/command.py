@@ -1,0 +1,87 @@
+"""``sdslora reproduce``: one of the paper's figures, theorems or tables, measured anew."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+
+from ...app.config.parsing import parse
+from ...app.config.spec import TrainingConfig
+from ...app.errors import UserError
+from ...app.run.record import as_json
+from .catalogue import TARGETS
+from .tables import TABLES
+from .target import Reproducible, Spec
+
+_SMALL = "small"
+_ALL: dict[str, Reproducible] = {**TARGETS, **TABLES}
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run ``sdslora reproduce`` with these arguments."""
+    name = _parser().parse_args(argv[:1]).target
+    reproduce(name, _spec(name, argv[1:]))
+
+
+def reproduce(name: str, spec: Spec) -> None:
+    """Measure, draw and describe one target.
+
+    With ``spec.dry_run``, print the settings of the scale and what would be done, and stop.
+
+    Raises:
+        UserError: for settings or data that cannot work.
+        RunFailed: where a training did not finish.
+    """
+    target = _ALL[name]
+    if spec.dry_run:
+        settings = {spec.scale: dict(target.scales[spec.scale])}
+        print(f"settings by scale:\n{yaml.safe_dump(settings, sort_keys=False)}")
+    print(target.plan(spec))
+    if spec.dry_run:
+        return
+    folder = target.produce(name, spec, _config(spec))
+    print(f"{target.title}: numbers and description in {folder}")
+
+
+def _spec(name: str, argv: Sequence[str]) -> Spec:
+    """The settings of a target: those of its scale, then the recipe's and the command line's."""
+    target = _ALL[name]
+    scale = _scale_parser().parse_known_args(argv)[0].scale
+    if scale not in target.scales:
+        raise UserError(
+            f"{name} has no scale `{scale}`; there is {', '.join(target.scales)}: no data or model "
+            "of the paper's is loaded for it"
+        )
+    defaults = {"scale": scale, **target.scales[scale]}
+    spec: Spec = parse(target.spec, argv, f"sdslora reproduce {name}", (), defaults)
+    return spec
+
+
+def _config(spec: Spec) -> dict[str, Any]:
+    """Every setting, as JSON gives it back; the training's tokens are masked."""
+    training: TrainingConfig | None = getattr(spec, "training", None)
+    masked = {} if training is None else {"training": training.to_dict()}
+    return as_json(asdict(spec) | masked)
+
+
+def _scale_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--scale", default=_SMALL)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    targets = "\n".join(f"  {name:10} {target.title}" for name, target in _ALL.items())
+    parser = argparse.ArgumentParser(
+        prog="sdslora reproduce",
+        usage="sdslora reproduce TARGET [--scale small|paper] [--output_dir DIRECTORY] "
+        "[--dry_run] [--KEY VALUE ...]",
+        description="Measure one of the paper's figures, theorems or tables anew.",
+        epilog=f"targets:\n{targets}\n\n`sdslora reproduce TARGET --help` tells its settings. "
+        "Trainings that are in output_dir already\nare not run again; the figures share them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", choices=_ALL, metavar="TARGET", help="see below")
+    return parser

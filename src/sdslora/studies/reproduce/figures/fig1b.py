@@ -1,0 +1,55 @@
+"""Fig. 1(b): the alignment of LoRA's effective gradient with the full gradient, and SDS-LoRA's."""
+
+from matplotlib.figure import Figure
+
+from ...plotting.markdown import number
+from ...plotting.style import blank
+from ..target import Numbers
+from .series import bands, collect, draw_measure, mean_after, sentence, steps_table
+from .trainings import TrainingsSpec
+
+METHODS = ("sds-lora", "lora", "rslora")
+_KEYS = {"alignment": "cosine"}
+
+
+def measure(spec: TrainingsSpec) -> Numbers:
+    """Cosines of G and the effective gradient."""
+    return collect(spec, list(_KEYS))
+
+
+def draw(measured: Numbers) -> Figure:
+    """One panel."""
+    figure, (axes,) = blank(1)
+    for place, (label, found) in enumerate(measured["methods"].items()):
+        draw_measure(axes, found["alignment"], place, label)
+    axes.set(
+        xlabel="optimizer step",
+        ylabel="cosine of G and the effective gradient",
+        title="Alignment with the full gradient",
+        ylim=(0, 1),
+    )
+    axes.legend(fontsize=8)
+    return figure
+
+
+def describe(measured: Numbers) -> str:
+    """Cosines by method and step."""
+    half = measured["steps"] // 2
+    means = ", ".join(
+        f"{label} **{number(mean_after(measured, label, 'alignment', half))}**"
+        for label in measured["methods"]
+    )
+    return f"""
+**The paper** shows that LoRA's effective gradient is aligned less with the full gradient than the
+one that passes through orthonormal bases.
+
+{sentence(measured)} {bands(measured)}
+
+**Measured**, mean from step {half} on: {means}.
+
+{steps_table(measured, _KEYS)}
+
+**Shown, and not shown.** The effective gradient is what one step of gradient descent does to W, Eq.
+(3) and (7), without Adam and without the change of the bases; for both, see Fig. 3(b). Each method
+is measured on its own way, at its own A and B.
+"""

@@ -1,0 +1,137 @@
+"""Diagnostics of the trainings as the figures need them: by method, measure and step."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ....app import recording
+from ...plotting.markdown import number, table
+from ...plotting.style import line
+from ...statistics.numbers import count, rate
+from ..target import Numbers
+from .trainings import TrainingsSpec, trained
+
+SIDES = ("A", "B")
+
+Measure = dict[str, list[Any]]
+"""``step``, ``mean``, ``low`` and ``high``, of one length."""
+
+
+def collect(spec: TrainingsSpec, keys: Sequence[str]) -> Numbers:
+    """Run what is missing; the setting, and for each method the measures by step.
+
+    A measure is the mean and the quartiles over the layers and seeds that have it.
+    """
+    values: dict[str, dict[str, dict[int, list[float]]]] = {}
+    runs = trained(spec)
+    layers: set[str] = set()
+    for job, _ in runs:
+        found = values.setdefault(job.contender.label, {key: defaultdict(list) for key in keys})
+        for entry in recording.read(job.folder / recording.NAME):
+            layers |= entry["layers"].keys()
+            for figures in entry["layers"].values():
+                for key in keys:
+                    if figures[key] is not None:
+                        found[key][entry["step"]].append(figures[key])
+    return {
+        **setting(spec, runs),
+        "layers": len(layers),
+        "methods": {
+            label: {key: _summary(steps) for key, steps in found.items()}
+            for label, found in values.items()
+        },
+    }
+
+
+def setting(spec: TrainingsSpec, runs: Sequence[tuple[Any, dict[str, Any]]]) -> Numbers:
+    """What was trained on what."""
+    return {
+        "model": spec.model.name_or_path,
+        "data": spec.data.source,
+        "rank": spec.rank,
+        "rows": spec.training.per_device_train_batch_size,
+        "steps": max(run["curve"][-1][0] for _, run in runs),
+        "seeds": spec.seeds,
+        "every": spec.every,
+        "rates": {job.contender.label: job.learning_rate for job, _ in runs},
+    }
+
+
+def _summary(steps: dict[int, list[float]]) -> Measure:
+    order = sorted(steps)
+    low, high = (
+        [float(np.quantile(steps[step], share)) for step in order] for share in (0.25, 0.75)
+    )
+    return {
+        "step": order,
+        "mean": [float(np.mean(steps[step])) for step in order],
+        "low": low,
+        "high": high,
+    }
+
+
+def draw_measure(
+    axes: Axes, found: Measure, place: int, label: str, *, dashed: bool = False
+) -> None:
+    """The mean as a line; the quartiles as a band, where the line is solid."""
+    style = line(place)
+    axes.plot(found["step"], found["mean"], **style, linestyle="--" if dashed else "-", label=label)
+    if not dashed:
+        band = found["low"], found["high"]
+        axes.fill_between(found["step"], *band, color=style["color"], alpha=0.12)
+
+
+def sentence(measured: Numbers) -> str:
+    """What was trained on what."""
+    rates = ", ".join(f"{label} {rate(value)}" for label, value in measured["rates"].items())
+    return (
+        f"**Setting.** `{measured['model']}` on `{measured['data']}`, rank {measured['rank']}, "
+        f"{measured['steps']} steps of {measured['rows']} rows with AdamW and a cosine schedule, "
+        f"{count(measured['seeds'], 'seed')}; learning rates: {rates}."
+    )
+
+
+def bands(measured: Numbers) -> str:
+    """What was measured when, and what lines and bands are."""
+    return (
+        f"Measured at step 1 and every {measured['every']}th on eight training rows; lines are "
+        f"means over {measured['layers']} layers, the bands round solid ones their quartiles."
+    )
+
+
+def rows_at(measured: Numbers, key: str, steps: Sequence[int]) -> list[list[str]]:
+    """A row a method that has the measure: its name, and the mean at these steps."""
+    rows = []
+    for label, found in measured["methods"].items():
+        means = dict(zip(found[key]["step"], found[key]["mean"], strict=True))
+        if means:
+            rows.append([label, *(number(means[s]) if s in means else "–" for s in steps)])
+    return rows
+
+
+def steps_table(measured: Numbers, keys: dict[str, str], number_of_steps: int = 5) -> str:
+    """Measures by method at a few of the steps, the last one among them.
+
+    Args:
+        measured: of :func:`collect`.
+        keys: a measure's key, and its name.
+        number_of_steps: columns.
+    """
+    every = sorted(
+        {s for found in measured["methods"].values() for key in keys for s in found[key]["step"]}
+    )
+    places = np.linspace(0, len(every) - 1, min(number_of_steps, len(every))).round().astype(int)
+    steps = [every[place] for place in places]
+    rows = [[name, *row] for key, name in keys.items() for row in rows_at(measured, key, steps)]
+    return table(["", "method", *(f"step {step}" for step in steps)], rows)
+
+
+def mean_after(measured: Numbers, label: str, key: str, first: int) -> float:
+    """The mean over layers and over the steps from ``first`` on."""
+    found = measured["methods"][label][key]
+    return float(
+        np.mean([m for s, m in zip(found["step"], found["mean"], strict=True) if s >= first])
+    )

@@ -1,0 +1,248 @@
+"""Table 6: what a training step of SDS-LoRA costs beside one of LoRA, in time and in memory.
+
+Both train the same base in turn, in one process; the ratio of medians over the rounds. Memory is
+what a step holds: on a GPU the allocator's peak, elsewhere what autograd saved with parameters,
+gradients and moments.
+"""
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ....app.config.spec import ModelSpec
+from ....app.errors import UserError
+from ....app.evaluation.inference import to_accelerator
+from ....app.models import base_models
+from ....app.run import record
+from ....methods import Settings, make_method
+from ...plotting.markdown import table
+from . import page, paper
+from .paper_settings import LLAMA3
+from .table import OUTPUT
+
+METHODS = ("lora", "sds-lora")
+_WARM_STEPS = 12  # past the ten of plain LoRA, the re-parameterization, and a first refresh
+
+
+@dataclass
+class CostSpec:
+    """LoRA's and SDS-LoRA's training steps in turn, on random tokens.
+
+    Args:
+        output_dir: Directory of the results.
+        scale: Whose settings these are: "small" or "paper".
+        model: A model by path, Hub id, or this package's names.
+        rank: r.
+        rows: Of a step.
+        tokens: Of a row.
+        rounds: Steps of each that are measured.
+        dry_run: Print what would be done, and stop.
+    """
+
+    output_dir: str
+    scale: str
+    model: str
+    rank: int
+    rows: int
+    tokens: int
+    rounds: int
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "rows", "tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Table 6."""
+
+    @property
+    def title(self) -> str:
+        """What it shows."""
+        return "Table 6: time and memory of a training step"
+
+    @property
+    def spec(self) -> type[CostSpec]:
+        """Its settings."""
+        return CostSpec
+
+    @property
+    def scales(self) -> Mapping[str, Mapping[str, Any]]:
+        """A model that fits a CPU, and the paper's."""
+        shared = {"output_dir": OUTPUT, "rank": 8}
+        return {
+            "small": {**shared, "model": "smollm2", "rows": 2, "tokens": 128, "rounds": 5},
+            "paper": {**shared, "model": LLAMA3.name, "rows": 32, "tokens": 512, "rounds": 50},
+        }
+
+    @property
+    def plan(self) -> Callable[[CostSpec], str]:
+        """What would be measured."""
+        return _plan
+
+    def produce(self, name: str, spec: CostSpec, config: dict[str, Any]) -> Path:
+        """Measure, and write the table.
+
+        Raises:
+            UserError: where the model is not there.
+        """
+        measured = measure(spec)
+        header, rows = cells(measured)
+        body = table(header, rows)
+        print(body)
+        content = {
+            "target": name,
+            "title": self.title,
+            "config": config,
+            "versions": record.versions(),
+            "hardware": record.hardware(),
+            "measured": measured,
+        }
+        return page.write_files(
+            name,
+            config,
+            {
+                ".json": content,
+                ".md": page.markdown(self.title, setting(config, measured), body),
+                ".tex": page.latex(header, rows, self.title),
+            },
+        )
+
+
+def setting(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    """What was measured, and where."""
+    return (
+        f"{config['model']}, rank {config['rank']}, {config['rows']} x {config['tokens']} random "
+        f"tokens, {config['rounds']} rounds on {measured['device']} ({measured['threads']} "
+        "threads). The paper's figures: LLaMA3-8B on an H200, the range over its settings."
+    )
+
+
+def measure(spec: CostSpec) -> dict[str, Any]:
+    """Seconds of every step by method, and bytes by method."""
+    base = base_models.find(ModelSpec(spec.model)).load().requires_grad_(False)
+    to_accelerator(base, {})
+    vocabulary: int = base.config.get_text_config().vocab_size
+    torch.manual_seed(0)
+    tokens = torch.randint(vocabulary, (spec.rows, spec.tokens), device=base.device)
+    held = {}
+    for name in METHODS:  # one alive at a time
+        held[name] = _Training(name, base, spec, tokens).bytes()
+        gc.collect()
+    trainings = {name: _Training(name, base, spec, tokens) for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for _ in tqdm(range(spec.rounds), desc="rounds", disable=None):
+        for name, training in trainings.items():
+            seconds[name].append(training.timed())
+    return {
+        "device": str(base.device),
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "bytes": held,
+    }
+
+
+class _Training:
+    """A method's training of ``base``, whose weights it shares, past its warm-up."""
+
+    def __init__(self, name: str, base: nn.Module, spec: CostSpec, tokens: Tensor) -> None:
+        own = copy.deepcopy(base, {id(p): p for p in base.parameters()})
+        method = make_method(name)
+        self.model = method.attach(own, Settings(spec.rank, "all-linear", "CAUSAL_LM"))
+        self.optimizer = method.optimizer(self.model, 1e-4)
+        total = _WARM_STEPS + spec.rounds + 2
+        self.scheduler = method.scheduler(self.model, self.optimizer, total)
+        self.tokens = tokens
+        self.model.train()
+        for _ in range(_WARM_STEPS):
+            self.step()
+
+    def step(self) -> None:
+        """Forward, backward, optimizer, and what the method does after it."""
+        self._loss().backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def timed(self) -> float:
+        """Seconds of a step."""
+        _synchronize()
+        start = time.perf_counter()
+        self.step()
+        _synchronize()
+        return time.perf_counter() - start
+
+    def bytes(self) -> int:
+        """The most that a step holds on a GPU; elsewhere what there is when its backward begins."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.step()
+            return torch.cuda.max_memory_allocated()
+        moments = [v for kept in self.optimizer.state.values() for v in kept.values()]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        there = [*self.model.parameters(), *self.model.buffers()]
+        storages = _storages([*there, *(v for v in moments if isinstance(v, Tensor))])
+
+        def pack(tensor: Tensor) -> Tensor:
+            storages.update(_storages([tensor]))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self._loss()
+        loss.backward()  # gives back what the graph holds
+        self.optimizer.zero_grad(set_to_none=True)
+        return sum(storages.values()) + sum(p.nbytes for p in trained)
+
+    def _loss(self) -> Tensor:
+        loss: Tensor = self.model(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss
+        return loss
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes by address of the distinct storages under ``tensors``."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def cells(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: medians of both methods, their ratio, and the paper's."""
+    lora, ours = METHODS
+    medians = {name: statistics.median(found) for name, found in measured["seconds"].items()}
+    mib = {name: found / 2**20 for name, found in measured["bytes"].items()}
+    rows = []
+    for kind, unit, found in (("time", "ms", medians), ("memory", "MiB", mib)):
+        scale = 1e3 if kind == "time" else 1
+        low, high = paper.COST[kind]
+        rows.append(
+            [
+                f"{kind} ({unit})",
+                f"{scale * found[lora]:.1f}",
+                f"{scale * found[ours]:.1f}",
+                f"{found[ours] / found[lora]:.4f}",
+                f"{low:.4f} to {high:.4f}",
+            ]
+        )
+    return ["of a step", lora, ours, "ratio", "the paper's ratio"], rows
+
+
+def _plan(spec: CostSpec) -> str:
+    return (
+        f"{' and '.join(METHODS)} on {spec.model}, rank {spec.rank}: {spec.rounds} steps of "
+        f"{spec.rows} x {spec.tokens} tokens each, in turn, after {_WARM_STEPS} of warm-up"
+    )

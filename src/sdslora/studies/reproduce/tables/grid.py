@@ -1,0 +1,208 @@
+"""The runs of a table: every method on every model, part and rank, with every seed, at one rate."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
+from ....app.data.training_sets import TRAINING_SETS
+from ....app.errors import UserError, first_line, nearest
+from ...grid.contenders import contenders
+from ...grid.engines import engine
+from ...grid.execution import Job, carry_out, outcome, workload
+from ...grid.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec, TasksSection
+from ..figures.trainings import held
+from .paper_settings import Entry, Model, Part, Scale, Table
+
+
+@dataclass
+class TableSpec:
+    """One of the paper's tables, at the paper's scale or small.
+
+    Args:
+        output_dir: Directory of the runs, which tables share, and of one folder a table.
+        scale: Whose settings these are: "small" or "paper".
+        model: One of the table's models, or another in the place of the first; all where not given.
+        rank: One rank only.
+        seeds: Number of seeds, where it shall be another than the table's.
+        max_steps: Steps of a run, where it shall not be trained to its end.
+        limit: Evaluate at most so many rows of each task.
+        data_dir: Read training sets, tasks and images from files below this directory instead of
+            the Hub.
+        allow_code_execution: Run the programs that the models write, in a sandbox.
+        engine: Where the runs are carried out: "local" or "ray".
+        slots: Runs at a time; by default one a GPU, or one where there is none.
+        threads: Threads of a run.
+        dry_run: Print the grid with its steps, hours and memory, and stop.
+    """
+
+    output_dir: str
+    scale: str
+    model: str | None = None
+    rank: int | None = None
+    seeds: int | None = None
+    max_steps: int | None = None
+    limit: int | None = None
+    data_dir: str | None = None
+    allow_code_execution: bool = False
+    engine: Literal["local", "ray"] = "local"
+    slots: int | None = None
+    threads: int = 1
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "seeds", "max_steps", "limit", "slots", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be 1 or more, not {value}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared in one place of a table: one model on one part at one rank."""
+
+    model: str
+    settings: Model
+    part: Part
+    part_name: str
+    rank: int
+    methods: tuple[Entry, ...]
+    comparison: CompareSpec
+
+    @property
+    def jobs(self) -> list[Job]:
+        """One a method and seed, at the table's rate."""
+        spec = self.comparison
+        return [
+            Job(spec, contender, contender.center, seed, spec.engine.threads or 1)
+            for contender in contenders(spec)
+            for seed in spec.seed_list
+        ]
+
+
+def cells(table: Table, spec: TableSpec) -> list[Cell]:
+    """The cells that ``spec`` asks for.
+
+    Raises:
+        UserError: for a rank that the table does not have.
+    """
+    scale = table.scales[spec.scale]
+    if spec.rank is not None and spec.rank not in scale.ranks:
+        known = " and ".join(map(str, scale.ranks))
+        raise UserError(f"rank must be one of the table's, {known}, not {spec.rank}")
+    ranks = scale.ranks if spec.rank is None else (spec.rank,)
+    return [
+        _cell(name, model, part_name, part, rank, methods, scale, spec)
+        for name, model in _models(scale, spec.model).items()
+        for part_name, part in scale.parts.items()
+        for rank, methods in zip(ranks, _methods(scale, len(ranks)), strict=True)
+    ]
+
+
+def check(found: Sequence[Cell]) -> None:
+    """Read the data and outline the models of all cells, before anything is trained.
+
+    Raises:
+        UserError: for a model, data or tasks that are not there, a method that cannot run, or runs
+            with other settings in the output directory.
+    """
+    for cell in found:
+        work = workload(cell.comparison)
+        for note in work.notes:
+            print(f"note: {note}")
+        skeleton = work.skeleton()
+        for job in cell.jobs:
+            held(job)
+            try:
+                job.contender.make().check(skeleton, work.settings)
+            except ValueError as error:
+                raise UserError(f"{job}: {first_line(error)}") from error
+
+
+def carried_out(found: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each run's record, in the cells' order; those that are there are not run again."""
+    runs = [(cell, job, held(job)) for cell in found for job in cell.jobs]
+    made: dict[Path, dict[str, Any]] = {}
+    with engine(EngineSpec(spec.engine, spec.slots, spec.threads)) as place:
+        futures = {place.submit(carry_out, job): job for _, job, there in runs if there is None}
+        for future in tqdm(as_completed(futures), total=len(futures), desc="runs", disable=None):
+            job = futures[future]
+            made[job.folder] = outcome(future, job)
+    for cell, job, there in runs:
+        yield cell, there or made[job.folder]
+
+
+def _models(scale: Scale, asked: str | None) -> dict[str, Model]:
+    if asked is None:
+        return dict(scale.models)
+    if asked in scale.models:
+        return {asked: scale.models[asked]}
+    if "/" not in asked and ":" not in asked:
+        raise UserError(
+            f"model: the table has no `{asked}`{nearest(asked, scale.models)}; another model is "
+            "given by its path or Hub id"
+        )
+    first = next(iter(scale.models.values()))
+    return {Path(asked).name: replace(first, name=asked)}
+
+
+def _methods(scale: Scale, ranks: int) -> Iterator[tuple[Entry, ...]]:
+    """For each rank; full fine-tuning, which has none, is with the first."""
+    for place in range(ranks):
+        yield tuple(method for method in scale.methods if place == 0 or method != "full")
+
+
+def _rates(model: Model, part: Part, methods: tuple[Entry, ...]) -> dict[str, float]:
+    full = {"full": part.rate_factor * model.full_rate} if "full" in methods else {}
+    return {"*": part.rate_factor * model.rate, **full}
+
+
+def _data(part: Part, data_dir: str | None) -> DataSpec:
+    """The part's data section; of local data, where there are any."""
+    given = dict(part.data)
+    if data_dir is not None and given["source"] in TRAINING_SETS:
+        given["options"] = {"dir": data_dir}
+    if data_dir is not None and part.folder is not None:
+        given["source"] = str(Path(data_dir) / part.folder)
+    return DataSpec(**given)
+
+
+def _cell(
+    name: str,
+    model: Model,
+    part_name: str,
+    part: Part,
+    rank: int,
+    methods: tuple[Entry, ...],
+    scale: Scale,
+    spec: TableSpec,
+) -> Cell:
+    steps = {} if spec.max_steps is None else {"max_steps": spec.max_steps}
+    place = "-".join("".join(c if c.isalnum() else "-" for c in x) for x in (name, part_name))
+    comparison = CompareSpec(
+        output_dir=str(Path(spec.output_dir) / spec.scale / f"{place}-rank{rank}"),
+        model=ModelSpec(model.name),
+        data=_data(part, spec.data_dir),
+        training=TrainingConfig(**{**part.training, **steps}),
+        evaluation=EvalSpec(exact_match=not part.tasks, limit=None),
+        grid=GridSpec(centers=_rates(model, part, methods)),
+        forgetting=ForgettingSpec(),
+        engine=EngineSpec(threads=spec.threads),
+        methods=[m if isinstance(m, str) else dict(m) for m in methods],
+        rank=rank,
+        target_modules=model.target_modules,
+        seeds=spec.seeds or scale.seeds,
+        test=part.test,
+        tasks=TasksSection(
+            names=",".join(part.tasks) or None,
+            data_dir=spec.data_dir,
+            limit=spec.limit or part.limit,
+            generation=dict(part.generation),
+            allow_code_execution=spec.allow_code_execution,
+        ),
+    )
+    return Cell(name, model, part, part_name, rank, methods, comparison)

@@ -1,0 +1,111 @@
+"""What can be reproduced: the shape that every figure and theorem has."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Protocol
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from ...app.files import read_json, write_json, write_text
+from ...app.run import record
+
+Numbers = dict[str, Any]
+"""Everything that a target measured, as JSON gives it back."""
+
+
+class Spec(Protocol):
+    """What every target's settings have, a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    output_dir: str
+    scale: str
+    dry_run: bool
+
+
+class Reproducible(Protocol):
+    """What one command makes anew: a figure, a theorem, a table."""
+
+    @property
+    def title(self) -> str:
+        """What it shows, in a few words."""
+
+    @property
+    def spec(self) -> type[Any]:
+        """The dataclass of its settings."""
+
+    @property
+    def scales(self) -> Mapping[str, Mapping[str, Any]]:
+        """The settings by scale, nested as in a recipe."""
+
+    @property
+    def plan(self) -> Callable[[Any], str]:
+        """What would be done, as text, before any long work."""
+
+    def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
+        """Do it; returns the folder of what was written."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure or theorem.
+
+    Attributes:
+        title: what it shows, in a few words.
+        spec: the dataclass of its settings.
+        scales: the settings by scale, nested as in a recipe.
+        plan: what would be done, as text, before any long work.
+        measure: the numbers; long work.
+        draw: the picture, from the numbers alone.
+        describe: Markdown from the numbers alone: what the paper says, what was measured, and what
+            that does and does not show.
+    """
+
+    title: str
+    spec: type[Any]
+    scales: Mapping[str, Mapping[str, Any]]
+    plan: Callable[[Any], str]
+    measure: Callable[[Any], Numbers]
+    draw: Callable[[Numbers], Figure]
+    describe: Callable[[Numbers], str]
+
+    def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
+        """Measure, draw, describe and write; returns the folder."""
+        return self.write(name, config, self.measure(spec))
+
+    def write(self, name: str, config: dict[str, Any], measured: Numbers) -> Path:
+        """Write ``<name>.json``, ``.md``, ``.png`` and ``.svg``, all or none.
+
+        The same numbers give the same picture, to the last byte. Returns the folder of the files,
+        in output_dir.
+        """
+        folder = Path(config["output_dir"]) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".") as temporary:
+            whole = Path(temporary) / name
+            content = {
+                "target": name,
+                "title": self.title,
+                "config": config,
+                "versions": record.versions(),
+                "hardware": record.hardware(),
+                "measured": measured,
+            }
+            write_json(whole.with_suffix(".json"), content)
+            # as anyone can draw it again from the file
+            numbers = read_json(whole.with_suffix(".json"))["measured"]
+            figure = self.draw(numbers)
+            with matplotlib.rc_context({"svg.hashsalt": "sdslora"}):
+                figure.savefig(whole.with_suffix(".png"))
+                figure.savefig(whole.with_suffix(".svg"), metadata={"Date": None})
+            write_text(whole.with_suffix(".md"), self.section(name, numbers, heading="#"))
+            for file in Path(temporary).iterdir():
+                file.replace(folder / file.name)
+        return folder
+
+    def section(self, name: str, numbers: Numbers, heading: str, folder: str = "") -> str:
+        """The description under its heading, the picture first; ``folder`` holds the picture."""
+        picture = f"![{self.title}]({folder}{name}.png)"
+        return f"{heading} {self.title}\n\n{picture}\n\n{self.describe(numbers).strip()}\n"

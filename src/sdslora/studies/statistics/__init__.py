@@ -1,0 +1,1 @@
+"""Statistics over seeds and learning rates, and how their numbers are written."""

@@ -1,0 +1,176 @@
+"""Adapters, recipes and run folders from strangers, given to each command."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from sdslora import SdsLoraConfig
+from sdslora.app.errors import UserError
+from sdslora.app.files import refuse_links_out, write_json
+from sdslora.app.run.record import as_json
+from tiny import MakeRecipe, Run
+
+TOKEN = "hf_" + "abcdefghij" * 3
+
+
+def save_adapter(directory: Path, model_dir: Path, config: LoraConfig) -> Path:
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    get_peft_model(base, config).save_pretrained(directory)
+    return directory
+
+
+COMMANDS: dict[str, list[str]] = {
+    "evaluate": [],
+    "export": ["OUT"],
+    "merge": ["OUT"],
+    "convert": ["OUT"],
+    "diagnose": [],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_pickle_is_refused(
+    command: str, sdslora: Run, tmp_path: Path, model_dir: Path, data_file: Path
+) -> None:
+    config = LoraConfig if command == "convert" else SdsLoraConfig
+    adapter = save_adapter(tmp_path / "adapter", model_dir, config(target_modules=["q_proj"]))
+    file = adapter / "adapter_model.safetensors"
+    torch.save(load_file(file), adapter / "adapter_model.bin")
+    file.unlink()
+    more = [str(tmp_path / "out") for _ in COMMANDS[command]]
+    if command in ("evaluate", "diagnose"):
+        more += ["--data.source", str(data_file)]
+    result = sdslora(command, adapter, *more)
+    assert result.status == 2, result.err
+    assert "adapter_model.bin is a pickle" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"r": 10**6}, "must be|numbers, and the adapter file holds"),
+        ({"r": -1}, "must be an integer of 1 or more"),
+        ({"lora_alpha": float("nan")}, "must be a positive number"),
+        ({"target_modules": r"((\w+\.?)+)+!"}, "takes more than 1 s"),
+        ({"peft_type": "../../x"}, "no adapter's configuration"),
+        ({"peft_type": []}, "no adapter's configuration"),
+    ],
+)
+def test_hostile_configurations(
+    changes: dict[str, Any], words: str, sdslora: Run, tmp_path: Path, model_dir: Path
+) -> None:
+    config = SdsLoraConfig(target_modules=["q_proj"])
+    adapter = save_adapter(tmp_path / "adapter", model_dir, config)
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    result = sdslora("merge", adapter, tmp_path / "out")
+    assert result.status == 2, result.err
+    assert any(word in result.err for word in words.split("|")), result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes(recipe: MakeRecipe, sdslora: Run, outline_dir: Path) -> None:
+    """Before any weight is read: this model has none."""
+    base = {"model__name_or_path": str(outline_dir)}
+    for adapter, words in (
+        ({"r": 1000}, "larger than layer"),
+        ({"r": 10**12}, "1048576 at most"),
+        ({"r": 4, "rank_pattern": {r"((\w+\.?)+)+!": 2}}, "takes more than 1 s"),
+    ):
+        result = sdslora("train", recipe(adapter=adapter, **base))
+        assert result.status == 2, result.err
+        assert words in result.err
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.mkdir [PROOF]", "!!python/name:os.mkdir"]
+)
+def test_yaml_that_runs_code(tag: str, sdslora: Run, recipe: MakeRecipe, tmp_path: Path) -> None:
+    path = Path(recipe())
+    path.write_text(path.read_text() + f"checks: {tag}\n".replace("PROOF", str(tmp_path / "proof")))
+    result = sdslora("train", path)
+    assert result.status == 2
+    assert "is not valid YAML" in result.err
+    assert not (tmp_path / "proof").exists()
+
+
+# ---------------------------------------------------------------------- links in a run's folder
+
+
+@pytest.mark.parametrize("link", ["checkpoint-5", "adapter_model.safetensors", "deep/below/log"])
+def test_a_link_out_of_a_run_is_not_followed(
+    link: str, sdslora: Run, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """Going on with a stranger's run must not write over, or delete, what is elsewhere."""
+    run, target = tmp_path / "run", tmp_path / "elsewhere"
+    target.mkdir()
+    (target / "trainer_state.json").write_text("mine")
+    (run / link).parent.mkdir(parents=True)
+    (run / link).symlink_to(target)
+    write_json(run / "run.json", {"status": "failed", "config": {}})
+    result = sdslora("train", recipe(), "--resume")
+    assert result.status == 2
+    assert f"{link} is a link to {target}, outside of" in result.err
+    assert (target / "trainer_state.json").read_text() == "mine"
+
+
+def test_links_that_stay_inside_and_a_folder_that_is_one(tmp_path: Path) -> None:
+    real = tmp_path / "disk"
+    (real / "checkpoint-5").mkdir(parents=True)
+    (real / "latest").symlink_to("checkpoint-5")
+    (tmp_path / "run").symlink_to(real)
+    refuse_links_out(tmp_path / "run")
+    (real / "loop").symlink_to(real)
+    refuse_links_out(tmp_path / "run")
+    (real / "up").symlink_to(os.path.join("..", "x"))
+    with pytest.raises(UserError, match="outside of"):
+        refuse_links_out(tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------- secrets
+
+
+def test_secrets_are_not_recorded(
+    sdslora: Run, recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of the recipe, wherever they stand, nor those of the environment."""
+    monkeypatch.setenv("WANDB_API_KEY", "5f0d-a-key-of-mine")
+    path = recipe(
+        model__options={"token": "not-in-any-form"},
+        training__hub_token="hub-token-of-mine",
+        training__max_steps=4,
+        training__run_name=f"run of 5f0d-a-key-of-mine and {TOKEN}",
+        evaluation__limit=2,
+    )
+    result = sdslora("train", path)
+    assert result.status == 0, result.err
+    assert sdslora("report", tmp_path / "run", "--output", tmp_path / "page.html").status == 0
+    written = [f for f in tmp_path.rglob("*") if f.is_file() and f.name != "recipe.yaml"]
+    assert {"run.json", "page.html"} <= {file.name for file in written}
+    for secret in ("not-in-any-form", "hub-token-of-mine", "5f0d-a-key-of-mine", TOKEN):
+        # the Trainer's own arguments, which it pickles for itself, are not ours
+        for file in (f for f in written if f.suffix in (".json", ".jsonl", ".html", ".csv", ".md")):
+            assert secret not in file.read_text(errors="replace"), file
+        assert secret not in result.out + result.err
+
+
+def test_secrets_in_an_error(sdslora: Run, recipe: MakeRecipe) -> None:
+    result = sdslora("train", recipe(), f"--data.holdout={TOKEN}")
+    assert result.status == 2
+    assert "<secret>" in result.err
+    assert TOKEN not in result.err
+
+
+def test_what_is_no_secret_stays() -> None:
+    config = {"eos_token": "</s>", "options": [{"token": "x", "split": "train"}], "n": 3}
+    assert as_json(config) == {"eos_token": "</s>", "options": [{"split": "train"}], "n": 3}

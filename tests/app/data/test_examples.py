@@ -1,0 +1,180 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+import tiny
+from sdslora.app.config.spec import DataSpec
+from sdslora.app.data.examples import load_examples
+from sdslora.app.data.procedural import Task
+from sdslora.app.data.templates import Template
+from sdslora.app.errors import UserError
+
+PROCEDURAL = DataSpec("reasoning-gym:chain_sum", size=60, holdout=20)
+
+
+def questions(examples: list) -> list[str]:
+    return [example.prompt for example in examples]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_json_files(tmp_path, name: str) -> None:
+    rows = tiny.rows(10)
+    path = tiny.save_rows(tmp_path / name, rows)
+    examples = load_examples(DataSpec(str(path), holdout=3))
+    assert len(examples.train) == 7
+    assert len(examples.validation) == 3
+    got = {(e.prompt, e.completion) for e in examples.train + examples.validation}
+    assert got == {(row["question"], row["answer"]) for row in rows}
+
+
+def test_parquet(tmp_path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(tiny.rows(4)), path)
+    assert len(load_examples(DataSpec(str(path), holdout=0)).train) == 4
+
+
+def test_holdout_fraction_and_seed(data_file) -> None:
+    spec = DataSpec(str(data_file), holdout=0.2)
+    first, again = load_examples(spec), load_examples(spec)
+    assert len(first.validation) == 20
+    assert questions(first.train) == questions(again.train)
+    other = load_examples(replace(spec, seed=1))
+    assert questions(other.validation) != questions(first.validation)
+
+
+def test_validation_file(tmp_path, data_file) -> None:
+    path = tiny.save_rows(tmp_path / "held.json", tiny.rows(3, seed=9))
+    examples = load_examples(DataSpec(str(data_file), validation=str(path), size=5))
+    assert (len(examples.train), len(examples.validation)) == (5, 3)
+
+
+def test_templates(tmp_path) -> None:
+    row = {"q": {"text": "1+1", "lang": "en"}, "a": 2}
+    path = tiny.save_rows(tmp_path / "rows.json", [row] * 2)
+    spec = DataSpec(str(path), holdout=0, prompt="Q {{x}}: {q[text]}\n", completion=" {a}.")
+    [example, _] = load_examples(spec).train
+    assert (example.prompt, example.completion) == ("Q {x}: 1+1\n", " 2.")
+
+
+def test_procedural_rows_never_overlap() -> None:
+    # 200 possible questions for 120 rows: without the exclusion, sets of this size overlap.
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    examples = load_examples(replace(PROCEDURAL, options=options))
+    train, held = questions(examples.train), questions(examples.validation)
+    assert (len(train), len(held)) == (60, 20)
+    assert len({*train, *held}) == 80
+    blind = Task("chain_sum", options).draw(60, seed=0)
+    assert {row["question"] for row in blind} & set(held), "the exclusion was not put to the test"
+
+
+def test_procedural_rows_repeat_with_the_seed() -> None:
+    first, again = load_examples(PROCEDURAL), load_examples(PROCEDURAL)
+    assert questions(first.train) == questions(again.train)
+    assert questions(load_examples(replace(PROCEDURAL, seed=5)).train) != questions(first.train)
+
+
+def test_procedural_rule() -> None:
+    examples = load_examples(PROCEDURAL)
+    assert examples.rule is not None
+    example = examples.train[0]
+    assert examples.rule(f" {example.completion} ", example.row)
+    assert not examples.rule("no idea", example.row)
+
+
+def refused(spec: DataSpec) -> str:
+    with pytest.raises(UserError) as caught:
+        load_examples(spec)
+    return str(caught.value)
+
+
+def test_empty(tmp_path) -> None:
+    for name, text in (("a.json", "[]"), ("b.jsonl", "")):
+        (tmp_path / name).write_text(text)
+        message = refused(DataSpec(str(tmp_path / name)))
+        assert "is empty" in message
+        assert name in message
+
+
+def test_missing_field(tmp_path) -> None:
+    rows = tiny.rows(8)
+    rows[5] = {"question": "7+7=", "solution": "14"}
+    message = refused(DataSpec(str(tiny.save_rows(tmp_path / "rows.jsonl", rows)), holdout=2))
+    assert "row 5 has no field `answer`" in message
+    assert "it has: question, solution" in message
+
+
+def test_null_field_and_empty_answer(tmp_path) -> None:
+    rows = [{"question": "a", "answer": None}]
+    message = refused(DataSpec(str(tiny.save_rows(tmp_path / "null.json", rows)), holdout=0))
+    assert "row 0 has no field `answer`" in message
+    rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "  "}]
+    message = refused(DataSpec(str(tiny.save_rows(tmp_path / "blank.json", rows)), holdout=0))
+    assert "row 1: the completion is empty" in message
+
+
+def test_unreadable_files(tmp_path) -> None:
+    cases = {
+        "broken.json": (b"[{", "cannot be read"),
+        "broken.jsonl": (b'{"question": 1}\n{oops\n', "line 2"),
+        "latin.json": (b'["\xe9"]', "cannot be read"),
+        "object.json": (b'{"question": 1}', "a list of objects"),
+        "strings.json": (json.dumps([{"a": 1}, "b"]).encode(), "row 1 must be an object"),
+        "fake.parquet": (b"not parquet", "cannot be read"),
+        "rows.csv": (b"a,b\n", ".json, .jsonl, .parquet"),
+    }
+    for name, (content, words) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        message = refused(DataSpec(str(tmp_path / name)))
+        assert words in message, message
+        assert name in message
+
+
+def test_paths_that_do_not_exist() -> None:
+    for source in ("nowhere.jsonl", "./nowhere", "/nowhere/rows.json"):
+        assert "does not exist" in refused(DataSpec(source))
+
+
+def test_unknown_task_and_option() -> None:
+    message = refused(DataSpec("reasoning-gym:chain_sums"))
+    assert "no task `chain_sums`; did you mean `chain_sum`?" in message
+    message = refused(replace(PROCEDURAL, options={"min_term": 2}))
+    assert "no option `min_term`; did you mean `min_terms`?" in message
+    message = refused(replace(PROCEDURAL, options={"min_terms": 5, "max_terms": 2}))
+    assert "refuses {'min_terms': 5, 'max_terms': 2}" in message
+
+
+def test_task_with_too_few_questions() -> None:
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    message = refused(replace(PROCEDURAL, size=1000, options=options))
+    assert "distinct questions" in message
+    assert "1000 were asked for" in message
+
+
+def test_holdout_of_everything(data_file) -> None:
+    assert "leave none to train on" in refused(DataSpec(str(data_file), holdout=100))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "words"),
+    [
+        ("{question", "{answer}", "not a valid template"),
+        ("{}", "{answer}", "fields need names"),
+        ("{question}", "yes", "names no field"),
+    ],
+)
+def test_bad_templates(prompt: str, completion: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Template(prompt, completion)
+
+
+def test_template_that_a_row_does_not_fit() -> None:
+    with pytest.raises(UserError, match=r"row 3 does not fit data\.prompt"):
+        Template("{q[text]}", "{a}").render({"q": {"x": 1}, "a": 1}, 3)
+
+
+def test_options_of_a_file(data_file) -> None:
+    assert "data.options" in refused(DataSpec(str(data_file), options={"a": 1}))

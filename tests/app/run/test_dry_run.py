@@ -1,0 +1,64 @@
+import re
+
+import pytest
+
+from sdslora.app.run.dry_run import fold_names, fold_steps
+from tiny import MakeRecipe, Run
+
+
+def test_steps_are_folded() -> None:
+    assert fold_steps([]) == []
+    assert fold_steps([7]) == ["7"]
+    assert fold_steps([1, 2, 3, 4]) == ["1-4"]
+    assert fold_steps([3, 4]) == ["3-4"]
+    assert fold_steps([11, 12, 13, 14, 16, 18, 20, 24]) == ["11-14", "16-20 by 2", "24"]
+
+
+@pytest.mark.parametrize("steps", [[1, 2, 4, 6, 8, 9, 10, 30], [5, 10], [1, 3, 4, 5, 7]])
+def test_folded_steps_lose_nothing(steps: list[int]) -> None:
+    unfolded: list[int] = []
+    for part in fold_steps(steps):
+        first, last, by = re.fullmatch(r"(\d+)(?:-(\d+))?(?: by (\d+))?", part).groups()
+        unfolded += range(int(first), int(last or first) + 1, int(by or 1))
+    assert unfolded == steps
+
+
+def test_names_are_folded() -> None:
+    names = [f"model.layers.{i}.{p}" for i in (0, 1, 2) for p in ("q_proj", "w1")]
+    assert fold_names([*names, "head"]) == [
+        "model.layers.{0-2}.q_proj (3)",
+        "model.layers.{0-2}.w1 (3)",
+        "head",
+    ]
+
+
+def test_without_weights(recipe: MakeRecipe, sdslora: Run, outline_dir, tmp_path) -> None:
+    result = sdslora("train", recipe(model__name_or_path=str(outline_dir)), "--dry_run")
+    assert result.status == 0, result.err
+    assert "learning_rate: 0.001" in result.out
+    assert "layers with an adapter: 14" in result.out
+    assert "model.layers.{0-1}.self_attn.k_proj (2)" in result.out
+    assert "lm_head" not in result.out.partition("layers with")[2]
+    # r (m + n) a layer: q, o 32x32; k, v 16x32; gate, up, down 48x32; two layers of each, r = 4
+    assert f"trainable parameters: {4 * 2 * (2 * 64 + 2 * 48 + 3 * 80):,} of" in result.out
+    assert "rows: 80 to train on, 20 to evaluate on" in result.out
+    assert "total steps: 20" in result.out
+    assert "re-parameterization after step: 3" in result.out
+    # By hand: the interval is 2 in steps 4-7, 3 in 8-11, 4 in 12-15, 5 in 16-19, 6 at 20.
+    assert "refreshes after steps (4): 4, 6-12 by 3\n" in result.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_estimated_memory(recipe: MakeRecipe, sdslora: Run, outline_dir) -> None:
+    path = recipe(model__name_or_path=str(outline_dir))
+    lines = sdslora("train", path, "--dry_run").out.splitlines()
+    terms = [line.strip() for line in lines if line.startswith("  ") and "iB" in line]
+    assert [term.partition(":")[0] for term in terms[-6:]] == [
+        "base weights",
+        "adapter",
+        "bases Q_A, Q_B",
+        "gradients",
+        "optimizer state",
+        "activations",
+    ]
+    assert any("rows * tokens * layers" in line for line in lines)

@@ -1,8 +1,0 @@
-"""The tiny model and rows of the command line's tests are used here too."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "experiments"))
