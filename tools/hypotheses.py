@@ -18,14 +18,14 @@ from torch.optim import Optimizer
 
 from sdslora.core import delta_weight, lora_delta_weight
 from sdslora.methods import METHODS, Batches, Method, Settings
-from sdslora.methods.calibration import mean_gradients
+from sdslora.methods.base.calibration import mean_gradients
+from sdslora.methods.base.layers import ADAPTER, LayerState, factors, lora_layers
+from sdslora.methods.base.method import AdamOptions
 from sdslora.methods.full import Full
 from sdslora.methods.hira import Hira
-from sdslora.methods.layers import ADAPTER, LayerState, factors, lora_layers
 from sdslora.methods.lora import RsLora
 from sdslora.methods.lora_ga import leading_directions
 from sdslora.methods.lora_plus import LoraPlus
-from sdslora.methods.method import AdamOptions
 from sdslora.methods.sds_lora import SdsLora
 from sdslora.studies.compare.command import command
 

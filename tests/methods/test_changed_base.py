@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sdslora.methods import Settings, make_method, restore_base
-from sdslora.methods.layers import lora_layers
+from sdslora.methods.base.layers import lora_layers
 from sdslora.methods.pissa import principal_factors
 from toys import logits, make_llama
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from sdslora.methods import LayerState, Settings, make_method
-from sdslora.methods.layers import lora_layers
+from sdslora.methods.base.layers import lora_layers
 
 
 def factors(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:

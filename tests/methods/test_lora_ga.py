@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sdslora.methods import Settings, make_method
-from sdslora.methods.calibration import mean_gradients
-from sdslora.methods.layers import lora_layers
+from sdslora.methods.base.calibration import mean_gradients
+from sdslora.methods.base.layers import lora_layers
+from sdslora.methods.base.target_modules import target_layers
 from sdslora.methods.lora_ga import gradient_factors
-from sdslora.methods.targets import target_layers
 
 
 def gradients_by_hand(count: int = 2) -> dict[str, Tensor]:

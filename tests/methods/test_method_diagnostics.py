@@ -16,7 +16,7 @@ from sdslora.app.recording import KEYS, DiagnosticsRecorder, measure_layers
 from sdslora.core import FactorGradients, SdsFactors, refresh
 from sdslora.diagnostics import effective_rank, gradient_alignment, stable_rank, subspace_cosine
 from sdslora.methods import METHODS
-from sdslora.methods.layers import factors, lora_layers
+from sdslora.methods.base.layers import factors, lora_layers
 
 each_method = pytest.mark.parametrize("name", METHODS)
 each_pair_method = pytest.mark.parametrize(

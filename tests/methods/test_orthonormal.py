@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdslora.core import orthonormal_basis, reparameterize
 from sdslora.methods import Settings, make_method
-from sdslora.methods.layers import lora_layers
+from sdslora.methods.base.layers import lora_layers
 from sdslora.methods.orthonormal import _basis_change
 from toys import logits
 

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from sdslora.methods import METHODS, Settings, make_method
-from sdslora.methods.layers import lora_layers
-from sdslora.methods.targets import target_layers
+from sdslora.methods.base.layers import lora_layers
+from sdslora.methods.base.target_modules import target_layers
 from toys import make_llama
 
 DENSE = ("full", "pissa", "lora-ga", "orthonormal")

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler, from_plain_lora
-from sdslora.training.sharing import sharing_of
+from sdslora.training.partitioning import sharing_of
 from sdslora.tuner import PhasedAdapter, adapter_layers, refresh_bases, start_main_stage
 from toys import logits, make_llama, make_mixtral, sds_model, train
 

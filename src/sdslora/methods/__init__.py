@@ -4,21 +4,21 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from .base.initial_pair import restore_base
+from .base.layers import LayerState
+from .base.method import Method
+from .base.settings import Batches, Settings
 from .dora import Dora
 from .full import Full
 from .hira import Hira
-from .initial_pair import restore_base
-from .layers import LayerState
 from .lora import Lora, RsLora
 from .lora_ga import LoraGa
 from .lora_plus import LoraPlus
-from .method import Method
 from .orthonormal import Orthonormal
 from .pissa import Pissa
 from .preconditioned import AltLora, AltLoraPlus, LoraPro, LoraRite, ScaledAdamW
 from .sds_hira import SdsHira
 from .sds_lora import SdsLora
-from .settings import Batches, Settings
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -8,9 +8,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..core import lora_delta_weight, lora_effective_gradient, upcast
-from .full_rank import FullRankChange
-from .layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
-from .settings import Settings
+from .base.full_rank import FullRankChange
+from .base.layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
+from .base.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..core import LowRankPair, upcast
-from .settings import Batches, Settings
-from .targets import named, require_dense
-from .update import AnyUpdate
+from .base.settings import Batches, Settings
+from .base.target_modules import named, require_dense
+from .base.update import AnyUpdate
 
 
 @dataclass(frozen=True)

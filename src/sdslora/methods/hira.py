@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ..core import upcast
 from ..export.adapter import PEFT_PREFIX
-from .full_rank import HadamardChange
-from .layers import ADAPTER, LayerState, base_weight
-from .settings import Settings
+from .base.full_rank import HadamardChange
+from .base.layers import ADAPTER, LayerState, base_weight
+from .base.settings import Settings
 
 
 @dataclass(frozen=True)

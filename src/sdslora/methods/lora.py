@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from peft import LoraConfig
 
-from .settings import Settings
-from .update import AnyUpdate
+from .base.settings import Settings
+from .base.update import AnyUpdate
 
 
 @dataclass(frozen=True)

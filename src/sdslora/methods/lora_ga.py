@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core import upcast
-from . import initial_pair
-from .calibration import mean_gradients
-from .changed_base import ChangedBaseMethod
-from .settings import Batches, Settings
-from .targets import require_rank
+from .base import initial_pair
+from .base.calibration import mean_gradients
+from .base.changed_base import ChangedBaseMethod
+from .base.settings import Batches, Settings
+from .base.target_modules import require_rank
 
 _EXACT_UP_TO = 1024
 """The smaller side of a matrix whose SVD is computed exactly."""

@@ -8,7 +8,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .method import AdamOptions, Method
+from .base.method import AdamOptions, Method
 
 
 @dataclass(frozen=True)

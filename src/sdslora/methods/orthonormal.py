@@ -13,11 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..core import LowRankPair, factored_svd, lora_gradients, orthonormal_basis
 from ..training.steps import completed_steps, count_steps, reset_state
-from . import initial_pair
-from .changed_base import ChangedBaseMethod
-from .layers import LayerState, factors, layer_state, lora_layers
-from .method import AdamOptions
-from .settings import Batches, Settings
+from .base import initial_pair
+from .base.changed_base import ChangedBaseMethod
+from .base.layers import LayerState, factors, layer_state, lora_layers
+from .base.method import AdamOptions
+from .base.settings import Batches, Settings
 
 
 @dataclass(frozen=True)

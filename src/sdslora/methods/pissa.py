@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import upcast
-from . import initial_pair
-from .changed_base import ChangedBaseMethod
-from .layers import ADAPTER, base_weight
-from .settings import Batches, Settings
+from .base import initial_pair
+from .base.changed_base import ChangedBaseMethod
+from .base.layers import ADAPTER, base_weight
+from .base.settings import Batches, Settings
 
 
 @dataclass(frozen=True)

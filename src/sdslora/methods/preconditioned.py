@@ -16,8 +16,8 @@ from ..optim import (
     scaled_gradient,
 )
 from ..optim.lora_pro import Mode
-from .layers import LayerState
-from .method import AdamOptions, Method
+from .base.layers import LayerState
+from .base.method import AdamOptions, Method
 
 
 @dataclass(frozen=True)

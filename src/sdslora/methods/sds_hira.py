@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from ..core import hadamard_multiplier, upcast
 from ..tuner import SdsLoraConfig, refuse_without_weight
-from .full_rank import HadamardChange
-from .layers import ADAPTER, base_weight, lora_layers
+from .base.full_rank import HadamardChange
+from .base.layers import ADAPTER, base_weight, lora_layers
+from .base.settings import Settings
 from .sds_lora import SdsLora, SdsState
-from .settings import Settings
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from ..core import (
 from ..export import PlainLoraExport, to_plain_lora
 from ..training import SdsLoraCallback, SdsLoraScheduler
 from ..tuner import Preset, SdsLoraConfig, complete
-from .layers import ADAPTER, LayerState, lora_layers
-from .settings import Settings
-from .update import AnyUpdate
+from .base.layers import ADAPTER, LayerState, lora_layers
+from .base.settings import Settings
+from .base.update import AnyUpdate
 
 
 @dataclass(frozen=True)

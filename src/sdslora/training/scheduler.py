@@ -11,7 +11,7 @@ from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
 from . import steps, watchdog
 from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
 from .momentum import MomentumTransport
-from .sharing import sharing_of
+from .partitioning import sharing_of
 from .zero import is_partitioned, refuse_partitioned_weights
 
 _REFRESHES = "sds_lora_refreshes"

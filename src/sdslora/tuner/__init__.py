@@ -2,14 +2,16 @@
 
 from .adapter_file import refuse_pickle
 from .config import SdsLoraConfig
-from .experts import SdsParamWrapper
 from .from_plain import from_plain_lora, sds_config
-from .hira import refuse_without_weight
-from .layer import LIVE_LAYERS, SdsLayerMixin
+from .layer_partition import Alone, Sharing
+from .layers.experts import SdsParamWrapper
+from .layers.hira import refuse_without_weight
+from .layers.mixin import LIVE_LAYERS, SdsLayerMixin
+from .layers.state import SdsState
 from .loading import install
 from .model import SdsLoraModel
-from .patterns import refuse_slow
-from .phases import (
+from .peft_names import SdsPeftType, register
+from .phased_adapter import (
     PhasedAdapter,
     RefreshReport,
     adapter_configs,
@@ -19,9 +21,7 @@ from .phases import (
     start_main_stage,
 )
 from .presets import PRESETS, Preset, complete
-from .registry import SdsPeftType, register
-from .sharing import Alone, Sharing
-from .state import SdsState
+from .validation.patterns import refuse_slow
 
 register(SdsLoraConfig, SdsLoraModel)
 install()

@@ -7,10 +7,10 @@ from typing import Any
 from peft import LoraConfig
 
 from ..core import REFRESH_MODES, RefreshMode, RefreshSchedule
-from .kinds import refuse_other_kinds
-from .patterns import refuse_invalid
+from .peft_names import PEFT_SAVES_BY_HOOK, SdsPeftType
 from .presets import Preset, complete
-from .registry import PEFT_SAVES_BY_HOOK, SdsPeftType
+from .validation.patterns import refuse_invalid
+from .validation.value_types import refuse_other_kinds
 
 # Options of LoraConfig that change what A and B mean, each with the way out.
 _UNSUPPORTED = {

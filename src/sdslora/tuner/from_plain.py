@@ -17,7 +17,7 @@ from torch import nn
 
 from .config import SdsLoraConfig
 from .loading import adapter_from
-from .phases import start_main_stage
+from .phased_adapter import start_main_stage
 
 _KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """The initialisations of LoRA that leave the base weights as they are."""

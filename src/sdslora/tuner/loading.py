@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from .adapter_file import numbers_in_file, refuse_pickle
 from .config import SdsLoraConfig
-from .phases import adapter_layers
-from .registry import SdsPeftType
+from .peft_names import SdsPeftType
+from .phased_adapter import adapter_layers
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ROOM_TO_SPARE = 8

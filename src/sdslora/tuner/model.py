@@ -9,14 +9,14 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from .config import SdsLoraConfig
-from .experts import SdsParamWrapper, log_coverage, refuse_parameters
-from .hira import refuse_merged, refuse_without_weight
-from .layer import adopt, refuse_unsupported
+from .layers.experts import SdsParamWrapper, log_coverage, refuse_parameters
+from .layers.hira import refuse_merged, refuse_without_weight
+from .layers.mixin import adopt, refuse_unsupported
+from .layers.quantized import merge_errors_reported
 from .loading import refuse_larger_than_file, require_all
-from .patterns import refuse_slow
-from .phases import adapter_layers
-from .requantized import merge_errors_reported
-from .tokens import refuse_unknown_tokens
+from .phased_adapter import adapter_layers
+from .validation.patterns import refuse_slow
+from .validation.tokens import refuse_unknown_tokens
 from .weighted import WeightedAdapterModel
 
 

@@ -169,7 +169,7 @@ def _exchanged(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
 
 
 def _base_is_changed(model: nn.Module) -> bool:
-    """Whether anything was taken off the base weights (:mod:`sdslora.methods.initial_pair`)."""
+    """Whether anything was taken off the base weights (``methods/base/initial_pair.py``)."""
     return any(
         bool(buffer.any()) for name, buffer in model.named_buffers() if ".lora_initial." in name
     )

@@ -13,7 +13,7 @@ from ...app.models import weightless
 from ...app.models.base_models import Source
 from ...app.recording.model_figures import linear_layers
 from ...methods import Method, make_method
-from ...methods.layers import lora_layers
+from ...methods.base.layers import lora_layers
 from ...methods.sds_lora import SdsState
 from ...tuner import SdsLoraConfig, sds_config
 

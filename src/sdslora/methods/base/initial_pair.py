@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import LowRankPair, upcast
+from ...core import LowRankPair, upcast
 from .layers import ADAPTER, base_weight, factors, lora_layers
 
 _NAME = "lora_initial"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import factorization_dtype, fused_sds_linear, widened
+from ...core import factorization_dtype, fused_sds_linear, widened
 
 
 class SdsState(nn.Module):

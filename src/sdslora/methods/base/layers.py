@@ -6,8 +6,8 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..core import upcast
-from ..export.adapter import PEFT_PREFIX
+from ...core import upcast
+from ...export.adapter import PEFT_PREFIX
 
 ADAPTER = "default"
 """The name of the one adapter that a method trains."""

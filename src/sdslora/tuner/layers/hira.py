@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import (
-    delta_weight,
-    fused_hadamard_linear,
-    hadamard_change,
-    upcast,
-    without_autocast,
-)
+from ...core import delta_weight, fused_hadamard_linear, hadamard_change, upcast, without_autocast
 from .state import SdsState
 
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

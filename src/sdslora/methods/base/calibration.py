@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import upcast
+from ...core import upcast
 from .settings import Batches
 
 

@@ -25,8 +25,8 @@ from ..core import (
     without_autocast,
 )
 from .config import SdsLoraConfig
-from .layer import SdsLayerMixin
-from .sharing import Alone, Sharing
+from .layer_partition import Alone, Sharing
+from .layers.mixin import SdsLayerMixin
 
 Found = list[tuple[SdsLayerMixin, SdsFactors]]
 """Layers, and their factors in the layers' memory."""

@@ -13,8 +13,8 @@ from typing import Any
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ..core import SdsFactors, plain_pair, upcast
-from .layer import SdsLayerMixin
+from ...core import SdsFactors, plain_pair, upcast
+from .mixin import SdsLayerMixin
 from .state import SdsState
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Literal, Unpack, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..optim import Muon
-from ..optim.groups import trainable_factors
-from ..optim.muon import muon_groups
+from ...optim import Muon
+from ...optim.groups import trainable_factors
+from ...optim.muon import muon_groups
 from .method import AdamOptions, Method
 
 Update = Literal["adamw", "muon"]

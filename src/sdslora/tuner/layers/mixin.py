@@ -19,7 +19,7 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.utils.other import transpose
 from torch import Tensor, nn
 
-from ..core import (
+from ...core import (
     LowRankPair,
     SdsFactors,
     autocast_dtype,
@@ -31,9 +31,9 @@ from ..core import (
     sds_branch,
     upcast,
 )
-from .config import SdsLoraConfig
+from ..config import SdsLoraConfig
 from .hira import HadamardState, RemembersWeight
-from .requantized import Requantized
+from .quantized import Requantized
 from .state import SdsState
 
 LIVE_LAYERS: "WeakSet[SdsLayerMixin]" = WeakSet()

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
-from ..core import (
+from ...core import (
     FactorGradients,
     LowRankPair,
     lora_effective_gradient,
     lora_gradients,
     low_rank_change,
 )
-from ..export import PlainLoraExport, write_plain_lora
+from ...export import PlainLoraExport, write_plain_lora
 from .layers import LayerState, layer_state, lora_layers
 from .settings import Batches, Settings
-from .targets import require_linear, target_layers
+from .target_modules import require_linear, target_layers
 
 
 class AdamOptions(TypedDict, total=False):

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..core import LowRankPair
+from ...core import LowRankPair
 from . import initial_pair
 from .layers import lora_layers
 from .method import Method
 from .settings import Settings
-from .targets import require_dense, require_rank
+from .target_modules import require_dense, require_rank
 
 
 @dataclass(frozen=True)

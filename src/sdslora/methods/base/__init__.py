@@ -1,0 +1,1 @@
+"""What the methods share: the interface, settings, and how layers and weights are reached."""

@@ -1,0 +1,1 @@
+"""Checks of what a configuration holds: types, patterns, tokens."""
