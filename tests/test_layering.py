@@ -9,31 +9,31 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 
-PACKAGE = "sdslora"
-SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
+from source_tree import PACKAGE, Tree, imported, imports, layer_of, ours, package
 
-LIBRARY = {"core", "optim", "diagnostics", "tuner", "export", "training"}
+LIBRARY = {"core", "optim", "diagnostics", "tuner", "export", "training", "_peft"}
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
-    "optim": {"core"},
+    "_peft": set(),
+    "optim": {"core", "_peft"},
     "diagnostics": {"core"},
-    "tuner": {"core"},
-    "export": {"core"},
-    "training": {"core", "tuner"},
+    "tuner": {"core", "_peft"},
+    "export": {"core", "_peft"},
+    "training": {"core", "tuner", "_peft"},
     "methods": LIBRARY,
     "app": LIBRARY | {"methods", "__init__", "_version"},
     "studies": LIBRARY | {"methods", "app", "__init__", "_version"},
     "cli": {"app", "_version"},
     "_version": set(),
+    "_install": {"training", "tuner"},
     # the public names of the package
-    "__init__": LIBRARY | {"_version"},
+    "__init__": LIBRARY | {"_version", "_install"},
 }
 """What the modules of each layer may import of ours, their own layer aside."""
 
@@ -53,56 +53,6 @@ PARTS = {
     "__init__.py", "command.py", "config.py", "spec.py", "page.py", "plots.py", "hira.py",
 }  # fmt: skip
 """Names that several rooms use for the same part."""
-
-Tree = Mapping[PurePosixPath, str]
-
-
-@cache
-def package() -> Tree:
-    """Every module of the package with its source, by its path below ``src/sdslora``."""
-    files = {path: path.relative_to(SOURCE) for path in sorted(SOURCE.rglob("*.py"))}
-    return {PurePosixPath(name): path.read_text() for path, name in files.items()}
-
-
-def module_of(path: PurePosixPath) -> tuple[str, ...]:
-    """The path of names that leads to a module, such as ``("sdslora", "core", "svd")``."""
-    parts = path.parent.parts if path.name == "__init__.py" else path.with_suffix("").parts
-    return (PACKAGE, *parts)
-
-
-def imported(source: str, module: tuple[str, ...], is_package: bool) -> Iterator[str]:
-    """Full names of everything that ``source`` imports anywhere, functions included."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            # one dot is the package that the module stands in
-            up = node.level - is_package
-            anchor = module[: len(module) - up] if node.level else ()
-            base = [*anchor, *(node.module.split(".") if node.module else ())]
-            yield from (".".join([*base, alias.name]) for alias in node.names)
-
-
-def imports(tree: Tree, path: PurePosixPath) -> list[str]:
-    return list(imported(tree[path], module_of(path), path.name == "__init__.py"))
-
-
-def ours(tree: Tree, name: str) -> PurePosixPath | None:
-    """The module of the tree that a full name is in; None: not ours."""
-    first, *rest = name.split(".")
-    if first != PACKAGE:
-        return None
-    for length in range(len(rest), -1, -1):
-        folder = PurePosixPath(*rest[:length])
-        for path in (folder / "__init__.py", folder.with_suffix(".py") if length else folder):
-            if path in tree:
-                return path
-    raise AssertionError(f"{name} is in no module")
-
-
-def layer_of(path: PurePosixPath) -> str:
-    """The folder below the package, or the module that stands there itself."""
-    return path.parts[0].removesuffix(".py")
 
 
 def unknown_layers(tree: Tree) -> list[str]:
@@ -164,10 +114,9 @@ def outsiders_inside_peft(tree: Tree) -> list[str]:
     return [
         f"{path} imports {name}"
         for path in tree
-        if layer_of(path) != "tuner"
+        if layer_of(path) not in ("tuner", "_peft")
         for name in imports(tree, path)
         if name.startswith("peft.tuners")
-        and name != "peft.tuners.tuners_utils.BaseTunerLayer"  # how PEFT's users know its layers
     ]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from page import main, table
-from sdslora.core.fused import MOVING
+from sdslora.core.fused import WEIGHT_TRAFFIC
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from contenders import base_model
@@ -41,7 +41,7 @@ def floor(model: str, layers: int | None, rank: int, tokens: int, dtype: str) ->
             lora += 3 * rank * (m + n)
             apart = 5 * rank * (m + n)
             merged = 2 * rank * (m + n) + 4 * rank * m * n / tokens
-            merges = dtype == "float32" and (apart - merged) * tokens > MOVING * m * n
+            merges = dtype == "float32" and (apart - merged) * tokens > WEIGHT_TRAFFIC * m * n
             sds += merged if merges else apart
     return (base + sds) / (base + lora)
 

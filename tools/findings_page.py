@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from keep_comparison import kept_runs
 from page import main, table
 from sdslora.studies.statistics import statistics
 from sdslora.studies.statistics.numbers import fixed, mean_std, rate
@@ -73,10 +74,8 @@ def at_best(result: dict[str, str]) -> str:
 @cache
 def contenders_of(name: str) -> Sequence[Contender]:
     """What a comparison's runs give; nothing where it has not run to its end."""
-    path = RESULTS / name / "runs.jsonl"
-    if not path.exists():
-        return ()
-    return statistics.compare([*map(json.loads, path.read_text().splitlines())]).contenders
+    runs = kept_runs(name)
+    return statistics.compare(runs).contenders if runs else ()
 
 
 def escaped(label: str) -> str:

@@ -178,7 +178,7 @@ class Before(NamedTuple):
 @torch.no_grad()
 def _remember(method: Method, model: nn.Module, before: dict[str, Before], *_: Any) -> None:
     for name, state in method.layer_states(model).items():
-        frame = method.frame(state)
+        frame = method.gradient_factors(state)
         assert frame is not None
         frame = replace(frame, A=frame.A.clone(), B=frame.B.clone())
         before[name] = Before(state.A.clone(), state.B.clone(), frame)

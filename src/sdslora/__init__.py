@@ -1,10 +1,13 @@
 """SDS-LoRA (arXiv 2606.16454) for PEFT. Importing this registers the method with PEFT."""
 
+from ._install import install as _install
 from ._version import __version__
 from .core import RefreshSchedule
 from .export import to_plain_lora
 from .training import SdsLoraCallback, SdsLoraScheduler
 from .tuner import SdsLoraConfig, SdsLoraModel, from_plain_lora
+
+_install()
 
 __all__ = [
     "RefreshSchedule",

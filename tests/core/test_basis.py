@@ -17,10 +17,10 @@ ORTHONORMAL = 1e-5
 
 
 @pytest.fixture(params=[False, True], ids=["asking", "not asking"], scope="module", autouse=True)
-def asking_costs(request):
+def sync_is_costly(request):
     """Every test twice: as on a CPU, and by a GPU's way, which looks at no value in between."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(basis, "asking_costs", lambda M: request.param)
+        patch.setattr(basis, "sync_is_costly", lambda M: request.param)
         yield request.param
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdslora.core import fused, fused_sds_linear, orthonormal_basis, sds_linear
+from sdslora.core import SdsFactors, fused, orthonormal_basis, sds_linear
 
 M, N, R = 24, 40, 5
 SHAPES = {
@@ -21,6 +21,11 @@ SHAPES = {
     "2-D, many": (200, N),
     "3-D, many": (20, 10, N),
 }
+
+
+def fused_sds_linear(x, weight, bias, A, B, Q_A, Q_B, s, gate, x_dropout=None):
+    factors = SdsFactors(A, B, Q_A, Q_B)
+    return fused.fused_sds_linear(x, weight, bias, factors, s, gate, x_dropout)
 
 
 def in_place_flops(out, left, right, *scales, **other):

@@ -7,13 +7,15 @@ from test_fused import SHAPES, M, N, R, in_place_flops, operands, results
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdslora.core import fused_hadamard_linear, root_mean_square
+from sdslora.core import SdsFactors, fused_hadamard_linear, root_mean_square
 
 
 def mine(x, weight, *rest):
     """The operation; the operands are those of the fused layer's tests."""
-    *adapter, gate, dropped = rest if len(rest) == 8 else (*rest, None)
-    return fused_hadamard_linear(x, weight, *adapter, gate, root_mean_square(weight), dropped)
+    bias, A, B, Q_A, Q_B, s, gate, *x_dropout = rest
+    factors = SdsFactors(A, B, Q_A, Q_B)
+    rms = root_mean_square(weight)
+    return fused_hadamard_linear(x, weight, bias, factors, s, gate, rms, *x_dropout)
 
 
 def formula(x, weight, bias, A, B, Q_A, Q_B, s, gate, dropped=None):

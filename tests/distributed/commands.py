@@ -33,7 +33,7 @@ def sharing(argv: list[str]) -> list[str]:
     original = SdsLoraCallback.on_train_end
 
     def on_train_end(self, *args, **kwargs):
-        seen.extend(type(adapter.sharing).__name__ for adapter in self.scheduler.adapters)
+        seen.extend(type(adapter.layer_partition).__name__ for adapter in self.scheduler.adapters)
         original(self, *args, **kwargs)
 
     SdsLoraCallback.on_train_end = on_train_end

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Partial
 
 from sdslora import SdsLoraScheduler
 from sdslora.training.checks.digests import digests
-from sdslora.training.distributed import Shared
+from sdslora.training.distributed import DistributedPartition
 
 A_PARAMETER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
 STEPS = 50
@@ -50,7 +50,7 @@ def trained(
         "same_bases": same,
         "refreshes": scheduler.refresh_count,
         "report": next((tuple(report) for report in reports if report is not None), None),
-        "shared": isinstance(scheduler.adapters[0].sharing, Shared),
+        "shared": isinstance(scheduler.adapters[0].layer_partition, DistributedPartition),
         "sharded": is_sharded(engine.peft.get_parameter(A_PARAMETER)),
     }
 
@@ -114,7 +114,7 @@ def refused() -> str:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     tensor = DTensor.from_local(torch.ones(2, 3), mesh, [Partial()])
     try:
-        Shared(mesh).take([tensor])
+        DistributedPartition(mesh).take([tensor])
     except ValueError as error:
         return str(error)
     raise AssertionError("not refused")

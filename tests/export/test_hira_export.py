@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sdslora import to_plain_lora
 from sdslora.export import to_gguf, to_hira, to_kohya
-from sdslora.tuner.peft_names import PEFT_SAVES_BY_HOOK
+from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import logits, make_llama, sds_model, train, trained
 
 MOMENTS = {"warm-up": (2, 5), "right after the transition": (3, 10), "between refreshes": (9, 10)}

@@ -20,7 +20,7 @@ from sdslora import SdsLoraConfig, to_plain_lora
 from sdslora.export import PlainLoraExport, plain_lora
 from sdslora.export.whole_directory import written_whole
 from sdslora.tuner import refresh_bases
-from sdslora.tuner.peft_names import PEFT_SAVES_BY_HOOK
+from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import dense_delta, logits, make_llama, sds_layers, sds_model, train
 
 

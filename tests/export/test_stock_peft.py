@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdslora import SdsLoraConfig, to_plain_lora
 from sdslora.tuner import in_warmup, refresh_bases
-from sdslora.tuner.peft_names import PEFT_SAVES_BY_HOOK
+from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import dense_delta, sds_layers, train
 
 

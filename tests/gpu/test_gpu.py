@@ -70,9 +70,15 @@ def reference(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
     return F.linear(x, weight + delta, bias)
 
 
-def multiplied(x, weight, *rest) -> Tensor:
+def added(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
+    """The layer without ``use_hira``."""
+    return fused_sds_linear(x, weight, bias, SdsFactors(A, B, Q_A, Q_B), s, gate)
+
+
+def multiplied(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
     """The layer of ``use_hira``."""
-    return fused_hadamard_linear(x, weight, *rest, root_mean_square(weight))
+    factors = SdsFactors(A, B, Q_A, Q_B)
+    return fused_hadamard_linear(x, weight, bias, factors, s, gate, root_mean_square(weight))
 
 
 def multiplied_reference(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
@@ -81,7 +87,7 @@ def multiplied_reference(x, weight, bias, A, B, Q_A, Q_B, s, gate) -> Tensor:
     return F.linear(x, weight + delta * weight / weight.square().mean().sqrt(), bias)
 
 
-FUSED = {"added": (fused_sds_linear, reference), "multiplied": (multiplied, multiplied_reference)}
+FUSED = {"added": (added, reference), "multiplied": (multiplied, multiplied_reference)}
 
 
 def in_float64(arguments) -> list[object]:
@@ -126,7 +132,7 @@ def test_autocast_and_the_dtypes_of_gradients(layer, formula):
 def test_gradients_of_half_precision_are_added_up_in_float32():
     """A cast of a bfloat16 sum would have 8 bits; this has the operands' rounding alone."""
     x, *rest = operands(torch.bfloat16, torch.float32)
-    out = fused_sds_linear(x.requires_grad_(), *rest)
+    out = added(x.requires_grad_(), *rest)
     out.backward(torch.randn_like(out))
     for factor in rest[2:4]:
         assert factor.grad.dtype == torch.float32

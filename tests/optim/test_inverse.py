@@ -7,7 +7,8 @@ import torch
 from least_squares import random
 from torch import Tensor
 
-from sdslora.optim.inverse import damped_inverse, gram_spectrum, solve_sylvester
+from sdslora.core import gram_spectrum
+from sdslora.optim.inverse import damped_inverse, solve_sylvester
 
 r = 4
 

@@ -11,7 +11,8 @@ from least_squares import Problem, random, scheduled
 from torch import nn
 
 from sdslora import SdsLoraScheduler
-from sdslora.optim import Muon, create_muon_optimizer, muon_direction, polar_factor
+from sdslora.core import polar_factor
+from sdslora.optim import Muon, create_muon_optimizer, muon_direction
 from toys import make_llama, sds_model
 
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler, from_plain_lora
-from sdslora.training.partitioning import sharing_of
+from sdslora.training.partitioning import layer_partition_of
 from sdslora.tuner import PhasedAdapter, adapter_layers, refresh_bases, start_main_stage
 from toys import logits, make_llama, make_mixtral, sds_model, train
 
@@ -419,4 +419,4 @@ def test_refuses_what_it_cannot_do(trained):
     adapter = PhasedAdapter(trained, "default")
     adapter.parameters[-1].ds_id = 0  # as ZeRO marks a parameter
     with pytest.raises(ValueError, match="SDS-LoRA does not support target_parameters in models"):
-        sharing_of(adapter, trained)
+        layer_partition_of(adapter, trained)

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from sdslora import SdsLoraConfig, from_plain_lora
 from sdslora.core import fused
 from sdslora.tuner import refresh_bases, start_main_stage
-from sdslora.tuner.peft_names import PEFT_SAVES_BY_HOOK
+from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import (
     dense_delta,
     logits,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdslora import SdsLoraConfig
 from sdslora.tuner import from_plain_lora
-from sdslora.tuner.peft_names import PEFT_SAVES_BY_HOOK
+from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import logits, make_llama, sds_model, trained
 
 Load = Callable[[Path], Any]

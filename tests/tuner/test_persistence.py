@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdslora import SdsLoraConfig
 from sdslora.tuner import in_warmup
-from sdslora.tuner.peft_names import PEFT_SAVES_BY_HOOK
+from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import dense_delta, logits, make_llama, sds_layers, sds_model, train, trained, with_deltas
 
 MOMENTS = {"warm-up": 2, "right after the transition": 3, "between refreshes": 9}

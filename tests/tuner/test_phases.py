@@ -82,7 +82,7 @@ class Waits(TorchDispatchMode):
 )
 def test_a_refresh_waits_once_for_each_stack(monkeypatch, mode, stacks):
     """A GPU's queue stays filled: one answer says whether a stack needs more care."""
-    monkeypatch.setattr(basis, "asking_costs", lambda M: True)
+    monkeypatch.setattr(basis, "sync_is_costly", lambda M: True)
     adapter = PhasedAdapter(trained(), "default")
     shapes = {tuple(layer.get_base_layer().weight.shape) for layer in adapter.layers.values()}
     assert shapes == {(32, 32), (16, 32), (48, 32), (32, 48)}

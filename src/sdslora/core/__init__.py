@@ -1,11 +1,13 @@
 """Every equation of SDS-LoRA, once: tensors in, tensors out, nothing but torch."""
 
 from .basis import orthonormal_basis, subspace_cosine, widened
+from .branch import sds_branch, sds_linear
 from .factors import (
     LowRankPair,
     SdsFactors,
     delta_weight,
     frobenius_norm,
+    gated,
     lora_delta_weight,
     low_rank_change,
     plain_pair,
@@ -25,12 +27,11 @@ from .hadamard import (
     hadamard_multiplier,
     root_mean_square,
 )
-from .linear import sds_branch, sds_linear
 from .precision import autocast_dtype, factorization_dtype, upcast, without_autocast
 from .refresh import REFRESH_MODES, RefreshMode, basis_rank, refresh, refreshed_basis
 from .reparameterize import reparameterize
 from .schedule import Action, RefreshSchedule
-from .svd import Svd, factored_svd
+from .svd import Spectrum, Svd, factored_svd, gram_spectrum, polar_factor
 from .transport import transport
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "RefreshMode",
     "RefreshSchedule",
     "SdsFactors",
+    "Spectrum",
     "Svd",
     "autocast_dtype",
     "basis_rank",
@@ -50,6 +52,8 @@ __all__ = [
     "frobenius_norm",
     "fused_hadamard_linear",
     "fused_sds_linear",
+    "gated",
+    "gram_spectrum",
     "hadamard_change",
     "hadamard_multiplier",
     "lora_delta_weight",
@@ -58,6 +62,7 @@ __all__ = [
     "low_rank_change",
     "orthonormal_basis",
     "plain_pair",
+    "polar_factor",
     "refresh",
     "refreshed_basis",
     "relative_change",

@@ -55,17 +55,17 @@ def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
     sines = 1 / inverse.diagonal(dim1=-2, dim2=-1)
     sound = sound & (sines > _noise(M)).all(dim=-1)
     # Once more where the first pass lost digits: it ends orthonormal where the first came near
-    if asking_costs(M) or not (_expected_error(inverse, M.shape[-2]) < 80 * eps).all():
+    if sync_is_costly(M) or not (_expected_error(inverse, M.shape[-2]) < 80 * eps).all():
         again = gram(Q)
         error = (again - torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)).abs().amax((1, 2))
         sound = sound & (error < 0.1)
-        if asking_costs(M) or not (error < 32 * eps).all():
+        if sync_is_costly(M) or not (error < 32 * eps).all():
             Q, _, still_sound = _cholesky_pass(Q, again)
             sound = sound & still_sound
     return Q, sound
 
 
-def asking_costs(M: Tensor) -> bool:
+def sync_is_costly(M: Tensor) -> bool:
     """Whether to wait for a value of ``M``'s device takes longer than a pass that it might save."""
     return M.is_cuda
 

@@ -40,6 +40,15 @@ def delta_weight(A: Tensor, B: Tensor, Q_A: Tensor, Q_B: Tensor, scaling: float 
     return scaling * (B @ Q_A.mT + Q_B @ A)
 
 
+def gated(factors: SdsFactors, gate: Tensor) -> SdsFactors:
+    """Return the factors whose Eq. (5) holds in both phases: ``Q_B + gate B`` in place of ``Q_B``.
+
+    In the warm-up the bases are zero and ``gate`` (1,) is 1, so that Eq. (5) becomes Eq. (1). In
+    the main stage ``gate`` is 0. No branch on the phase, and gradients reach A and B in both.
+    """
+    return factors._replace(Q_B=torch.addcmul(factors.Q_B, gate, factors.B))
+
+
 def plain_pair(factors: SdsFactors) -> LowRankPair:
     """The plain LoRA of rank 2r that equals Eq. (5) exactly, the scaling left out.
 

@@ -11,22 +11,22 @@ kept.
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .factors import LowRankPair, SdsFactors, gated, plain_pair
 from .precision import autocast_dtype
 
 ENABLED = os.environ.get("SDSLORA_FUSED", "1") != "0"
 """``SDSLORA_FUSED=0`` in the environment selects the separate operations."""
 
-MOVING = 150
+WEIGHT_TRAFFIC = 150
 """Multiply-adds in the time of reading and writing an element of W twice; measured on a CPU."""
 
-NARROW = 8
+FEW_COLUMNS = 8
 """Columns of a right factor up to which a CPU's library multiplies two to five times as slowly."""
 
 
@@ -34,15 +34,12 @@ def fused_sds_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    Q_A: Tensor,
-    Q_B: Tensor,
+    factors: SdsFactors,
     scaling: float,
     gate: Tensor,
-    dropped: Tensor | None = None,
+    x_dropout: Tensor | None = None,
 ) -> Tensor:
-    """``x Wᵀ + bias + d ΔWᵀ``: (..., n) -> (..., m), where d is x, or what dropout left of it.
+    """Return ``x Wᵀ + bias + d ΔWᵀ``, (..., n) -> (..., m), where d is x or ``x_dropout``.
 
     Runs in the dtype of ``x``, or autocast's; the factors are cast to it, and their gradients back.
     Gradients reach ``x``, ``bias``, ``A`` and ``B``.
@@ -51,25 +48,18 @@ def fused_sds_linear(
         x: input (..., n).
         weight: W, (m, n), frozen.
         bias: (m,) or None.
-        A: (r, n).
-        B: (m, r).
-        Q_A: (n, r).
-        Q_B: (m, r).
+        factors: of one layer, A (r, n), B (m, r) and the bases.
         scaling: s.
         gate: shape (1,), 1 in the warm-up and 0 in the main stage.
-        dropped: d, (..., n); None is x.
+        x_dropout: what dropout left of x, (..., n); None without dropout.
 
     Raises:
         RuntimeError: where a gradient of the gradient is asked for.
     """
-    dtype = working_dtype(x)
-    x = x.to(dtype)
-    if dropped is not None:
-        dropped = dropped.to(dtype)
-    merge = dropped is None and torch.is_grad_enabled() and _merging_pays(x, weight, A.shape[0])
-    out: Tensor = _FusedSdsLinear.apply(
-        x, dropped, weight, bias, A, B, Q_A, Q_B, scaling, gate, merge
-    )
+    x, x_dropout = in_working_dtype(x, x_dropout)
+    rank = factors.A.shape[0]
+    merge = x_dropout is None and torch.is_grad_enabled() and _merging_pays(x, weight, rank)
+    out: Tensor = _FusedSdsLinear.apply(x, x_dropout, weight, bias, *factors, scaling, gate, merge)
     return out
 
 
@@ -80,7 +70,7 @@ class _FusedSdsLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        dropped: Tensor | None,
+        x_dropout: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         A: Tensor,
@@ -93,9 +83,9 @@ class _FusedSdsLinear(torch.autograd.Function):
     ) -> Tensor:
         r, dtype = A.shape[0], x.dtype
         weight_, bias_ = weight.to(dtype), None if bias is None else bias.to(dtype)
-        factors = A, B, Q_A, Q_B
-        down, up = packed = _packed(factors, gate, dtype)
-        d = x if dropped is None else dropped
+        factors = SdsFactors(A, B, Q_A, Q_B)
+        up, down = packed = _packed(factors, gate, dtype)
+        d = x if x_dropout is None else x_dropout
         rows = d.reshape(-1, d.shape[-1])
         if merge:
             h = None
@@ -103,53 +93,53 @@ class _FusedSdsLinear(torch.autograd.Function):
         else:
             out = F.linear(x, weight_, bias_)
             # A d,  Q_Aᵀ d
-            uh = rows @ down.mT
+            hidden = rows @ down.mT
             # W x + s ((Q_B + gate B) A d + B Q_Aᵀ d)
-            out.view(-1, out.shape[-1]).addmm_(uh, up.mT, alpha=scaling)
+            out.view(-1, out.shape[-1]).addmm_(hidden, up.mT, alpha=scaling)
             # h = (Q_Aᵀ + gate A) d; a number without dimensions takes the dtype of the others
-            h = torch.addcmul(uh[:, r:], gate[0], uh[:, :r])
-        # casts are kept, as autocast keeps them; what is no cast is put together again
+            h = torch.addcmul(hidden[:, r:], gate[0], hidden[:, :r])
+        # casts are saved, as autocast saves them; what is no cast is stacked again
         ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else packed))
-        ctx.scaling, ctx.merge, ctx.drops = scaling, merge, dropped is not None
+        ctx.scaling, ctx.merge, ctx.drops = scaling, merge, x_dropout is not None
         ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_gradient_of_gradient()
-        d, h, weight, gate, *kept = ctx.saved_tensors
-        down, up = kept if len(kept) == 2 else _packed(kept, gate, d.dtype)
+        d, h, weight, gate, *saved = ctx.saved_tensors
+        up, down = saved if len(saved) == 2 else _packed(SdsFactors(*saved), gate, d.dtype)
         r = len(down) // 2
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
-        of_A, of_B, of_bias = ctx.dtypes
+        dtype_A, dtype_B, dtype_bias = ctx.dtypes
         grad_x = grad_d = grad_bias = grad_A = grad_B = None
         rows, g = d.reshape(-1, d.shape[-1]), grad.reshape(-1, grad.shape[-1])
         if ctx.merge:
-            gu = g @ up[:, :r]
+            grad_u = g @ up[:, :r]
             if need_x:
                 grad_x = g @ _merged(weight.to(d.dtype), up, down, ctx.scaling)
         else:
             # (Q_B + gate B)ᵀ g,  Bᵀ g
-            gugh = g @ up
-            gu = gugh[:, :r]
+            grad_hidden = g @ up
+            grad_u = grad_hidden[:, :r]
             if need_x:
                 # Wᵀ g
                 grad_x = g @ weight.to(d.dtype)
                 if not ctx.drops:
                     # + s (Aᵀ (Q_B + gate B)ᵀ g + Q_A Bᵀ g)
-                    grad_x.addmm_(gugh, down, alpha=ctx.scaling)
+                    grad_x.addmm_(grad_hidden, down, alpha=ctx.scaling)
             if need_d:
-                grad_d = (ctx.scaling * gugh) @ down
+                grad_d = (ctx.scaling * grad_hidden) @ down
         if need_A:
             # s (Q_B + gate B)ᵀ G
-            grad_A = product(gu.mT, rows, ctx.scaling, of_A)
+            grad_A = product(grad_u.mT, rows, ctx.scaling, dtype_A)
         if need_B:
             if h is None:
                 h = rows @ torch.addcmul(down[r:], gate[0], down[:r]).mT
             # s G (Q_A + gate Aᵀ)
-            grad_B = product(g.mT, h, ctx.scaling, of_B)
+            grad_B = product(g.mT, h, ctx.scaling, dtype_B)
         if need_bias:
-            grad_bias = g.sum(0).to(of_bias)
+            grad_bias = g.sum(0).to(dtype_bias)
         grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
@@ -163,21 +153,17 @@ def refuse_gradient_of_gradient() -> None:
         )
 
 
-def working_dtype(x: Tensor) -> torch.dtype:
-    """That of ``x``, or autocast's, which leaves float64 alone."""
+def in_working_dtype(x: Tensor, x_dropout: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Cast both inputs to autocast's dtype, where it is on; it leaves float64 alone."""
     autocast = autocast_dtype(x.device)
-    return x.dtype if autocast is None or x.dtype == torch.float64 else autocast
+    dtype = x.dtype if autocast is None or x.dtype == torch.float64 else autocast
+    return x.to(dtype), None if x_dropout is None else x_dropout.to(dtype)
 
 
-def stacked(factors: Sequence[Tensor], gate: Tensor) -> tuple[Tensor, Tensor]:
-    """``[A; Q_Aᵀ]`` (2r, n) and ``[Q_B + gate B, B]`` (m, 2r): ΔW = s up down."""
-    A, B, Q_A, Q_B = factors
-    return torch.cat([A, Q_A.mT]), torch.cat([torch.addcmul(Q_B, gate, B), B], dim=1)
-
-
-def _packed(factors: Sequence[Tensor], gate: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    down, up = stacked(factors, gate)
-    return down.to(dtype), up.to(dtype)
+def _packed(factors: SdsFactors, gate: Tensor, dtype: torch.dtype) -> LowRankPair:
+    """``[Q_B + gate B, B]`` (m, 2r) and ``[A; Q_Aᵀ]`` (2r, n): ΔW = s up down."""
+    up, down = plain_pair(gated(factors, gate))
+    return LowRankPair(up.to(dtype), down.to(dtype))
 
 
 def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
@@ -185,7 +171,7 @@ def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> 
     cuda = left.is_cuda and torch.version.cuda is not None
     if torch.compiler.is_compiling() or (left.dtype != dtype and not cuda):
         return (left @ right).to(dtype).mul_(scaling)
-    if right.shape[1] <= NARROW < left.shape[0] and not cuda:
+    if right.shape[1] <= FEW_COLUMNS < left.shape[0] and not cuda:
         # L R = (Rᵀ Lᵀ)ᵀ
         return product(right.mT, left.mT, scaling, dtype).mT
     nothing = left.new_empty(1, dtype=dtype)
@@ -206,7 +192,7 @@ def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
         return False
     m, n = weight.shape
     rows = x.numel() // n
-    return 3 * r * (m + n) * rows > (4 * r + MOVING) * m * n
+    return 3 * r * (m + n) * rows > (4 * r + WEIGHT_TRAFFIC) * m * n
 
 
 def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .factors import LowRankPair
-from .fused import product, refuse_gradient_of_gradient, stacked, working_dtype
+from .factors import LowRankPair, SdsFactors, gated, plain_pair
+from .fused import in_working_dtype, product, refuse_gradient_of_gradient
 from .precision import factorization_dtype, upcast, without_autocast
 
 
@@ -36,44 +36,22 @@ def fused_hadamard_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    Q_A: Tensor,
-    Q_B: Tensor,
+    factors: SdsFactors,
     scaling: float,
     gate: Tensor,
     rms: Tensor,
-    dropped: Tensor | None = None,
+    x_dropout: Tensor | None = None,
 ) -> Tensor:
-    """``x Wᵀ + bias + d (ΔW ⊙ W / rms(W))ᵀ``: (..., n) -> (..., m), where d is x or is ``dropped``.
+    """Return ``x Wᵀ + bias + d (ΔW ⊙ W / rms(W))ᵀ``, (..., n) -> (..., m).
 
-    The change is made for the moment of its use, forward and backward, and only ``d`` is kept.
-    Otherwise as :func:`~sdslora.core.fused_sds_linear`.
-
-    Args:
-        x: input (..., n).
-        weight: W, (m, n), frozen.
-        bias: (m,) or None.
-        A: (r, n).
-        B: (m, r).
-        Q_A: (n, r).
-        Q_B: (m, r).
-        scaling: s.
-        gate: shape (1,), 1 in the warm-up and 0 in the main stage.
-        rms: shape (1,), of W.
-        dropped: d, (..., n); None is x.
-
-    Raises:
-        RuntimeError: where a gradient of the gradient is asked for.
+    The change is made for the moment of its use, forward and backward, and only ``d`` is saved.
+    Arguments and errors are those of :func:`~sdslora.core.fused_sds_linear`; ``rms`` (1,) is W's.
     """
-    dtype = working_dtype(x)
-    x = x.to(dtype)
-    if dropped is not None:
-        dropped = dropped.to(dtype)
+    x, x_dropout = in_working_dtype(x, x_dropout)
     # in half precision a small change would be rounded away, if it were added to W
-    one = dropped is None and dtype.itemsize >= 4
+    one = x_dropout is None and x.dtype.itemsize >= 4
     out: Tensor = _HadamardLinear.apply(
-        x, dropped, weight, bias, A, B, Q_A, Q_B, scaling, gate, rms, one
+        x, x_dropout, weight, bias, *factors, scaling, gate, rms, one
     )
     return out
 
@@ -83,7 +61,7 @@ class _HadamardLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        dropped: Tensor | None,
+        x_dropout: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         A: Tensor,
@@ -97,10 +75,10 @@ class _HadamardLinear(torch.autograd.Function):
     ) -> Tensor:
         dtype = x.dtype
         bias_ = None if bias is None else bias.to(dtype)
-        d = x if dropped is None else dropped
+        d = x if x_dropout is None else x_dropout
         # the factors' products are not autocast's
         with without_autocast(x.device):
-            change = _change(weight, _pair((A, B, Q_A, Q_B), gate), scaling / rms)
+            change = _change(weight, _pair(SdsFactors(A, B, Q_A, Q_B), gate), scaling / rms)
             if one:
                 # x (W + C)ᵀ
                 out = F.linear(x, change.add_(weight).to(dtype), bias_)
@@ -109,7 +87,7 @@ class _HadamardLinear(torch.autograd.Function):
                 out = F.linear(x, weight.to(dtype), bias_)
                 out.view(-1, out.shape[-1]).addmm_(_rows(d), change.to(dtype).mT)
         ctx.save_for_backward(d, weight, A, B, Q_A, Q_B, gate, rms)
-        ctx.scaling, ctx.one, ctx.drops = scaling, one, dropped is not None
+        ctx.scaling, ctx.one, ctx.drops = scaling, one, x_dropout is not None
         ctx.bias_dtype = None if bias is None else bias.dtype
         return out
 
@@ -122,7 +100,7 @@ class _HadamardLinear(torch.autograd.Function):
         rows, g, dtype = _rows(d), _rows(grad), d.dtype
         scale = ctx.scaling / rms
         with without_autocast(d.device):
-            pair = _pair((A, B, Q_A, Q_B), gate)
+            pair = _pair(SdsFactors(A, B, Q_A, Q_B), gate)
             if need_d or (need_x and not ctx.drops):
                 change = _change(weight, pair, scale)
                 if ctx.one:
@@ -154,10 +132,9 @@ class _HadamardLinear(torch.autograd.Function):
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, *(None,) * 6
 
 
-def _pair(factors: tuple[Tensor, ...], gate: Tensor) -> LowRankPair:
+def _pair(factors: SdsFactors, gate: Tensor) -> LowRankPair:
     """``ΔW / s`` as its factors, float32 or better."""
-    down, up = stacked([upcast(factor) for factor in factors], gate)
-    return LowRankPair(up, down)
+    return plain_pair(gated(SdsFactors(*map(upcast, factors)), gate))
 
 
 def _change(weight: Tensor, pair: LowRankPair, scale: Tensor) -> Tensor:

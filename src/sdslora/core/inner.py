@@ -5,7 +5,7 @@ from torch import Tensor
 
 PIECE = 512
 """Rows summed up at once on a GPU."""
-NARROW = 8
+ROW_BY_ROW = 8
 """Columns up to which a CPU's library adds up one row after another, rounding each time."""
 SHORT_PIECE = 128
 """Rows summed up at once of so few columns."""
@@ -26,7 +26,7 @@ def inner(X: Tensor, Y: Tensor) -> Tensor:
 
 def gram(X: Tensor) -> Tensor:
     """``Xᵀ X`` (..., r, r) of tall ``X`` (..., k, r), its rounding hardly growing with k."""
-    if X.is_cuda or X.shape[-1] > NARROW:
+    if X.is_cuda or X.shape[-1] > ROW_BY_ROW:
         return inner(X, X)
     return torch.stack([rows.mT @ rows for rows in X.split(SHORT_PIECE, dim=-2)]).sum(dim=0)
 

@@ -4,12 +4,12 @@ The functions take leading batch dimensions, compute in float32 or better, and g
 never NaN, for zero matrices.
 """
 
-from ..core import relative_change, subspace_cosine
+from ..core import polar_factor, relative_change, subspace_cosine
 from .alignment import gradient_alignment
 from .drift import SubspaceOverlap, subspace_overlap
 from .full_gradients import visit_full_gradients
 from .ranks import effective_rank, stable_rank
-from .spectrum import polar_factor, singular_values
+from .spectrum import singular_values
 
 __all__ = [
     "SubspaceOverlap",

@@ -9,11 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
+from .._peft import name_in_base
 from ..core import LowRankPair, factored_svd, widened
 from .low_rank_layer import LowRankLayer, low_rank_layers
-
-PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the name of every module in an adapter file."""
 
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 
@@ -119,8 +117,7 @@ def plain_adapter(
     return PlainAdapter(
         config=carrier.peft_config[adapter],
         layers={
-            name.removeprefix(PEFT_PREFIX): _plain_layer(layer, adapter, padded[name])
-            for name, layer in layers
+            name_in_base(name): _plain_layer(layer, adapter, padded[name]) for name, layer in layers
         },
         others=other_tensors(carrier, adapter, list(pairs)),
         rank=common_rank(padded),
@@ -144,9 +141,7 @@ def adapter_of_pairs(
     """
     padded = padded_pairs(pairs)
     layers = {
-        name.removeprefix(PEFT_PREFIX): PlainLayer(
-            pair.down.contiguous(), pair.up.contiguous(), keys
-        )
+        name_in_base(name): PlainLayer(pair.down.contiguous(), pair.up.contiguous(), keys)
         for name, pair in padded.items()
     }
     others = other_tensors(carrier, adapter, list(layers))
@@ -197,9 +192,9 @@ def common_rank(padded: Mapping[str, LowRankPair]) -> int:
 
 def other_tensors(carrier: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
     """What PEFT saves with the adapter beside the method's own tensors in ``layers``."""
-    own = tuple(f"{name.removeprefix(PEFT_PREFIX)}.lora_" for name in layers)
+    own = tuple(f"{name_in_base(name)}.lora_" for name in layers)
     saved = {
-        key.removeprefix(PEFT_PREFIX): tensor
+        name_in_base(key): tensor
         for key, tensor in get_peft_model_state_dict(carrier, adapter_name=adapter).items()
     }
     return {key: tensor.contiguous() for key, tensor in saved.items() if not key.startswith(own)}

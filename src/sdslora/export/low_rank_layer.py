@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from .._peft import adapted_layers
 from ..core import LowRankPair
 
 
@@ -34,9 +35,9 @@ def low_rank_layers(model: nn.Module, adapter: str) -> list[tuple[str, LowRankLa
         ValueError: where there is none.
     """
     layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, LowRankLayer) and adapter in module.r
+        (name, layer)
+        for name, layer in adapted_layers(model)
+        if isinstance(layer, LowRankLayer) and adapter in layer.r
     ]
     if not layers:
         raise ValueError(

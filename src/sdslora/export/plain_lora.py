@@ -10,9 +10,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
 
+from .._peft import PEFT_PREFIX
 from ..core import LowRankPair
 from .adapter import (
-    PEFT_PREFIX,
     LoraExport,
     PlainAdapter,
     Rank,

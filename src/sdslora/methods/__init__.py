@@ -4,6 +4,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from .base.factor_method import FactorMethod, LowRankMethod
 from .base.initial_pair import restore_base
 from .base.layers import LayerState
 from .base.method import Method
@@ -20,7 +21,7 @@ from .preconditioned import AltLora, AltLoraPlus, LoraPro, LoraRite, ScaledAdamW
 from .sds_hira import SdsHira
 from .sds_lora import SdsLora
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, type[Method[Any]]] = {
     method.name: method
     for method in (
         Full,
@@ -44,7 +45,7 @@ METHODS: dict[str, type[Method]] = {
 """By name, in the order of the paper's tables."""
 
 
-def make_method(name: str, **options: Any) -> Method:
+def make_method(name: str, **options: Any) -> Method[Any]:
     """The method of that name.
 
     Raises:
@@ -70,7 +71,9 @@ def _nearest(name: str, known: list[str]) -> str:
 __all__ = [
     "METHODS",
     "Batches",
+    "FactorMethod",
     "LayerState",
+    "LowRankMethod",
     "Method",
     "Settings",
     "make_method",

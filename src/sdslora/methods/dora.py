@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..core import lora_delta_weight, lora_effective_gradient, upcast
-from .base.full_rank import FullRankChange
+from .base.factor_method import FactorMethod
 from .base.layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
-from .base.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class DoraState(LayerState):
 
 
 @dataclass(frozen=True)
-class Dora(FullRankChange):
+class Dora(FactorMethod[DoraState]):
     """``W' = diag(mag / c) (W + s B A)`` with ``c`` the norms of the rows of ``W + s B A``.
 
     Scaling 4/√r. ``c`` follows A and B but is a constant of the backward pass.
@@ -31,31 +29,30 @@ class Dora(FullRankChange):
     name = "dora"
     source = "DoRA, arXiv 2402.09353; peft.LoraConfig(use_dora=True)"
 
-    def config(self, settings: Settings) -> LoraConfig:
-        """PEFT's configuration of the adapter."""
-        return LoraConfig(lora_alpha=4, use_rslora=True, use_dora=True, **settings.peft_options())
+    lora_options = FactorMethod.lora_options | {"use_dora": True}
+    way_out = f"{FactorMethod.way_out}, or merge it with merge_and_unload"
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
         """The factors, the base weight and the magnitude of each layer."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
-    def seen_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def delta_gradient(self, state: DoraState, G: Tensor) -> Tensor:
         """That of ``V = W + s B A``."""
         _, c, mag = _parts(state)
         # dL/dV = diag(mag / c) G
         return mag / c * G
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: DoraState, G: Tensor) -> Tensor:
         """Of W', under descent on A, B and the magnitude; ``G = dL/dW'``."""
         V, c, mag = _parts(state)
-        dV = lora_effective_gradient(state.A, state.B, self.seen_gradient(state, G), state.scaling)
+        dV = lora_effective_gradient(state.A, state.B, self.delta_gradient(state, G), state.scaling)
         # ∇mag_i = ⟨G_i, V_i⟩ / c_i,  dc_i = ⟨V_i, dV_i⟩ / c_i
         dmag = (G * V).sum(dim=1, keepdim=True) / c
         dc = (V * dV).sum(dim=1, keepdim=True) / c
         # d(mag V / c) = dmag V / c + mag dV / c − mag V dc / c²
         return dmag * V / c + mag * dV / c - mag * V * dc / c**2
 
-    def weight_change(self, before: Any, after: Any) -> Tensor:
+    def weight_change(self, before: DoraState, after: DoraState) -> Tensor:
         """Of W', of full rank."""
         (V, c, mag), (new_V, new_c, new_mag) = _parts(before), _parts(after)
         return new_mag * new_V / new_c - mag * V / c

@@ -6,14 +6,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..core import LowRankPair, upcast
+from ..core import upcast
 from .base.settings import Batches, Settings
 from .base.target_modules import named, require_dense
 from .base.update import AnyUpdate
 
 
 @dataclass(frozen=True)
-class Full(AnyUpdate):
+class Full(AnyUpdate[Tensor]):
     """The weights of the layers that the other methods adapt, trained themselves.
 
     In the dtype they are in. Which weights the SDS-LoRA paper trained is not known; the same layers
@@ -26,6 +26,7 @@ class Full(AnyUpdate):
     name = "full"
     source = "AdamW on the weights, as in SDS-LoRA, arXiv 2606.16454"
     default_rate = 2e-5
+    way_out = "save the model itself with save_pretrained"
 
     all_parameters: bool = False
 
@@ -56,24 +57,13 @@ class Full(AnyUpdate):
         """The same as matrices (m, n), by name."""
         return {name: _matrix(layer) for name, layer in _trained_layers(model)}
 
-    def frame(self, state: Any) -> None:
-        """There are no factors."""
-
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """G itself."""
+    def effective_gradient(self, state: Tensor, G: Tensor) -> Tensor:
+        """Return G itself."""
         return G
 
-    def weight_change(self, before: Any, after: Any) -> Tensor:
-        """``W' − W``."""
-        change: Tensor = after - before
-        return change
-
-    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
-        """Raises: ValueError: always."""
-        raise ValueError(
-            "full fine-tuning changes the weights by matrices of full rank, for which there is no "
-            "plain LoRA: save the model itself with save_pretrained"
-        )
+    def weight_change(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return ``W' − W``."""
+        return after - before
 
 
 def _trained_layers(model: nn.Module) -> list[tuple[str, Any]]:

@@ -6,9 +6,9 @@ from typing import Any
 from peft import HiraConfig
 from torch import Tensor, nn
 
+from .._peft import adapted_layers, name_in_base
 from ..core import upcast
-from ..export.adapter import PEFT_PREFIX
-from .base.full_rank import HadamardChange
+from .base.factor_method import HadamardChange
 from .base.layers import ADAPTER, LayerState, base_weight
 from .base.settings import Settings
 
@@ -21,7 +21,7 @@ class HiraState(LayerState):
 
 
 @dataclass(frozen=True)
-class Hira(HadamardChange):
+class Hira(HadamardChange[HiraState]):
     """``W' = W + W ⊙ (B A)``, of full rank; no scaling."""
 
     name = "hira"
@@ -34,8 +34,8 @@ class Hira(HadamardChange):
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
         """The factors and the base weight of each layer, by name in the base model."""
         return {
-            name.rpartition(PEFT_PREFIX)[2]: _state(layer)
-            for name, layer in model.named_modules()
+            name_in_base(name): _state(layer)
+            for name, layer in adapted_layers(model)
             if hasattr(layer, "hira_A")
         }
 

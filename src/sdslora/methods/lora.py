@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from peft import LoraConfig
 
+from .base.factor_method import LowRankMethod
+from .base.layers import LayerState
 from .base.settings import Settings
 from .base.update import AnyUpdate
 
 
 @dataclass(frozen=True)
-class RsLora(AnyUpdate):
+class RsLora(AnyUpdate[LayerState], LowRankMethod[LayerState]):
     """LoRA with s = 4/√r, which keeps the size of a step independent of the rank."""
 
     name = "rslora"
@@ -17,12 +19,12 @@ class RsLora(AnyUpdate):
 
 
 @dataclass(frozen=True)
-class Lora(AnyUpdate):
+class Lora(AnyUpdate[LayerState], LowRankMethod[LayerState]):
     """LoRA with s = 2 (``lora_alpha = 2 r``), as the SDS-LoRA paper runs it."""
 
     name = "lora"
     source = "LoRA, arXiv 2106.09685; peft.LoraConfig"
 
     def config(self, settings: Settings) -> LoraConfig:
-        """PEFT's configuration of the adapter."""
+        """Return PEFT's configuration of the adapter."""
         return LoraConfig(lora_alpha=2 * settings.rank, **settings.peft_options())

@@ -9,6 +9,7 @@ from ..core import upcast
 from .base import initial_pair
 from .base.calibration import mean_gradients
 from .base.changed_base import ChangedBaseMethod
+from .base.layers import LayerState
 from .base.settings import Batches, Settings
 from .base.target_modules import require_rank
 
@@ -17,7 +18,7 @@ _EXACT_UP_TO = 1024
 
 
 @dataclass(frozen=True)
-class LoraGa(ChangedBaseMethod):
+class LoraGa(ChangedBaseMethod[LayerState]):
     """``A = c V[:, :r]ᵀ`` and ``B = c U[:, r:2r]`` of the mean gradient's SVD, c = m^¼/√γ.
 
     "ArB2r" with the scale "stable" of the authors' code: no singular value enters, so that the

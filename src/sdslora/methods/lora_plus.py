@@ -8,11 +8,13 @@ from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .base.method import AdamOptions, Method
+from .base.factor_method import LowRankMethod
+from .base.layers import LayerState
+from .base.method import AdamOptions
 
 
 @dataclass(frozen=True)
-class LoraPlus(Method):
+class LoraPlus(LowRankMethod[LayerState]):
     """rsLoRA whose B, and every one-dimensional parameter, learns at ``ratio`` times the rate of A.
 
     The learning rate given is that of A (an assumption: the SDS-LoRA paper does not say whose its

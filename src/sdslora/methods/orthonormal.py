@@ -28,7 +28,7 @@ class OrthonormalState(LayerState):
 
 
 @dataclass(frozen=True)
-class Orthonormal(ChangedBaseMethod):
+class Orthonormal(ChangedBaseMethod[OrthonormalState]):
     """``ΔW = s Q_B Q_A``: after each optimizer step the factors become their orthonormal bases.
 
     Starts as SDS-LoRA does: ``warmup_steps`` of plain LoRA, then ``U`` and ``Vᵀ`` of its ΔW as

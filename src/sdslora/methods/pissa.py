@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from ..core import upcast
 from .base import initial_pair
 from .base.changed_base import ChangedBaseMethod
-from .base.layers import ADAPTER, base_weight
+from .base.layers import ADAPTER, LayerState, base_weight
 from .base.settings import Batches, Settings
 
 
 @dataclass(frozen=True)
-class Pissa(ChangedBaseMethod):
+class Pissa(ChangedBaseMethod[LayerState]):
     """``A = √(Σ_r/s) V_rᵀ`` and ``B = U_r √(Σ_r/s)`` of the weight's SVD, ``base = W − s B A``.
 
     PEFT's ``init_lora_weights="pissa"``, which refuses float64 and keeps no initial pair; the

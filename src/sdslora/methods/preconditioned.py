@@ -16,12 +16,13 @@ from ..optim import (
     scaled_gradient,
 )
 from ..optim.lora_pro import Mode
+from .base.factor_method import LowRankMethod
 from .base.layers import LayerState
-from .base.method import AdamOptions, Method
+from .base.method import AdamOptions
 
 
 @dataclass(frozen=True)
-class LoraPro(Method):
+class LoraPro(LowRankMethod[LayerState]):
     """rsLoRA whose factors' gradients make the equivalent gradient the projection of G.
 
     Without full-gradient momentum: the authors' former "efficient" mode. Their scripts use a
@@ -53,7 +54,7 @@ class LoraPro(Method):
 
 
 @dataclass(frozen=True)
-class _Scaled(Method):
+class _Scaled(LowRankMethod[LayerState]):
     """Each factor's gradient is divided by the other's Gram matrix, damped."""
 
     reg: float = 1e-6
@@ -122,7 +123,7 @@ class AltLoraPlus(AltLora):
 
 
 @dataclass(frozen=True)
-class LoraRite(Method):
+class LoraRite(LowRankMethod[LayerState]):
     """rsLoRA whose moments live in orthonormal bases of its factors, and move with them.
 
     Like SDS-LoRA its gradients pass through orthonormal bases only, ``s Q_Bᵀ G`` and ``s G Q_A``;

@@ -1,27 +1,27 @@
 """SDS-LoRA whose ΔW is multiplied with the weight, as HiRA's is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..core import hadamard_multiplier, upcast
 from ..tuner import SdsLoraConfig, refuse_without_weight
-from .base.full_rank import HadamardChange
+from .base.factor_method import HadamardChange
 from .base.layers import ADAPTER, base_weight, lora_layers
 from .base.settings import Settings
-from .sds_lora import SdsLora, SdsState
+from .sds_lora import SdsLayerState, SdsLora, SdsMethod
 
 
 @dataclass(frozen=True)
-class SdsHiraState(SdsState):
+class SdsHiraState(SdsLayerState):
     """Beside the factors and bases: the ``multiplier`` of ΔW, ``W / rms(W)`` (m, n)."""
 
     multiplier: Tensor
 
 
 @dataclass(frozen=True)
-class SdsHira(HadamardChange, SdsLora):
+class SdsHira(HadamardChange[SdsHiraState], SdsMethod[SdsHiraState]):
     """``W' = W + ΔW ⊙ W / rms(W)`` with SDS-LoRA's ΔW, of full rank; options as SDS-LoRA's.
 
     See ``use_hira`` of :class:`sdslora.SdsLoraConfig`.
@@ -30,7 +30,10 @@ class SdsHira(HadamardChange, SdsLora):
     name = "sds-hira"
     source = "ours, docs/findings.md, 11; sdslora.SdsLoraConfig(use_hira=True)"
     use_hira: ClassVar[bool] = True
-    way_out: ClassVar[str] = "write it with sdslora.export.to_hira, which stock PEFT loads"
+    way_out: ClassVar[str] = (
+        "write it with sdslora.export.to_hira, which stock PEFT loads, or merge it with "
+        "merge_and_unload"
+    )
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
         """As any method's; weights that are quantized are refused."""
@@ -48,10 +51,11 @@ class SdsHira(HadamardChange, SdsLora):
         }
 
 
-def sds_method(config: SdsLoraConfig) -> SdsLora:
-    """The method that trains an adapter of this configuration."""
+def sds_method(config: SdsLoraConfig) -> SdsLora | SdsHira:
+    """Return the method that trains an adapter of this configuration, with all of its options."""
     method = SdsHira if config.use_hira else SdsLora
-    return method(refresh_mode=config.refresh_mode)
+    options = [field.name for field in fields(method) if hasattr(config, field.name)]
+    return method(**{name: getattr(config, name) for name in options})
 
 
 def _multiplier(layer: Any) -> Tensor:

@@ -20,13 +20,15 @@ from ..core import (
 from ..export import PlainLoraExport, to_plain_lora
 from ..training import SdsLoraCallback, SdsLoraScheduler
 from ..tuner import Preset, SdsLoraConfig, complete
+from .base.factor_method import FactorMethod, LowRankMethod
 from .base.layers import ADAPTER, LayerState, lora_layers
+from .base.method import State
 from .base.settings import Settings
 from .base.update import AnyUpdate
 
 
 @dataclass(frozen=True)
-class SdsState:
+class SdsLayerState:
     """The factors and bases of a layer, the scaling, and whether the layer is still plain LoRA."""
 
     factors: SdsFactors
@@ -45,7 +47,7 @@ class SdsState:
 
 
 @dataclass(frozen=True)
-class SdsLora(AnyUpdate):
+class SdsMethod(AnyUpdate[State], FactorMethod[State]):
     """Gradients through orthonormal bases only; see :class:`sdslora.SdsLoraConfig`.
 
     Args:
@@ -56,9 +58,6 @@ class SdsLora(AnyUpdate):
         refresh_phases: τ.
         warmup_steps: of plain LoRA.
     """
-
-    name = "sds-lora"
-    source = "SDS-LoRA, arXiv 2606.16454; sdslora.SdsLoraConfig"
 
     preset: Preset = "paper"
     refresh_mode: RefreshMode | None = None
@@ -74,7 +73,7 @@ class SdsLora(AnyUpdate):
         complete(self)
 
     def config(self, settings: Settings) -> SdsLoraConfig:
-        """The tuner's configuration of the adapter."""
+        """Return the tuner's configuration of the adapter."""
         return SdsLoraConfig(
             preset=self.preset,
             refresh_mode=self.refresh_mode,
@@ -87,43 +86,51 @@ class SdsLora(AnyUpdate):
         )
 
     def callbacks(self) -> list[TrainerCallback]:
-        """The schedule, in a Trainer."""
+        """Return the schedule's callback for a Trainer."""
         return [SdsLoraCallback()]
 
     def scheduler(
         self, model: nn.Module, optimizer: Optimizer, total_steps: int
     ) -> SdsLoraScheduler:
-        """The schedule, in a hand-written loop."""
+        """Return the schedule for a hand-written loop."""
         return SdsLoraScheduler(model, optimizer, total_steps)
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The factors and bases of each layer, and their phase."""
+        """Return the factors and bases of each layer, and their phase."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
-    def frame(self, state: Any) -> LayerState:
-        """A and B in the warm-up, then the bases: Eq. (2), then (6)."""
+    def gradient_factors(self, state: Any) -> LayerState:
+        """Return A and B in the warm-up, then the bases: Eq. (2), then (6)."""
         if state.in_warmup:
             return LayerState(state.A, state.B, state.scaling)
         return LayerState(state.factors.Q_A.mT, state.factors.Q_B, state.scaling)
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """Eq. (3) in the warm-up, then Eq. (7) between refreshes."""
+        """Return Eq. (3) in the warm-up, then Eq. (7) between refreshes."""
         if state.in_warmup:
             return lora_effective_gradient(state.A, state.B, G, state.scaling)
         return sds_effective_gradient(state.factors, G, state.scaling)
 
     def pair(self, state: Any) -> LowRankPair:
-        """Of rank 2r, or r in the warm-up."""
+        """Return a pair of rank 2r, or r in the warm-up."""
         if state.in_warmup:
             return super().pair(state)
         up, down = plain_pair(state.factors)
         return LowRankPair(up=state.scaling * up, down=down)
 
+
+@dataclass(frozen=True)
+class SdsLora(SdsMethod[SdsLayerState], LowRankMethod[SdsLayerState]):
+    """SDS-LoRA, whose ΔW is a plain LoRA; its options are those of :class:`SdsMethod`."""
+
+    name = "sds-lora"
+    source = "SDS-LoRA, arXiv 2606.16454; sdslora.SdsLoraConfig"
+
     def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> PlainLoraExport:
-        """As :func:`sdslora.to_plain_lora`, exact."""
+        """Write what :func:`sdslora.to_plain_lora` writes, exact."""
         return to_plain_lora(model, output_dir)
 
 
-def _state(layer: Any) -> SdsState:
+def _state(layer: Any) -> SdsLayerState:
     bases = SdsFactors(*map(upcast, layer.sds_factors(ADAPTER)))
-    return SdsState(bases, layer.scaling[ADAPTER], layer.adapter_state(ADAPTER).in_warmup)
+    return SdsLayerState(bases, layer.scaling[ADAPTER], layer.adapter_state(ADAPTER).in_warmup)

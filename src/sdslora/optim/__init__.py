@@ -3,7 +3,7 @@
 from .altlora import AltLora, altlora_direction, create_altlora_optimizer
 from .lora_pro import LoraPro, create_lora_pro_optimizer, lora_pro_gradient
 from .lora_rite import LoraRite, create_lora_rite_optimizer, lora_rite_direction
-from .muon import Muon, create_muon_optimizer, muon_direction, polar_factor
+from .muon import Muon, create_muon_optimizer, muon_direction
 from .scaled_adamw import ScaledAdamW, create_scaled_adamw, scaled_gradient
 
 __all__ = [
@@ -21,6 +21,5 @@ __all__ = [
     "lora_pro_gradient",
     "lora_rite_direction",
     "muon_direction",
-    "polar_factor",
     "scaled_gradient",
 ]

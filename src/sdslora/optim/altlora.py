@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from ..core import upcast
+from ..core import gram_spectrum, upcast
 from .groups import parameter_groups
-from .inverse import damped_inverse, gram_spectrum
+from .inverse import damped_inverse
 from .pairs import Pair, PairOptimizer
 from .stacks import Group, advance, gradients, matrices, stack, write
 

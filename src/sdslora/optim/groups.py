@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from .._peft import adapted_layers
 
 ADAMW_EPS = 1e-8
 """ε of the parameters outside pairs, whatever the method's own is."""
@@ -66,11 +67,10 @@ def trainable_factors(model: nn.Module) -> list[Tensor]:
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, Any, str, Tensor, Tensor]]:
     """Name and layer, adapter, A and B, where either is trainable."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer):
-            for adapter, A, B in _factors(layer):
-                if A.requires_grad or B.requires_grad:
-                    yield name, layer, adapter, A, B
+    for name, layer in adapted_layers(model):
+        for adapter, A, B in _factors(layer):
+            if A.requires_grad or B.requires_grad:
+                yield name, layer, adapter, A, B
 
 
 def _factors(layer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from ..core import FactorGradients, upcast
+from ..core import FactorGradients, gram_spectrum, upcast
 from .groups import parameter_groups
-from .inverse import damped_inverse, gram_spectrum, solve_sylvester
+from .inverse import damped_inverse, solve_sylvester
 from .pair_adamw import PairAdamW
 from .stacks import Group
 

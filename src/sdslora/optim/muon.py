@@ -9,13 +9,11 @@ singular values.
 import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from ..core import upcast
+from ..core import polar_factor, upcast
 from .groups import ADAMW_EPS, trainable_factors
-from .inverse import gram_spectrum
 from .stacks import Group, StackOptimizer, advance, gradients, matrices, write
 
 ADAM_RMS = 0.2
@@ -27,22 +25,6 @@ class MuonDirection(NamedTuple):
 
     direction: Tensor
     momentum: Tensor
-
-
-def polar_factor(M: Tensor) -> Tensor:
-    """``U Vᵀ`` of ``M = U S Vᵀ`` (..., a, b), float32 or better; directions that are noise are 0.
-
-    Exact, where Newton-Schulz leaves singular values between 0.7 and 1.2. By the eigenvalues of the
-    smaller Gram matrix in float64, so the device must have that.
-    """
-    M = upcast(M)
-    rows = M if M.shape[-2] <= M.shape[-1] else M.mT
-    # U Vᵀ = (M Mᵀ)^(−1/2) M
-    squares, U = gram_spectrum(rows.double().mT)
-    noise = (max(M.shape[-2:]) * torch.finfo(M.dtype).eps) ** 2 * squares.amax(-1, keepdim=True)
-    root = torch.where(squares > noise, squares.rsqrt(), 0)
-    result = ((U * root.unsqueeze(-2)) @ (U.mT @ rows.double())).to(M.dtype)
-    return result if rows is M else result.mT
 
 
 def muon_direction(gradient: Tensor, momentum: Tensor, beta: float = 0.95) -> MuonDirection:

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from ..core import FactorGradients, upcast
+from ..core import FactorGradients, gram_spectrum, upcast
 from .groups import parameter_groups
-from .inverse import damped_inverse, gram_spectrum
+from .inverse import damped_inverse
 from .pair_adamw import PairAdamW
 from .stacks import Group
 

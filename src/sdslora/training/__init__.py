@@ -1,10 +1,7 @@
 """Driving the schedule: a scheduler, a Trainer callback, a watchdog for when both are missing."""
 
-from . import watchdog
 from .callback import SdsLoraCallback
 from .checks import CHECKS, Check, CheckFailed
 from .scheduler import SdsLoraScheduler
-
-watchdog.install()
 
 __all__ = ["CHECKS", "Check", "CheckFailed", "SdsLoraCallback", "SdsLoraScheduler"]

@@ -30,27 +30,27 @@ def mesh_of(group: dist.ProcessGroup, device: torch.device) -> DeviceMesh:
     return DeviceMesh.from_group(group, device.type)
 
 
-class Shared:
+class DistributedPartition:
     """The processes of ``mesh`` compute about the same number of layers each."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.mesh = mesh
         self._by_layer = [Shard(0)] * mesh.ndim
 
-    def opened(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+    def available(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Nothing to be done."""
         return nullcontext()
 
-    def kind(self, tensor: Tensor) -> Hashable:
+    def layout(self, tensor: Tensor) -> Hashable:
         """The placements."""
         return tuple(self._placements(tensor))
 
-    def take(self, tensors: Sequence[Tensor]) -> Tensor:
+    def gather(self, tensors: Sequence[Tensor]) -> Tensor:
         """The matrices that this process works on, whole: (k, rows, columns) with k from 0 up."""
         stacked = self._stacked(torch.stack([local(t) for t in tensors]), tensors)
         return stacked.redistribute(placements=self._by_layer).to_local()
 
-    def give(self, targets: Sequence[Tensor], values: Tensor) -> None:
+    def scatter(self, targets: Sequence[Tensor], values: Tensor) -> None:
         """Write the results (k, rows, columns) of all processes to ``targets``, in place."""
         shape = torch.Size([len(targets), *targets[0].shape])
         by_layer = self._placed(values.contiguous(), self._by_layer, shape)

@@ -27,7 +27,7 @@ class MomentumTransport:
 
     Args:
         optimizer: trains the adapter's A and B.
-        adapter: whose ``sharing`` says which layers this process works on.
+        adapter: whose ``layer_partition`` says which layers this process works on.
     """
 
     def __init__(self, optimizer: Optimizer, adapter: PhasedAdapter) -> None:
@@ -103,10 +103,11 @@ class MomentumTransport:
         """The momenta of A and B of each layer, in place."""
         matrices = [layer.matrices(*pair) for layer, pair in zip(layers, momenta, strict=True)]
         of_A, of_B = zip(*matrices, strict=True)
-        take, give = self.adapter.sharing.take, self.adapter.sharing.give
+        partition = self.adapter.layer_partition
         # the gradient of A has its coordinates in Q_B, that of B in Q_A
-        give(of_A, transport(take(of_A), before.Q_B, after.Q_B))
-        give(of_B, transport(take(of_B).mT, before.Q_A, after.Q_A).mT.contiguous())
+        partition.scatter(of_A, transport(partition.gather(of_A), before.Q_B, after.Q_B))
+        new_B = transport(partition.gather(of_B).mT, before.Q_A, after.Q_A).mT
+        partition.scatter(of_B, new_B.contiguous())
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
         """None where the optimizer remembers nothing of the parameter."""

@@ -5,14 +5,14 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..tuner import Alone, PhasedAdapter, SdsParamWrapper, Sharing
-from .distributed import Shared, mesh_of
-from .zero import SharedMasters, is_partitioned
+from ..tuner import LayerPartition, PhasedAdapter, SdsParamWrapper, SingleProcess
+from .distributed import DistributedPartition, mesh_of
+from .zero import ZeroPartition, is_partitioned
 
 
-def sharing_of(
+def layer_partition_of(
     adapter: PhasedAdapter, model: nn.Module, group: dist.ProcessGroup | None = None
-) -> Sharing:
+) -> LayerPartition:
     """How the processes that train ``adapter`` share its refreshes, by what its parameters are.
 
     Args:
@@ -32,7 +32,7 @@ def sharing_of(
             "ZeRO: train with DistributedDataParallel, or leave target_parameters out"
         )
     if is_partitioned(parameters[0]):
-        return SharedMasters(parameters[0])
+        return ZeroPartition(parameters[0])
     meshes = {p.device_mesh for p in parameters if isinstance(p, DTensor)}
     if len(meshes) > 1:
         raise ValueError(
@@ -40,10 +40,10 @@ def sharing_of(
             "shard them all on the same one"
         )
     if meshes:
-        return Shared(*meshes)
+        return DistributedPartition(*meshes)
     if group is None:
         wrappers = (m for m in model.modules() if isinstance(m, DistributedDataParallel))
         group = next((wrapper.process_group for wrapper in wrappers), None)
     if group is None or group.size() == 1:
-        return Alone()
-    return Shared(mesh_of(group, parameters[0].device))
+        return SingleProcess()
+    return DistributedPartition(mesh_of(group, parameters[0].device))

@@ -11,7 +11,7 @@ from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
 from . import steps, watchdog
 from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
 from .momentum import MomentumTransport
-from .partitioning import sharing_of
+from .partitioning import layer_partition_of
 from .zero import is_partitioned, refuse_partitioned_weights
 
 _REFRESHES = "sds_lora_refreshes"
@@ -104,7 +104,7 @@ class SdsLoraScheduler:
         for adapter in self.adapters:
             if configs[adapter.name].use_hira:
                 refuse_partitioned_weights(adapter)
-            adapter.sharing = sharing_of(adapter, self.model, self._process_group)
+            adapter.layer_partition = layer_partition_of(adapter, self.model, self._process_group)
         self._follow(step)
         steps.count_steps(self.optimizer, start=step)
         self._group[_REFRESHES] = refreshes

@@ -1,6 +1,7 @@
 """Notices a training that nobody takes through the schedule."""
 
 import warnings
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,9 @@ _steps_left: "WeakKeyDictionary[Optimizer, int | None]" = WeakKeyDictionary()
 """Steps that an optimizer may still take unfollowed; None where it needs no watching."""
 
 
-def install() -> None:
-    """Watch every torch optimizer of the process."""
+@cache
+def watch_optimizers() -> None:
+    """Watch every torch optimizer of the process. Once, however often it is called."""
     register_optimizer_step_post_hook(_after_step)
 
 

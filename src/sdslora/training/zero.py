@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tuner import PhasedAdapter
-from .distributed import Shared, mesh_of
+from .distributed import DistributedPartition, mesh_of
 
 ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 """What optimizers of Adam's family remember, all of it zero before their first step."""
@@ -177,7 +177,7 @@ class _Handle:
             self._hooks.remove(self._hook)
 
 
-class SharedMasters(Shared):
+class ZeroPartition(DistributedPartition):
     """As replicas, for the time in which the masters stand in for the parameters."""
 
     def __init__(self, parameter: Any) -> None:
@@ -185,7 +185,7 @@ class SharedMasters(Shared):
         super().__init__(mesh_of(group, parameter.device))
 
     @contextmanager
-    def opened(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    def available(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Each parameter is its float32 master, whole; what is written to it reaches both."""
         from deepspeed import zero
         from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param

@@ -1,35 +1,33 @@
 """SDS-LoRA as a PEFT method: configuration, model and layers. The only place inside PEFT."""
 
+from .adapted_layers import adapter_configs, adapter_layers
 from .adapter_file import refuse_pickle
 from .config import SdsLoraConfig
 from .from_plain import from_plain_lora, sds_config
-from .layer_partition import Alone, Sharing
-from .layers.experts import SdsParamWrapper
-from .layers.hira import refuse_without_weight
-from .layers.mixin import LIVE_LAYERS, SdsLayerMixin
-from .layers.state import SdsState
-from .loading import install
+from .layer_partition import LayerPartition, SingleProcess
+from .layers import (
+    LIVE_LAYERS,
+    SdsLayerMixin,
+    SdsParamWrapper,
+    SdsState,
+    refuse_without_weight,
+)
 from .model import SdsLoraModel
-from .peft_names import SdsPeftType, register
 from .phased_adapter import (
     PhasedAdapter,
     RefreshReport,
-    adapter_configs,
-    adapter_layers,
     in_warmup,
     refresh_bases,
     start_main_stage,
 )
 from .presets import PRESETS, Preset, complete
+from .registration import SdsPeftType
 from .validation.patterns import refuse_slow
-
-register(SdsLoraConfig, SdsLoraModel)
-install()
 
 __all__ = [
     "LIVE_LAYERS",
     "PRESETS",
-    "Alone",
+    "LayerPartition",
     "PhasedAdapter",
     "Preset",
     "RefreshReport",
@@ -39,7 +37,7 @@ __all__ = [
     "SdsParamWrapper",
     "SdsPeftType",
     "SdsState",
-    "Sharing",
+    "SingleProcess",
     "adapter_configs",
     "adapter_layers",
     "complete",

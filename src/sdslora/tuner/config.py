@@ -7,8 +7,8 @@ from typing import Any
 from peft import LoraConfig
 
 from ..core import REFRESH_MODES, RefreshMode, RefreshSchedule
-from .peft_names import PEFT_SAVES_BY_HOOK, SdsPeftType
 from .presets import Preset, complete
+from .registration import PEFT_SAVES_BY_HOOK, SdsPeftType
 from .validation.patterns import refuse_invalid
 from .validation.value_types import refuse_other_kinds
 

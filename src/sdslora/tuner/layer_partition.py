@@ -1,4 +1,4 @@
-"""Who computes which layers, where several processes train one adapter."""
+"""Which process computes which layers, where several processes train one adapter."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,44 +8,44 @@ import torch
 from torch import Tensor, nn
 
 
-class Sharing(Protocol):
-    """Hands out the matrices of like layers to the processes, and takes the results back.
+class LayerPartition(Protocol):
+    """Divides like layers among the processes, and brings the results back to all of them.
 
     All processes make the same calls in the same order.
     """
 
-    def opened(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Within it the parameters are there to be read and written."""
+    def available(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Within it the parameters can be read and written."""
 
-    def kind(self, tensor: Tensor) -> Hashable:
-        """What tensors must have in common to be taken together, beside shape, dtype and device."""
+    def layout(self, tensor: Tensor) -> Hashable:
+        """What tensors must have in common to be stacked, beside shape, dtype and device."""
 
-    def take(self, tensors: Sequence[Tensor]) -> Tensor:
+    def gather(self, tensors: Sequence[Tensor]) -> Tensor:
         """The matrices that this process works on, whole: (k, rows, columns) with k from 0 up."""
 
-    def give(self, targets: Sequence[Tensor], values: Tensor) -> None:
+    def scatter(self, targets: Sequence[Tensor], values: Tensor) -> None:
         """Write the results (k, rows, columns) of all processes to ``targets``, in place."""
 
     def mean(self, values: Sequence[Tensor]) -> float:
         """The mean over the layers of all processes; ``values`` are those of this one."""
 
 
-class Alone:
+class SingleProcess:
     """One process works on every layer."""
 
-    def opened(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Nothing to be done."""
+    def available(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Do nothing."""
         return nullcontext()
 
-    def kind(self, tensor: Tensor) -> Hashable:
+    def layout(self, tensor: Tensor) -> Hashable:
         """Nothing more."""
         return None
 
-    def take(self, tensors: Sequence[Tensor]) -> Tensor:
-        """All of them."""
+    def gather(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Stack all of them."""
         return torch.stack(tuple(tensors))
 
-    def give(self, targets: Sequence[Tensor], values: Tensor) -> None:
+    def scatter(self, targets: Sequence[Tensor], values: Tensor) -> None:
         """Copy each."""
         torch._foreach_copy_(tuple(targets), values.unbind())
 

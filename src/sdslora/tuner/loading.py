@@ -21,21 +21,19 @@ from peft.utils import CONFIG_NAME
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
+from .._peft import PEFT_PREFIX
+from .adapted_layers import adapter_layers
 from .adapter_file import numbers_in_file, refuse_pickle
 from .config import SdsLoraConfig
-from .peft_names import SdsPeftType
-from .phased_adapter import adapter_layers
+from .registration import SdsPeftType
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _ROOM_TO_SPARE = 8
-_PREFIX = "base_model.model."
-
-
 _room: ContextVar[int | None] = ContextVar("_room", default=None)
 """How many numbers the file holds that an adapter is being loaded from; None outside of loading."""
 
 
-def install() -> None:
+def wrap_peft() -> None:
     """Wrap PEFT's functions. Once, however often it is called."""
     if hasattr(PeftModel.load_adapter, "__wrapped__"):
         return
@@ -102,9 +100,9 @@ def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -
             numbers, and where the layers disagree on the phase.
         RuntimeError: for another shape, as from PyTorch.
     """
-    given = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    given = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
     expected = {
-        f"{name.removeprefix(_PREFIX)}.{key}": tensor
+        f"{name.removeprefix(PEFT_PREFIX)}.{key}": tensor
         for name, layer in adapter_layers(model, adapter)
         for key, tensor in layer.state_dict(keep_vars=True).items()
         if key.startswith("lora_") and adapter in key.split(".")

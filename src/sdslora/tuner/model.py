@@ -8,13 +8,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
+from .adapted_layers import adapter_layers
 from .config import SdsLoraConfig
-from .layers.experts import SdsParamWrapper, log_coverage, refuse_parameters
-from .layers.hira import refuse_merged, refuse_without_weight
-from .layers.mixin import adopt, refuse_unsupported
+from .layers import SdsParamWrapper, adopt, refuse_unsupported, refuse_without_weight
+from .layers.experts import log_coverage, refuse_parameters
+from .layers.hira import refuse_merged
 from .layers.quantized import merge_errors_reported
 from .loading import refuse_larger_than_file, require_all
-from .phased_adapter import adapter_layers
 from .validation.patterns import refuse_slow
 from .validation.tokens import refuse_unknown_tokens
 from .weighted import WeightedAdapterModel

@@ -24,11 +24,11 @@ from ..core import (
     subspace_cosine,
     without_autocast,
 )
-from .config import SdsLoraConfig
-from .layer_partition import Alone, Sharing
-from .layers.mixin import SdsLayerMixin
+from .adapted_layers import adapter_configs, adapter_layers
+from .layer_partition import LayerPartition, SingleProcess
+from .layers import SdsLayerMixin
 
-Found = list[tuple[SdsLayerMixin, SdsFactors]]
+LayerFactors = list[tuple[SdsLayerMixin, SdsFactors]]
 """Layers, and their factors in the layers' memory."""
 
 Follow = Callable[[Sequence[SdsLayerMixin], SdsFactors, SdsFactors], None]
@@ -44,31 +44,6 @@ class RefreshReport(NamedTuple):
     """``‖ΔW' − ΔW‖ / ‖ΔW‖``: 0 where the function is unchanged."""
 
 
-def adapter_configs(model: nn.Module) -> dict[str, SdsLoraConfig]:
-    """The SDS-LoRA adapters of ``model``, wrapped as it may be, with their configurations.
-
-    Raises:
-        ValueError: where the model contains several PEFT models, and adapters of one name that
-            differ in their configurations.
-    """
-    found: dict[str, SdsLoraConfig] = {}
-    for module in model.modules():
-        configs = getattr(module, "peft_config", None)
-        for name, config in configs.items() if isinstance(configs, dict) else ():
-            if isinstance(config, SdsLoraConfig) and found.setdefault(name, config) != config:
-                raise ValueError(
-                    f"two adapters named {name!r} differ in their configurations: rename one"
-                )
-    return found
-
-
-def adapter_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, SdsLayerMixin]]:
-    """The layers that carry ``adapter``, with their names in ``model``."""
-    for name, module in model.named_modules():
-        if isinstance(module, SdsLayerMixin) and adapter in module.lora_sds:
-            yield name, module
-
-
 class PhasedAdapter:
     """One adapter of a model, its layers found once, and its way through its phases.
 
@@ -77,8 +52,8 @@ class PhasedAdapter:
         name: the adapter's name.
 
     Attributes:
-        sharing: how the work is shared with other processes, which then make each call together;
-            by default this process does it alone.
+        layer_partition: how the layers are divided among processes, which then make each call
+            together; by default a single process does all of them.
 
     Raises:
         ValueError: where there is no such adapter.
@@ -86,7 +61,7 @@ class PhasedAdapter:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.name = name
-        self.sharing: Sharing = Alone()
+        self.layer_partition: LayerPartition = SingleProcess()
         self.layers = dict(adapter_layers(model, name))
         if not self.layers:
             raise ValueError(
@@ -128,9 +103,9 @@ class PhasedAdapter:
         """
         if not self.in_warmup:
             raise RuntimeError(f"adapter {self.name!r} is past its warm-up already")
-        with self.exactly(), self.sharing.opened(self._parameters()):
+        with self.autocast_disabled(), self.layer_partition.available(self._parameters()):
             for _, group in self._groups(self._factors()):
-                A, B = map(self.sharing.take, (group.A, group.B))
+                A, B = map(self.layer_partition.gather, (group.A, group.B))
                 self._write(group, reparameterize(A, B, 1.0))
         for layer in self.layers.values():
             layer.adapter_state(self.name).gate.zero_()
@@ -147,19 +122,19 @@ class PhasedAdapter:
         """
         drifts: list[Tensor] = []
         jumps: list[Tensor] = []
-        with self.exactly(), self.sharing.opened(self._parameters()):
-            found = self._factors()
-            # Asked when they are found: until then a GPU has the training step to work on
+        with self.autocast_disabled(), self.layer_partition.available(self._parameters()):
+            factors = self._factors()
+            # Asked once they are listed: until then a GPU has the training step to work on
             if self.in_warmup:
                 raise RuntimeError(
                     f"adapter {self.name!r} is in its warm-up and has no bases to refresh: call "
                     "start_main_stage first"
                 )
             if mode == "qr" and not measure and follow is None:
-                self._replace_bases(found)
+                self._replace_bases(factors)
                 return None
-            for layers, group in self._groups(found):
-                before = SdsFactors(*map(self.sharing.take, group))
+            for layers, group in self._groups(factors):
+                before = SdsFactors(*map(self.layer_partition.gather, group))
                 after = refresh(before, mode)
                 if measure:
                     # (layers,), or (layers, experts)
@@ -172,33 +147,35 @@ class PhasedAdapter:
                     self._write(group, after)
                 if follow is not None:
                     follow(layers, before, after)
-        mean = self.sharing.mean
+        mean = self.layer_partition.mean
         return RefreshReport(mean(drifts), mean(jumps)) if measure else None
 
-    def exactly(self) -> AbstractContextManager[None]:
+    def autocast_disabled(self) -> AbstractContextManager[None]:
         """Products in the dtype of their factors, in a loop that is under autocast too."""
         return without_autocast(next(self._parameters()).device)
 
-    def _replace_bases(self, found: Found) -> None:
+    def _replace_bases(self, layers: LayerFactors) -> None:
         """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
-        take, give, kind = self.sharing.take, self.sharing.give, self.sharing.kind
+        partition = self.layer_partition
         alike: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for _, (A, B, Q_A, Q_B) in found:
+        for _, (A, B, Q_A, Q_B) in layers:
             rank = basis_rank(A, B)
             for side, of, basis in (("A", A, Q_A), ("B", B, Q_B)):
-                alike[side, rank, of.shape, of.dtype, of.device, kind(of)].append((of, basis))
+                key = side, rank, of.shape, of.dtype, of.device, partition.layout(of)
+                alike[key].append((of, basis))
         for (side, rank, *_), pairs in alike.items():
             factors, bases = zip(*pairs, strict=True)
-            M = take(factors)
-            give(bases, refreshed_basis(M.mT if side == "A" else M, rank, partial(take, bases)))
+            M = partition.gather(factors)
+            previous = partial(partition.gather, bases)
+            partition.scatter(bases, refreshed_basis(M.mT if side == "A" else M, rank, previous))
 
     def _write(self, group: Sequence[Sequence[Tensor]], factors: Sequence[Tensor]) -> None:
         for targets, values in zip(group, factors, strict=True):
-            self.sharing.give(targets, values)
+            self.layer_partition.scatter(targets, values)
 
-    def _factors(self) -> Found:
+    def _factors(self) -> LayerFactors:
         """The layers and their factors, all of them checked before the first one changes."""
-        found = []
+        factors = []
         for name, layer in self.layers.items():
             if self.name in layer.merged_adapters:
                 raise RuntimeError(
@@ -206,15 +183,15 @@ class PhasedAdapter:
                     f"{self.name!r} is merged (layer {name!r}), because unmerging could not undo "
                     "them: call unmerge_adapter() first."
                 )
-            found.append((layer, layer.sds_factors(self.name)))
-        return found
+            factors.append((layer, layer.sds_factors(self.name)))
+        return factors
 
-    def _groups(self, found: Found) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
+    def _groups(self, layers: LayerFactors) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
         """Those of one shape together."""
-        groups: dict[Any, Found] = defaultdict(list)
-        for layer, factors in found:
+        groups: dict[Any, LayerFactors] = defaultdict(list)
+        for layer, factors in layers:
             A, B, _, _ = factors
-            kinds = map(self.sharing.kind, (A, B))
+            kinds = map(self.layer_partition.layout, (A, B))
             groups[A.shape, B.shape, A.dtype, A.device, *kinds].append((layer, factors))
         return [
             (

@@ -7,7 +7,7 @@ import torch
 from peft.tuners.lora import LoraModel
 
 from ..core import LowRankPair, factored_svd
-from .phased_adapter import adapter_layers
+from .adapted_layers import adapter_layers
 
 
 class WeightedAdapterModel(LoraModel):

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from ... import SdsLoraConfig
+from ..._peft import adapted_layers, name_in_base
 from ...tuner import refuse_slow
 from ..errors import RunFailed, UserError, nearest
 from .base_models import Source
@@ -56,7 +56,7 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
             raise UserError(
                 f"adapter.r: a rank of {rank} is larger than layer {name} of shape {sizes}"
             )
-    if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
+    if isinstance(wrapped.get_output_embeddings(), Any):
         raise UserError(
             "adapter.target_modules includes the output layer, whose adapter the trainer would "
             "never train; leave it out, or name it in adapter.modules_to_save"
@@ -64,13 +64,9 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
     return wrapped
 
 
-def layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+def layers(model: nn.Module) -> dict[str, Any]:
     """The layers that have an adapter, by their name in the base model."""
-    return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
+    return {name_in_base(name): layer for name, layer in adapted_layers(model)}
 
 
 def tensors(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -12,7 +12,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ...export.adapter import LINEAR_KEYS, PEFT_PREFIX
+from ..._peft import name_in_base
+from ...export.adapter import LINEAR_KEYS
 from ..errors import UserError, first_line
 
 _KINDS: dict[int, Callable[..., nn.Module]] = {
@@ -49,7 +50,7 @@ def _layers(file: Path) -> Iterator[tuple[str, nn.Module]]:
                 name = key.removesuffix(down)
                 _, n, *kernel = tensors.get_slice(key).get_shape()
                 m = tensors.get_slice(name + up).get_shape()[0]
-                yield name.removeprefix(PEFT_PREFIX), _layer(m, n, kernel)
+                yield name_in_base(name), _layer(m, n, kernel)
 
 
 def _layer(m: int, n: int, kernel: list[int]) -> nn.Module:

@@ -18,7 +18,7 @@ from ...diagnostics import (
     subspace_overlap,
 )
 from ...methods import Method
-from ...methods.sds_lora import SdsLora
+from ...methods.sds_lora import SdsMethod
 
 Figures = dict[str, float | list[float] | None]
 """By :data:`KEYS`; None where a figure does not exist."""
@@ -92,7 +92,7 @@ def layer_figures(
     if stepped is not None:
         figures["alignment_applied"] = _alignment_of_step(G, method.weight_change(state, stepped))
     last = state if stepped is None else stepped
-    if isinstance(method, SdsLora) and not last.in_warmup:
+    if isinstance(method, SdsMethod) and not last.in_warmup:
         assert method.refresh_mode is not None  # its preset has seen to that
         refreshed = refresh(last.factors, method.refresh_mode)
         figures |= _of_refresh(last.factors, refreshed)
@@ -103,12 +103,12 @@ def layer_figures(
 
 
 def _of_factors(method: Method, state: Any, G: Tensor) -> Figures:
-    frame, gradients = method.frame(state), method.factor_gradients(state, G)
-    if frame is None or gradients is None:
+    factors, gradients = method.gradient_factors(state), method.factor_gradients(state, G)
+    if factors is None or gradients is None:
         return {}
     # V_B U_Bᵀ G,  G V_A U_Aᵀ, of the gradient that the factors see
-    A, B = (polar_factor(factor.cpu()).to(G.device) for factor in (frame.A, frame.B))
-    directions = lora_gradients(A, B, method.seen_gradient(state, G), 1.0)
+    A, B = (polar_factor(factor.cpu()).to(G.device) for factor in (factors.A, factors.B))
+    directions = lora_gradients(A, B, method.delta_gradient(state, G), 1.0)
     figures: Figures = {}
     for side in ("A", "B"):
         for name, matrix, rank in (

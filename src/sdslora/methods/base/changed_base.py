@@ -7,14 +7,15 @@ from torch import nn
 
 from ...core import LowRankPair
 from . import initial_pair
+from .factor_method import LowRankMethod
 from .layers import lora_layers
-from .method import Method
+from .method import State
 from .settings import Settings
 from .target_modules import require_dense, require_rank
 
 
 @dataclass(frozen=True)
-class ChangedBaseMethod(Method):
+class ChangedBaseMethod(LowRankMethod[State]):
     """The factors start away from zero, and are taken off the base weights.
 
     ``disable_adapter()`` gives the lowered base weights, not the original ones. Adapters saved by

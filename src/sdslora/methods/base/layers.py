@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..._peft import adapted_layers, name_in_base
 from ...core import upcast
-from ...export.adapter import PEFT_PREFIX
 
 ADAPTER = "default"
 """The name of the one adapter that a method trains."""
@@ -31,11 +30,9 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
         ValueError: where there is none.
     """
     layers = {
-        name.rpartition(PEFT_PREFIX)[2]: module
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-        and ADAPTER in getattr(module, "lora_A", ())
-        and not hasattr(module, "parameter_name")
+        name_in_base(name): layer
+        for name, layer in adapted_layers(model)
+        if ADAPTER in getattr(layer, "lora_A", ()) and not hasattr(layer, "parameter_name")
     }
     if not layers:
         raise ValueError("the model has no adapted layer: attach the method to it first")

@@ -1,26 +1,24 @@
 """What a compared method is: how it wraps a model, trains it, and moves the weights."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, Generic, TypedDict, TypeVar, Unpack
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
-from ...core import (
-    FactorGradients,
-    LowRankPair,
-    lora_effective_gradient,
-    lora_gradients,
-    low_rank_change,
-)
+from ...core import FactorGradients, LowRankPair, lora_gradients
 from ...export import PlainLoraExport, write_plain_lora
-from .layers import LayerState, layer_state, lora_layers
+from .layers import LayerState
 from .settings import Batches, Settings
 from .target_modules import require_linear, target_layers
+
+State = TypeVar("State")
+"""What a method knows of one layer at one moment."""
 
 
 class AdamOptions(TypedDict, total=False):
@@ -35,10 +33,11 @@ NO_DECAY: AdamOptions = {"weight_decay": 0.0}
 
 
 @dataclass(frozen=True)
-class Method:
-    """A method, with its options as fields. What is not overridden is LoRA of scaling 4/√r, AdamW.
+class Method(ABC, Generic[State]):
+    """A method with its options as fields, made by :func:`~sdslora.methods.make_method`.
 
-    Made by name with :func:`~sdslora.methods.make_method`. Whatever the method, dropout is 0.
+    ``State`` is what it knows of one layer: see :meth:`layer_states`. Methods that train LoRA's A
+    and B build on :class:`~.factor_method.FactorMethod`. Dropout is 0 in all of them.
     """
 
     name: ClassVar[str]
@@ -47,6 +46,22 @@ class Method:
     """The paper, and the code that this follows."""
     default_rate: ClassVar[float] = 2e-4
     """The learning rate that the SDS-LoRA paper trains small models with."""
+    way_out: ClassVar[str] = "save the adapter with save_pretrained, which stock PEFT loads"
+    """What to do where there is no plain LoRA."""
+
+    @abstractmethod
+    def config(self, settings: Settings) -> PeftConfig:
+        """Return PEFT's configuration of the adapter."""
+
+    def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
+        """Return the layers that will be adapted, by name.
+
+        Raises:
+            ValueError: where the method cannot run, naming the method, the layer and the way out.
+        """
+        layers = target_layers(model, settings)
+        require_linear(self.name, layers, settings)
+        return layers
 
     def attach(
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
@@ -65,24 +80,10 @@ class Method:
         adapted: nn.Module = get_peft_model(model, self.config(settings))
         return adapted
 
-    def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
-        """The layers that will be adapted, by name.
-
-        Raises:
-            ValueError: where the method cannot run, naming the method, the layer and the way out.
-        """
-        layers = target_layers(model, settings)
-        require_linear(self.name, layers, settings)
-        return layers
-
-    def config(self, settings: Settings) -> PeftConfig:
-        """PEFT's configuration of the adapter."""
-        return LoraConfig(lora_alpha=4, use_rslora=True, **settings.peft_options())
-
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """The optimizer of everything trainable in an attached model.
+        """Return the optimizer of everything trainable in an attached model: AdamW.
 
         Args:
             model: attached.
@@ -93,47 +94,47 @@ class Method:
         return torch.optim.AdamW(trainable, lr=learning_rate, **NO_DECAY | options)
 
     def callbacks(self) -> list[TrainerCallback]:
-        """What a ``transformers.Trainer`` needs beside the optimizer."""
+        """Return what a ``transformers.Trainer`` needs beside the optimizer."""
         return []
 
     def scheduler(self, model: nn.Module, optimizer: Optimizer, total_steps: int) -> Any:
-        """For a hand-written loop: what to ``step()`` after each optimizer step, or None."""
+        """Return what a hand-written loop steps after each optimizer step, or None."""
         return None
 
-    def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """What the methods below need of each adapted layer, by name in the base model.
+    @abstractmethod
+    def layer_states(self, model: nn.Module) -> dict[str, State]:
+        """Return what the methods below need of each trained layer, by name in the base model.
 
         Detached; a later step of the optimizer may change it.
         """
-        return {name: layer_state(layer) for name, layer in lora_layers(model).items()}
 
-    def frame(self, state: Any) -> LayerState | None:
-        """The A, B and s with which autograd computes ``∇A = s Bᵀ G``, ``∇B = s G Aᵀ``.
+    def gradient_factors(self, state: State) -> LayerState | None:
+        """Return the A, B and s with which autograd computes ``∇A = s Bᵀ G``, ``∇B = s G Aᵀ``.
 
         None where the method trains no factors.
         """
-        factors: LayerState = state
-        return factors
+        return None
 
-    def seen_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """The gradient of the ΔW that the factors make, given the full gradient G (m, n).
+    def delta_gradient(self, state: State, G: Tensor) -> Tensor:
+        """Return the gradient of the factors' ΔW, given the full gradient G (m, n).
 
         G itself where that ΔW is added to the weight as it is.
         """
         return G
 
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients | None:
-        """What the optimizer of A and B puts its moments on, given the full gradient G (m, n).
+    def factor_gradients(self, state: State, G: Tensor) -> FactorGradients | None:
+        """Return what the optimizer of A and B puts its moments on, given the full gradient G.
 
         None where the method trains no factors.
         """
-        frame = self.frame(state)
-        if frame is None:
+        factors = self.gradient_factors(state)
+        if factors is None:
             return None
-        return lora_gradients(frame.A, frame.B, self.seen_gradient(state, G), frame.scaling)
+        return lora_gradients(factors.A, factors.B, self.delta_gradient(state, G), factors.scaling)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """The first-order change of W under one step of gradient descent, per −η: (m, n).
+    @abstractmethod
+    def effective_gradient(self, state: State, G: Tensor) -> Tensor:
+        """Return the first-order change of W under one step of gradient descent, per −η: (m, n).
 
         The method's own rule with no moments: what its optimizer would feed to Adam, applied.
 
@@ -141,25 +142,23 @@ class Method:
             state: of the layer, from :meth:`layer_states`.
             G: the full gradient ``dL/dW`` (m, n).
         """
-        return lora_effective_gradient(state.A, state.B, G, state.scaling)
 
-    def weight_change(self, before: Any, after: Any) -> Tensor:
-        """``W' − W`` of two states of a layer, (m, n), float32 or better, without cancellation."""
-        return low_rank_change(self.pair(before), self.pair(after))
-
-    def pair(self, state: Any) -> LowRankPair:
-        """What the trained factors of a layer add to its base weight, the scaling folded in."""
-        return LowRankPair(up=state.scaling * state.B, down=state.A)
+    @abstractmethod
+    def weight_change(self, before: State, after: State) -> Tensor:
+        """Return ``W' − W`` of two states of a layer, (m, n), float32 or better."""
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
-        """The change of each layer against the original base weights, the scaling folded in.
+        """Return the change of each layer against the original base weights, the scaling folded in.
 
         ``up`` (m, k) and ``down`` (k, n), float32 or better, exact, by name in the base model.
 
         Raises:
-            ValueError: where the method's change is not of low rank.
+            ValueError: where the method's change is not of low rank, as here.
         """
-        return {name: self.pair(state) for name, state in self.layer_states(model).items()}
+        raise ValueError(
+            f"{self.name} changes the weights by matrices of full rank, for which there is no "
+            f"plain LoRA: {self.way_out}"
+        )
 
     def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> PlainLoraExport:
         """Write a plain LoRA adapter, exact, that stock PEFT loads on the original base model.

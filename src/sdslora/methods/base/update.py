@@ -9,14 +9,14 @@ from torch.optim import Optimizer
 from ...optim import Muon
 from ...optim.groups import trainable_factors
 from ...optim.muon import muon_groups
-from .method import AdamOptions, Method
+from .method import AdamOptions, Method, State
 
 Update = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
-class AnyUpdate(Method):
-    """Base class of methods whose gradients any optimizer may take.
+class AnyUpdate(Method[State]):
+    """Mixed into methods whose gradients any optimizer may take.
 
     Args:
         update: ``"adamw"``, the paper's, or ``"muon"``: orthogonalized momentum for the trained

@@ -18,7 +18,7 @@ from ...app.errors import RunFailed, UserError
 from ...app.files import read_json, refuse_links_out, write_json, write_jsonl, write_text
 from ...app.run.record import as_json, differing_keys
 from ...methods import Settings
-from ...methods.sds_lora import SdsLora
+from ...methods.sds_lora import SdsMethod
 from ..grid.contenders import Contender, contenders, next_rate, rates
 from ..grid.engines import Engine, engine
 from ..grid.execution import NAME, Job, carry_out, outcome, workload
@@ -90,7 +90,7 @@ def _note_missing_rise(contender: Contender, spec: CompareSpec, steps: int) -> N
     method = contender.make()
     rises = spec.training.lr_scheduler_type != "constant"
     rise = spec.training.get_warmup_steps(steps) if rises else 0
-    if isinstance(method, SdsLora) and method.transport_momentum and rise <= method.warmup_steps:
+    if isinstance(method, SdsMethod) and method.transport_momentum and rise <= method.warmup_steps:
         print(
             f"note: {contender.label} gains only with a learning rate that rises slowly: compare "
             "with training.warmup_steps of about 30% of the steps (0.3), and once without"

@@ -12,7 +12,7 @@ from ...app.recording.layer_figures import layer_figures, rounded
 from ...app.recording.model_figures import linear_layers
 from ...core import reparameterize, sds_effective_gradient
 from ...diagnostics import gradient_alignment, visit_full_gradients
-from ...methods import LayerState, Method, make_method
+from ...methods import FactorMethod, LayerState, make_method
 from .loaded_adapter import in_main_stage
 
 _FROM_PASS = (
@@ -27,7 +27,10 @@ _PROJECTION = make_method("lora-pro")
 
 
 def add_gradients(
-    layers: Mapping[str, Figures], method: Method, model: nn.Module, batch: Mapping[str, Any]
+    layers: Mapping[str, Figures],
+    method: FactorMethod[Any],
+    model: nn.Module,
+    batch: Mapping[str, Any],
 ) -> None:
     """Add to each layer's figures those on ``batch``, and measure ``rank_lost`` anew.
 
@@ -74,7 +77,7 @@ def add_gradients(
         )
 
 
-def _of_layer(method: Method, state: Any, G: Tensor) -> Figures:
+def _of_layer(method: FactorMethod[Any], state: Any, G: Tensor) -> Figures:
     found = layer_figures(method, state, G)
     figures = {key: found[key] for key in _FROM_PASS}
     if figures["alignment"] is None:  # G is not finite

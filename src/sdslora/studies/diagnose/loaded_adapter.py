@@ -12,13 +12,14 @@ from ...app.errors import UserError, nearest
 from ...app.models import weightless
 from ...app.models.base_models import Source
 from ...app.recording.model_figures import linear_layers
-from ...methods import Method, make_method
+from ...methods import FactorMethod
 from ...methods.base.layers import lora_layers
-from ...methods.sds_lora import SdsState
+from ...methods.lora import Lora
+from ...methods.sds_lora import SdsLayerState, SdsLora
 from ...tuner import SdsLoraConfig, sds_config
 
 
-def method_of(config: PeftConfig, directory: str) -> Method:
+def method_of(config: PeftConfig, directory: str) -> FactorMethod[Any]:
     """SDS-LoRA, or plain LoRA.
 
     Raises:
@@ -32,7 +33,7 @@ def method_of(config: PeftConfig, directory: str) -> Method:
                 "diagnose reads those of low rank. Record its diagnostics while it trains "
                 "(diagnostics.every)"
             )
-        return make_method("sds-lora", refresh_mode=config.refresh_mode)
+        return SdsLora(refresh_mode=config.refresh_mode)
     if config.peft_type != PeftType.LORA:
         kind = getattr(config.peft_type, "value", config.peft_type)
         raise UserError(
@@ -42,12 +43,12 @@ def method_of(config: PeftConfig, directory: str) -> Method:
         sds_config(config)
     except ValueError as error:
         raise UserError(f"{directory} is no plain LoRA adapter: {error}") from error
-    return make_method("lora")
+    return Lora()
 
 
 def in_main_stage(state: Any) -> bool:
     """Whether a layer's gradients pass through bases, as SDS-LoRA's do after its warm-up."""
-    return isinstance(state, SdsState) and not state.in_warmup
+    return isinstance(state, SdsLayerState) and not state.in_warmup
 
 
 def load(config: PeftConfig, directory: str) -> PeftModel:
@@ -73,7 +74,7 @@ def load(config: PeftConfig, directory: str) -> PeftModel:
     return model
 
 
-def require_match(method: Method, adapter: PeftModel, source: Source) -> None:
+def require_match(method: FactorMethod[Any], adapter: PeftModel, source: Source) -> None:
     """Raise ``UserError`` where a layer is not in the base model, or has another shape there.
 
     Loads no weights.

@@ -10,11 +10,11 @@ from ...app.recording import Figures
 from ...app.recording.layer_figures import rounded
 from ...app.recording.model_figures import linear_layers
 from ...diagnostics import effective_rank, singular_values, stable_rank
-from ...methods import Method
+from ...methods import FactorMethod
 from ..plotting.layer_names import by_depth
 
 
-def of_weights(method: Method, model: nn.Module) -> dict[str, Figures]:
+def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures]:
     """The figures of every linear layer, by its name in the base model.
 
     ====================  ==========================================================================
@@ -35,7 +35,7 @@ def of_weights(method: Method, model: nn.Module) -> dict[str, Figures]:
     return {name: _of_layer(method, states[name]) for name in names}
 
 
-def _of_layer(method: Method, state: Any) -> Figures:
+def _of_layer(method: FactorMethod[Any], state: Any) -> Figures:
     S = singular_values(method.pair(state))
     figures: Figures = {"rank": float(state.A.shape[0])}
     for name, values in (
@@ -44,9 +44,10 @@ def _of_layer(method: Method, state: Any) -> Figures:
         ("delta", S),
     ):
         figures |= _of_spectrum(values, name)
-    frame = method.frame(state)
-    assert frame is not None
-    shares = [effective_rank(factor).item() / min(factor.shape) for factor in (frame.A, frame.B)]
+    factors = method.gradient_factors(state)
+    shares = [
+        effective_rank(factor).item() / min(factor.shape) for factor in (factors.A, factors.B)
+    ]
     figures["rank_lost"] = rounded(1 - sum(shares) / 2) if S.any() else None
     figures["singular_values"] = [rounded(value) for value in S.tolist()]
     return figures

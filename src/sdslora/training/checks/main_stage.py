@@ -23,7 +23,7 @@ class BasesOrthonormal:
         for adapter in self.adapters:
             if adapter.in_warmup:
                 continue
-            with adapter.exactly():
+            with adapter.autocast_disabled():
                 errors = torch.stack([e.cpu() for e in _departures(adapter)])
             worst = int(errors.nan_to_num(torch.inf).argmax())
             if not errors[worst] <= _TOLERANCE:

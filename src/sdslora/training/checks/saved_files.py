@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..._peft import name_in_base
 from ...tuner import PhasedAdapter
 from .watched import CheckFailed
 
@@ -24,7 +25,7 @@ def require_saved(directory: Path, adapters: Collection[PhasedAdapter]) -> None:
         try:
             with safe_open(path, framework="pt") as file:
                 keys = file.keys()
-                shapes = {_in_base(key): tuple(file.get_slice(key).get_shape()) for key in keys}
+                shapes = {name_in_base(key): tuple(file.get_slice(key).get_shape()) for key in keys}
         except (OSError, SafetensorError) as error:
             raise CheckFailed("saved", f"{path} cannot be read: {error}") from error
         lost = [key for key, shape in _saved_shapes(adapter) if shapes.get(key) != shape]
@@ -43,9 +44,5 @@ def _saved_shapes(adapter: PhasedAdapter) -> Iterator[tuple[str, tuple[int, ...]
             kind, _, rest = name.partition(".")
             owner, _, last = rest.partition(".")
             if kind.startswith("lora_") and owner == adapter.name:
-                parts = filter(None, (_in_base(layer_name), kind, last))
+                parts = filter(None, (name_in_base(layer_name), kind, last))
                 yield ".".join(parts), tuple(getattr(tensor, "ds_shape", tensor.shape))
-
-
-def _in_base(name: str) -> str:
-    return name.rpartition("base_model.model.")[2]

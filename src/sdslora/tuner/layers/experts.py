@@ -13,7 +13,7 @@ from typing import Any
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ...core import SdsFactors, plain_pair, upcast
+from ...core import SdsFactors, gated, plain_pair, upcast
 from .mixin import SdsLayerMixin
 from .state import SdsState
 
@@ -87,8 +87,7 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
         """
         A, B = map(upcast, self.matrices(*self.adapter_parameters(adapter)))
         state = self.adapter_state(adapter)
-        # B (Q_Aᵀ + gate A) + Q_B A
-        pair = plain_pair(SdsFactors(A, B, state.Q_A + state.gate * A.mT, state.Q_B))
+        pair = plain_pair(gated(SdsFactors(A, B, state.Q_A, state.Q_B), state.gate))
         if self._did_swap_in_out_features or self.get_param().ndim == 2:  # stored as (m, n)
             return pair.up, pair.down
         return pair.down.mT, pair.up.mT

@@ -1,12 +1,24 @@
 """``use_hira``: ΔW multiplied with the base weight, entry by entry, which gives it full rank."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from peft.utils.other import transpose
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...core import delta_weight, fused_hadamard_linear, hadamard_change, upcast, without_autocast
+from ...core import (
+    SdsFactors,
+    delta_weight,
+    fused_hadamard_linear,
+    gated,
+    hadamard_change,
+    root_mean_square,
+    upcast,
+    without_autocast,
+)
 from .state import SdsState
 
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -16,6 +28,7 @@ class HadamardState(SdsState):
     """The bases and the phase, and ``rms`` (1,) of the base weight that ΔW is multiplied with."""
 
     rms: Tensor
+    needs_weight = True
 
     def __init__(self, *size: Any) -> None:
         super().__init__(*size)
@@ -25,12 +38,18 @@ class HadamardState(SdsState):
         """``ΔW ⊙ W / rms(W)``; all as W is stored."""
         return hadamard_change(delta, weight, self.rms)
 
-    def trained_change(self, A: Tensor, B: Tensor, scaling: float, weight: Tensor) -> Tensor:
-        """The same (m, n) of A (r, n), B (m, r) and W (m, n), with gradients for A and B.
+    def measure(self, unmerged_weight: Callable[[], Tensor]) -> None:
+        """Note ``rms(W)``."""
+        self.rms = root_mean_square(unmerged_weight()).to(self.gate)
+
+    def branch(self, layer: Any, adapter: str, x: Tensor) -> Tensor:
+        """``x (ΔW ⊙ W / rms(W))ᵀ``, the change being made; gradients reach A and B.
 
         Raises:
-            RuntimeError: where the weight is not there.
+            RuntimeError: where the whole weight is not on this device.
         """
+        weight = transpose(layer.unmerged_weight(), layer.fan_in_fan_out)
+        A, B = layer.adapter_parameters(adapter)
         shape = len(self.Q_B), len(self.Q_A)
         if weight.shape != shape or weight.device != self.Q_A.device:
             raise RuntimeError(
@@ -39,10 +58,9 @@ class HadamardState(SdsState):
                 "sharded it, or it is offloaded. Use FSDP2, or use_hira=False."
             )
         with without_autocast(weight.device):
-            A, B = upcast(A), upcast(B)
-            # Eq. (1) in the warm-up, then Eq. (5)
-            delta = delta_weight(A, B, self.Q_A + self.gate * A.mT, self.Q_B, scaling)
-            return self.change(delta, weight)
+            factors = gated(SdsFactors(upcast(A), upcast(B), self.Q_A, self.Q_B), self.gate)
+            change = self.change(delta_weight(*factors, layer.scaling[adapter]), weight)
+        return F.linear(layer.lora_dropout[adapter](x), change.to(x.dtype))
 
     def fused_linear(
         self,
@@ -51,21 +69,12 @@ class HadamardState(SdsState):
         A: Tensor,
         B: Tensor,
         scaling: float,
-        dropped: Tensor | None,
+        x_dropout: Tensor | None,
     ) -> Tensor:
         """The same layer as one operation."""
+        factors = SdsFactors(A, B, self.Q_A, self.Q_B)
         return fused_hadamard_linear(
-            x,
-            base.weight,
-            base.bias,
-            A,
-            B,
-            self.Q_A,
-            self.Q_B,
-            scaling,
-            self.gate,
-            self.rms,
-            dropped,
+            x, base.weight, base.bias, factors, scaling, self.gate, self.rms, x_dropout
         )
 
 
@@ -87,7 +96,7 @@ class RemembersWeight:
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """As PEFT's."""
-        if not self.merged_adapters and any(map(_is_hira, self.lora_sds.values())):
+        if not self.merged_adapters and any(state.needs_weight for state in self.lora_sds.values()):
             self._unmerged = self.unmerged_weight().to("cpu", copy=True)
         try:
             super().merge(safe_merge, adapter_names)  # type: ignore[misc]
@@ -142,7 +151,3 @@ def refuse_without_weight(module: nn.Module, name: str) -> None:
         f"SDS-LoRA does not support use_hira=True with {reason}: layer {name!r}. Leave it out of "
         "target_modules, or use use_hira=False."
     )
-
-
-def _is_hira(state: nn.Module) -> bool:
-    return isinstance(state, HadamardState)

@@ -1,18 +1,13 @@
-"""SDS-LoRA in PEFT's layers: one mixin over whichever LoRA layer PEFT chose for a module.
+"""What every adapted layer offers: factors, phase, ΔW and the branch, by adapter name.
 
-PEFT's layers dispatch their forward, merge and unmerge on a ``LoraVariant``; ours answers through
-the mixin. The mixin sees every layer as the (m, n) matrix of Eq. (5): an embedding's is transposed,
-a convolution's is its weight with all but the output channels flattened.
+The mixin sees every layer as the (m, n) matrix of Eq. (5): an embedding's is transposed, a
+convolution's is its weight with all but the output channels flattened.
 """
 
-import importlib
-import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
-import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 from peft.tuners.lora.layer import LoraVariant
@@ -22,18 +17,12 @@ from torch import Tensor, nn
 from ...core import (
     LowRankPair,
     SdsFactors,
-    autocast_dtype,
     delta_weight,
-    fused,
     lora_delta_weight,
     plain_pair,
-    root_mean_square,
-    sds_branch,
     upcast,
 )
-from ..config import SdsLoraConfig
 from .hira import HadamardState, RemembersWeight
-from .quantized import Requantized
 from .state import SdsState
 
 LIVE_LAYERS: "WeakSet[SdsLayerMixin]" = WeakSet()
@@ -82,8 +71,7 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
         kind = HadamardState if use_hira else SdsState
         state = kind(B.shape[0], A[0].numel(), A.shape[0], A.dtype, device or A.device)
-        if isinstance(state, HadamardState):
-            state.rms = root_mean_square(self.unmerged_weight()).to(state.gate)
+        state.measure(self.unmerged_weight)
         return state
 
     def adapter_state(self, adapter: str) -> SdsState:
@@ -151,265 +139,12 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         return transpose(delta, getattr(self, "fan_in_fan_out", False))
 
     def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the base layer's output.
+        """What the adapter adds to the base layer's output."""
+        return self.adapter_state(adapter).branch(self, adapter, x)
 
-        Calls the modules of A and B, because hooks may have to bring in their weights.
-        """
-        A, B = self.lora_A[adapter], self.lora_B[adapter]
-        state = self.adapter_state(adapter)
-        return sds_branch(
-            self.lora_dropout[adapter](x),
-            A,
-            B,
-            partial(self._apply_like, A, state.Q_A.mT),
-            partial(self._apply_like, B, state.Q_B),
-            self.scaling[adapter],
-            state.gate,
-        )
-
-    def _apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
+    def apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
         """What ``module`` would compute if ``weight`` were its own."""
         return F.linear(x, weight.to(module.weight.dtype))
-
-
-class SdsVariant(LoraVariant):
-    """Answers PEFT's layers. Holds nothing: the state is in the layer."""
-
-    @staticmethod
-    def init(module: SdsLayerMixin, adapter_name: str, **kwargs: Any) -> None:
-        """Nothing to prepare: ``adopt`` gives the layer its state."""
-
-    @staticmethod
-    def merge_safe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """A new tensor ``W + ΔW``."""
-        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def merge_unsafe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> None:
-        """``W += ΔW``."""
-        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def unmerge(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """A new tensor ``W − ΔW``."""
-        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def forward(
-        module: SdsLayerMixin, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
-    ) -> Tensor:
-        """The base layer's output with the branch added."""
-        return result + module.branch(active_adapter, x)
-
-
-class SdsLinear(SdsLayerMixin, lora.Linear):
-    """``nn.Linear`` and transformers' ``Conv1D``."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As one fused operation where nothing has to happen in between, else as PEFT's layer."""
-        adapter = None if args or kwargs else self._fusible_adapter(x)
-        if adapter is None:
-            return super().forward(x, *args, **kwargs)
-        parts: Any = self._modules
-        base, dropout = parts["base_layer"], parts["lora_dropout"][adapter]
-        A, B = self.adapter_parameters(adapter)
-        state = self._state_of(adapter, A)
-        drops = self.training and not isinstance(dropout, nn.Identity)
-        dropped = dropout(x) if drops else None
-        return state.fused_linear(x, base, A, B, self.scaling[adapter], dropped)
-
-    def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the base layer's output."""
-        state = self.adapter_state(adapter)
-        if not isinstance(state, HadamardState):
-            return super().branch(adapter, x)
-        weight = transpose(self.unmerged_weight(), self.fan_in_fan_out)
-        change = state.trained_change(
-            *self.adapter_parameters(adapter), self.scaling[adapter], weight
-        )
-        return F.linear(self.lora_dropout[adapter](x), change.to(x.dtype))
-
-    def _fusible_adapter(self, x: Tensor) -> str | None:
-        """The one adapter to apply, if the layer applies just one and nothing else has a say."""
-        parts: Any = self._modules
-        base, lora_A, lora_B = parts["base_layer"], parts["lora_A"], parts["lora_B"]
-        active = [name for name in self.active_adapters if name in lora_A]
-        if len(active) != 1 or active[0] not in parts["lora_sds"]:
-            return None
-        [adapter] = active
-        possible = (
-            fused.ENABLED
-            and not (self._disable_adapters or self.merged_adapters)
-            and all(map(_is_plain_linear, (base, lora_A[adapter], lora_B[adapter])))
-            and not base.weight.requires_grad
-            and (x.dtype == base.weight.dtype or autocast_dtype(x.device) is not None)
-            # vmap has to see the separate operations
-            and not torch._C._are_functorch_transforms_active()
-        )
-        return adapter if possible else None
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling ``module`` does no more than ``F.linear`` with an ordinary weight."""
-    has = vars(module)
-    return (
-        type(module) is nn.Linear
-        and type(has["_parameters"].get("weight")) is nn.Parameter
-        and "forward" not in has
-        and not (has["_forward_hooks"] or has["_forward_pre_hooks"])
-        and not (has["_backward_hooks"] or has["_backward_pre_hooks"])
-    )
-
-
-class _SdsConvNd(SdsLayerMixin):
-    def _as_weight(self, delta: Tensor) -> Tensor:
-        return delta.view(self.get_base_layer().weight.shape)
-
-    def _apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
-        weight = weight.to(module.weight.dtype).reshape(module.weight.shape)
-        out: Tensor = module._conv_forward(x, weight, None)
-        return out
-
-
-class SdsConv1d(_SdsConvNd, lora.layer.Conv1d):
-    """``nn.Conv1d``."""
-
-
-class SdsConv2d(_SdsConvNd, lora.Conv2d):
-    """``nn.Conv2d``."""
-
-
-class SdsConv3d(_SdsConvNd, lora.Conv3d):
-    """``nn.Conv3d``."""
-
-
-class SdsEmbedding(SdsLayerMixin, lora.Embedding):
-    """``nn.Embedding``; n is the vocabulary, m the embedding's width."""
-
-    factor_keys = ("lora_embedding_A", "lora_embedding_B")
-    _embed: Callable[..., Tensor]
-    _get_embed_scale: Callable[[], Tensor | None]
-
-    def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """The trainable A and B as PEFT stores them."""
-        return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
-
-    def _as_weight(self, delta: Tensor) -> Tensor:
-        return delta.mT
-
-    def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the embeddings of the token ids ``x``."""
-        A, B = self.adapter_parameters(adapter)
-        state = self.adapter_state(adapter)
-        out = sds_branch(
-            x,
-            lambda ids: self._embed(ids, A.mT),
-            partial(F.linear, weight=B),
-            lambda ids: self._embed(ids, state.Q_A.to(A.dtype)),
-            partial(F.linear, weight=state.Q_B.to(B.dtype)),
-            self.scaling[adapter],
-            state.gate,
-        )
-        # some models scale their embeddings in the layer itself
-        scale = self._get_embed_scale()
-        return out if scale is None else out * scale.to(out.dtype)
-
-    def _mixed_batch_forward(
-        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
-    ) -> Tensor:
-        others = ["__base__" if name in self.lora_sds else name for name in adapter_names]
-        result: Tensor = super()._mixed_batch_forward(x, *args, adapter_names=others, **kwargs)
-        for adapter in set(adapter_names) & set(self.lora_sds):
-            rows = [row for row, name in enumerate(adapter_names) if name == adapter]
-            result[rows] += self.branch(adapter, x[rows]).to(result.dtype)
-        return result
-
-
-# PEFT's layers over quantized weights that dispatch on variants, imported only where one is met.
-_QUANTIZED = {
-    "SdsLinear8bitLt": "peft.tuners.lora.bnb",
-    "SdsLinear4bit": "peft.tuners.lora.bnb",
-    "SdsGPTQLoraLinear": "peft.tuners.lora.gptq",
-    "SdsHqqLoraLinear": "peft.tuners.lora.hqq",
-    "SdsIncLoraLinear": "peft.tuners.lora.inc",
-    "SdsTorchaoLoraLinear": "peft.tuners.lora.torchao",
-}
-
-
-def __getattr__(name: str) -> type:
-    """Make a class over a quantized layer on first use; pickled layers find it here as well."""
-    if name == "SdsParamWrapper":  # which is built on this module
-        return importlib.import_module(f"{__package__}.experts").SdsParamWrapper
-    if name not in _QUANTIZED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    base = getattr(importlib.import_module(_QUANTIZED[name]), name.removeprefix("Sds"))
-    mixins = (Requantized, SdsLayerMixin) if "merge" in vars(base) else (SdsLayerMixin,)
-    made = type(name, (*mixins, base), {"__module__": __name__, "__doc__": base.__doc__})
-    globals()[name] = made
-    return made
-
-
-def adopt(layer: lora.LoraLayer, adapter: str, name: str, config: SdsLoraConfig) -> None:
-    """Turn PEFT's layer into ours, and give the adapter in it its state.
-
-    Args:
-        layer: a layer that PEFT has given the adapter.
-        adapter: the adapter's name.
-        name: the layer's name in the model, for the message.
-        config: the adapter's.
-
-    Raises:
-        ValueError: where PEFT's layer type is not one that SDS-LoRA works in.
-    """
-    if not isinstance(layer, SdsLayerMixin):
-        layer.__class__ = _sds_class(type(layer), name)
-        layer.lora_sds = nn.ModuleDict()
-        layer.sds_warmup_steps = {}
-        layer.other_param_names = (*layer.other_param_names, "lora_sds", "sds_warmup_steps")
-        LIVE_LAYERS.add(layer)
-    layer.lora_sds[adapter] = layer.new_state(adapter, use_hira=config.use_hira)
-    layer.sds_warmup_steps[adapter] = config.warmup_steps
-    layer.lora_variant[adapter] = SdsVariant()
-
-
-def refuse_unsupported(module: nn.Module, name: str, attentions: Iterable[str]) -> None:
-    """Refuse a module that an adapter would not work in.
-
-    Args:
-        module: the module without adapters.
-        name: its name in the model.
-        attentions: the names of the model's ``nn.MultiheadAttention``.
-
-    Raises:
-        ValueError: naming the module, its type and the way out.
-    """
-    if isinstance(module, nn.MultiheadAttention):
-        reason = "MultiheadAttention"
-    elif any(name.startswith(f"{attention}.") for attention in attentions):
-        reason = "what is inside MultiheadAttention, which reads weights without calling layers"
-    elif getattr(module, "groups", 1) != 1:
-        reason = f"grouped convolutions ({type(module).__name__} with groups={module.groups})"
-    elif any(step != 1 for step in getattr(module, "dilation", ())):
-        reason = f"dilated convolutions ({type(module).__name__}), whose A PEFT does not dilate"
-    elif getattr(module, "padding_mode", "zeros") != "zeros":
-        reason = f"convolutions with padding_mode={module.padding_mode!r}: PEFT pads with zeros"
-    else:
-        return
-    raise ValueError(
-        f"SDS-LoRA does not support {reason}: layer {name!r}. Leave it out of target_modules, or "
-        "name it in exclude_modules."
-    )
-
-
-def _sds_class(peft_class: type, name: str) -> type[SdsLayerMixin]:
-    found = getattr(sys.modules[__name__], f"Sds{peft_class.__name__}", None)
-    if found is None or not issubclass(found, peft_class):
-        raise ValueError(
-            f"SDS-LoRA does not support layers of type {peft_class.__module__}."
-            f"{peft_class.__name__}: layer {name!r}. Leave it out of target_modules, or quantize "
-            "the base model with bitsandbytes, GPTQ, HQQ or torchao."
-        )
-    return found
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Merging into quantized weights rounds them again: what that costs is measured, and said."""
+"""Layers over quantized weights, whose merging rounds them again: the error is measured."""
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from typing import Any
 
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+
+from .mixin import SdsLayerMixin
 
 
 class Requantized:
@@ -58,3 +61,35 @@ def merge_errors_reported(model: nn.Module) -> Iterator[None]:
 
 def _relative(lost: float, changed: float) -> float:
     return (lost / changed) ** 0.5 if changed else float("inf") if lost else 0.0
+
+
+_MODULES = {
+    "SdsLinear8bitLt": "peft.tuners.lora.bnb",
+    "SdsLinear4bit": "peft.tuners.lora.bnb",
+    "SdsGPTQLoraLinear": "peft.tuners.lora.gptq",
+    "SdsHqqLoraLinear": "peft.tuners.lora.hqq",
+    "SdsIncLoraLinear": "peft.tuners.lora.inc",
+    "SdsTorchaoLoraLinear": "peft.tuners.lora.torchao",
+}
+"""Our classes, and where PEFT's are that they are built on: those that dispatch on variants."""
+
+
+def sds_class(peft_class: type) -> type[SdsLayerMixin] | None:
+    """Return our class over one of PEFT's layers of quantized weights; None for another class."""
+    name = f"Sds{peft_class.__name__}"
+    if _MODULES.get(name) != peft_class.__module__:
+        return None
+    ours: type[SdsLayerMixin] = __getattr__(name)
+    return ours
+
+
+def __getattr__(name: str) -> Any:
+    """Build a class on first use: PEFT's need their library. Unpickling looks here as well."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in globals():
+        base = getattr(importlib.import_module(_MODULES[name]), name.removeprefix("Sds"))
+        mixins = (Requantized, SdsLayerMixin) if "merge" in vars(base) else (SdsLayerMixin,)
+        members = {"__module__": __name__, "__doc__": base.__doc__}
+        globals()[name] = type(name, (*mixins, base), members)
+    return globals()[name]

@@ -1,12 +1,13 @@
 """What an adapter carries in a layer beside A and B: its bases and its phase."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import factorization_dtype, fused_sds_linear, widened
+from ...core import SdsFactors, factorization_dtype, fused_sds_linear, sds_branch, widened
 
 
 class SdsState(nn.Module):
@@ -22,6 +23,8 @@ class SdsState(nn.Module):
     Q_A: Tensor
     Q_B: Tensor
     gate: Tensor
+    needs_weight = False
+    """Whether ΔW goes with the weight as it was before anything was merged into it."""
 
     def __init__(
         self,
@@ -40,14 +43,33 @@ class SdsState(nn.Module):
 
     def widen(self, r: int) -> None:
         """Give the bases zero columns up to ``r``, if they have fewer."""
-        held = self._buffers["Q_A"]
-        assert held is not None
-        if r > held.shape[-1]:
+        Q_A = self._buffers["Q_A"]
+        assert Q_A is not None
+        if r > Q_A.shape[-1]:
             self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
+
+    def measure(self, unmerged_weight: Callable[[], Tensor]) -> None:
+        """Note what the state needs of the base weight; nothing here."""
 
     def change(self, delta: Tensor, weight: Tensor) -> Tensor:
         """What is added to the base weight W; ΔW and W as W is stored."""
         return delta
+
+    def branch(self, layer: Any, adapter: str, x: Tensor) -> Tensor:
+        """What ``adapter`` adds to the output of ``layer``, by separate operations.
+
+        Calls the modules of A and B, because hooks may have to bring in their weights.
+        """
+        A, B = layer.lora_A[adapter], layer.lora_B[adapter]
+        return sds_branch(
+            layer.lora_dropout[adapter](x),
+            A,
+            B,
+            partial(layer.apply_like, A, self.Q_A.mT),
+            partial(layer.apply_like, B, self.Q_B),
+            layer.scaling[adapter],
+            self.gate,
+        )
 
     def fused_linear(
         self,
@@ -56,15 +78,14 @@ class SdsState(nn.Module):
         A: Tensor,
         B: Tensor,
         scaling: float,
-        dropped: Tensor | None,
+        x_dropout: Tensor | None,
     ) -> Tensor:
         """The base layer and the branch as one operation: (..., n) -> (..., m).
 
-        A (r, n), B (m, r); ``dropped`` (..., n) is what dropout left of x, None without dropout.
+        A (r, n), B (m, r); ``x_dropout`` (..., n) is what dropout left of x, None without dropout.
         """
-        return fused_sds_linear(
-            x, base.weight, base.bias, A, B, self.Q_A, self.Q_B, scaling, self.gate, dropped
-        )
+        factors = SdsFactors(A, B, self.Q_A, self.Q_B)
+        return fused_sds_linear(x, base.weight, base.bias, factors, scaling, self.gate, x_dropout)
 
     @property
     def in_warmup(self) -> bool:

@@ -1,0 +1,25 @@
+"""PEFT's names: how it prefixes keys, and which modules of a model carry adapters."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+PEFT_PREFIX = "base_model.model."
+"""What stands before the base model's own names in a ``PeftModel`` and in its files."""
+
+
+def name_in_base(name: str) -> str:
+    """Return the name that a module or tensor has in the base model, without PEFT's prefixes."""
+    return name.rpartition(PEFT_PREFIX)[2]
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield every layer that PEFT has put adapters into, with its name in ``model``.
+
+    Of every method, and in models that PEFT injected adapters into without a ``PeftModel``.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, module

@@ -1,0 +1,84 @@
+"""Methods that train LoRA's A and B, with the paper's scaling 4/√r unless they say another."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from peft import LoraConfig, PeftConfig
+from torch import Tensor, nn
+
+from ...core import LowRankPair, lora_effective_gradient, low_rank_change
+from .layers import LayerState, layer_state, lora_layers
+from .method import Method, State
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class FactorMethod(Method[State]):
+    """Trains A and B; what is not overridden is LoRA."""
+
+    lora_options: ClassVar[dict[str, Any]] = {"lora_alpha": 4, "use_rslora": True}
+    """What PEFT's configuration has beside the settings."""
+
+    def config(self, settings: Settings) -> PeftConfig:
+        """Return PEFT's configuration of the adapter."""
+        return LoraConfig(**self.lora_options, **settings.peft_options())
+
+    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+        """Return the factors of each layer, by name in the base model."""
+        return {name: layer_state(layer) for name, layer in lora_layers(model).items()}
+
+    def gradient_factors(self, state: Any) -> LayerState:
+        """Return the factors themselves."""
+        factors: LayerState = state
+        return factors
+
+    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+        """Return Eq. (3)."""
+        return lora_effective_gradient(state.A, state.B, G, state.scaling)
+
+    def weight_change(self, before: Any, after: Any) -> Tensor:
+        """Return ``W' − W``, without cancellation."""
+        return low_rank_change(self.pair(before), self.pair(after))
+
+    def pair(self, state: Any) -> LowRankPair:
+        """Return what the trained factors add to the base weight, the scaling folded in."""
+        return LowRankPair(up=state.scaling * state.B, down=state.A)
+
+
+@dataclass(frozen=True)
+class LowRankMethod(FactorMethod[State]):
+    """Its change is ``ΔW = s B A``, or another product of factors: a plain LoRA."""
+
+    def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
+        """Return the change of each layer, the scaling folded in."""
+        return {name: self.pair(state) for name, state in self.layer_states(model).items()}
+
+
+class MultipliedState(Protocol):
+    """Of a layer whose ΔW is multiplied with the ``multiplier`` (m, n), entry by entry."""
+
+    @property
+    def multiplier(self) -> Tensor:
+        """(m, n)."""
+
+
+Multiplied = TypeVar("Multiplied", bound=MultipliedState)
+
+
+@dataclass(frozen=True)
+class HadamardChange(FactorMethod[Multiplied]):
+    """Multiplies the change of the method that it is mixed into, entry by entry: full rank."""
+
+    way_out: ClassVar[str] = f"{Method.way_out}, or merge it with merge_and_unload"
+
+    def delta_gradient(self, state: Multiplied, G: Tensor) -> Tensor:
+        """Return G, multiplied as ΔW is."""
+        return state.multiplier * G
+
+    def effective_gradient(self, state: Multiplied, G: Tensor) -> Tensor:
+        """Return that of the low-rank method for the gradient of its ΔW, multiplied."""
+        return state.multiplier * super().effective_gradient(state, self.delta_gradient(state, G))
+
+    def weight_change(self, before: Multiplied, after: Multiplied) -> Tensor:
+        """Return ``W' − W``, of full rank."""
+        return before.multiplier * super().weight_change(before, after)

@@ -1,0 +1,38 @@
+"""How PEFT's layers reach ours: their forward, merge and unmerge dispatch on a ``LoraVariant``."""
+
+from typing import Any
+
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor
+
+from .mixin import SdsLayerMixin
+
+
+class SdsVariant(LoraVariant):
+    """Answers PEFT's layers. Holds nothing: the state is in the layer."""
+
+    @staticmethod
+    def init(module: SdsLayerMixin, adapter_name: str, **kwargs: Any) -> None:
+        """Nothing to prepare: ``adopt`` gives the layer its state."""
+
+    @staticmethod
+    def merge_safe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """A new tensor ``W + ΔW``."""
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> None:
+        """``W += ΔW``."""
+        orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def unmerge(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """A new tensor ``W − ΔW``."""
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def forward(
+        module: SdsLayerMixin, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """The base layer's output with the branch added."""
+        return result + module.branch(active_adapter, x)
