@@ -68,6 +68,7 @@ distribution: install ## every engine in two processes, then docs/distribute.md
 	$(BIN)/python tools/distribution_page.py
 
 docs: install ## the site, in build/site
+	$(BIN)/python tools/architecture_page.py
 	$(BIN)/python tools/capacity_page.py
 	$(BIN)/python tools/findings_page.py
 	$(BIN)/python tools/evaluation_page.py
