@@ -12,9 +12,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile -
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install demo test test-oldest test-torchao nightly lint bench reliability distribution docs wheel clean
+# The mathematics, the PEFT contract, one tiny training, the commands.
+FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_persistence.py \
+	tests/methods/test_method_contract.py tests/app/config tests/test_cli.py
 
-install: $(INSTALLED)
+.PHONY: help install demo test test-fast test-oldest test-torchao nightly lint bench reliability \
+	distribution docs wheel release clean
+
+help: ## this list; times on two cores
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 18
+
+install: $(INSTALLED) ## everything into .venv (2 min)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +41,9 @@ demo: install ## fine-tune a real language model, evaluate it, export it
 
 test: install ## all tests
 	$(PYTEST)
+
+test-fast: install ## a part of the tests that says most in two minutes
+	$(PYTEST) $(FAST) -m 'not slow'
 
 test-oldest: install ## the PEFT method with the oldest supported PEFT and Transformers
 	$(PIP_INSTALL) --no-deps --upgrade --target $(OLDEST) \
@@ -78,6 +89,16 @@ wheel: install ## sdist and wheel in dist/, installed beside torch and peft alon
 	$(PIP_INSTALL) build
 	$(BIN)/python -m build
 	$(PYTEST) tests/test_wheel.py
+
+release: wheel ## check sdist and wheel in an empty environment; print what remains to be done
+	rm -rf $(VENV)/release
+	$(PYTHON) -m venv $(VENV)/release
+	$(PIP_INSTALL) twine
+	$(BIN)/python -m twine check --strict dist/*
+	$(VENV)/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd $(VENV)/release && bin/sdslora --version && bin/python -c "import sdslora; print(sdslora.__all__)"
+	@echo "Left to do by hand: date the version in CHANGELOG.md; git tag v$$($(BIN)/python -c \
+		'from sdslora._version import __version__ as v; print(v)'); git push --tags; twine upload dist/*"
 
 nightly: test reliability distribution ## all tests, and the longer trials
 

@@ -15,6 +15,8 @@ from ranks import together
 from sdslora import SdsLoraScheduler
 from toys import logits
 
+pytestmark = pytest.mark.distributed
+
 RELATIVE = 1e-5
 """Of the losses, in float32, over all steps."""
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 import tiny
 from tiny import Result
 
+pytestmark = pytest.mark.distributed
+
 ROWS_A_STEP = 8
 
 

@@ -29,7 +29,10 @@ from toys import VOCABULARY, make_llama, sds_model, trained
 sys.path.append(str(Path(__file__).parents[1] / "methods"))
 import contract
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
 
 M, N, R = 192, 256, 16
 

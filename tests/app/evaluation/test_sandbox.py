@@ -224,6 +224,7 @@ def test_links_lead_nowhere(canary, mark) -> None:
     assert run(program, canary, mark).output.split() == ["2", "2", "2"]
 
 
+@pytest.mark.network
 @pytest.mark.parametrize("family", ["inet", "abstract"])
 def test_there_is_no_network(canary, mark, family: str) -> None:
     if family == "inet":

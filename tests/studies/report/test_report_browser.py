@@ -16,6 +16,8 @@ from selenium.webdriver.support.wait import WebDriverWait
 from sdslora.studies.report.page import page
 from sdslora.studies.report.runs import read
 
+pytestmark = pytest.mark.browser
+
 NAMES = [HOSTILE, *LAYERS]
 CHARTS = ["loss", "learning_rate", "means", "layers"]
 Open = Callable[..., Chrome]
