@@ -51,10 +51,11 @@ class SdsMethod(AnyUpdate[State], FactorMethod[State]):
     """Gradients through orthonormal bases only; see :class:`sdslora.SdsLoraConfig`.
 
     Args:
-        preset: ``"paper"`` or ``"tuned"``: what the next three are where they are left out.
+        preset: ``"paper"`` or ``"tuned"``: what the next four are where they are left out.
         refresh_mode: ``"qr"``, the paper's, or ``"preserve"``.
         refresh_every: an interval in steps that replaces the phases (Table 7).
         transport_momentum: carry the optimizer's momentum into the new bases.
+        ramp_steps: over which the steps of A and B grow once the main stage has begun.
         refresh_phases: τ.
         warmup_steps: of plain LoRA.
     """
@@ -63,6 +64,7 @@ class SdsMethod(AnyUpdate[State], FactorMethod[State]):
     refresh_mode: RefreshMode | None = None
     refresh_every: int | None = None
     transport_momentum: bool | None = None
+    ramp_steps: int | None = None
     refresh_phases: int = 5
     warmup_steps: int = 10
 
@@ -80,6 +82,7 @@ class SdsMethod(AnyUpdate[State], FactorMethod[State]):
             refresh_every=self.refresh_every,
             refresh_phases=self.refresh_phases,
             transport_momentum=self.transport_momentum,
+            ramp_steps=self.ramp_steps,
             warmup_steps=self.warmup_steps,
             use_hira=self.use_hira,
             **settings.peft_options(),

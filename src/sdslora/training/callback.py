@@ -29,6 +29,7 @@ class SdsLoraCallback(TrainerCallback):
 
     - ``sds/phase``: 0 in the warm-up, then the interval between refreshes
     - ``sds/refreshes``: number of refreshes so far
+    - ``sds/ramp``: the factor of the last step of A and B, 1 once the ramp is over
     - ``sds/basis_drift``: 1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers
     - ``sds/relative_jump``: ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
 
@@ -154,6 +155,7 @@ class SdsLoraCallback(TrainerCallback):
         figures: dict[str, float] = {
             "sds/phase": self.scheduler.phase,
             "sds/refreshes": self.scheduler.refresh_count,
+            "sds/ramp": self.scheduler.ramp,
         }
         if self._report is not None:
             figures["sds/basis_drift"] = self._report.basis_drift

@@ -18,8 +18,8 @@ class SdsLoraLightningCallback(pl.Callback):
     """Drives the schedule of a Lightning module's trainable SDS-LoRA adapters.
 
     Counts the optimizer's steps, not batches, and keeps its position in the optimizer's state, so
-    that ``trainer.fit(..., ckpt_path=...)`` goes on exactly. Logs the figures ``sds/phase`` and
-    ``sds/refreshes`` of :class:`~sdslora.SdsLoraCallback`.
+    that ``trainer.fit(..., ckpt_path=...)`` goes on exactly. Logs the figures ``sds/phase``,
+    ``sds/refreshes`` and ``sds/ramp`` of :class:`~sdslora.SdsLoraCallback`.
 
     Raises:
         ValueError: at the start of the training, where the module has not exactly one optimizer,
@@ -62,6 +62,7 @@ class SdsLoraLightningCallback(pl.Callback):
             {
                 "sds/phase": float(self.scheduler.phase),
                 "sds/refreshes": float(self.scheduler.refresh_count),
+                "sds/ramp": self.scheduler.ramp,
             }
         )
 

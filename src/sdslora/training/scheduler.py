@@ -12,10 +12,13 @@ from . import steps, watchdog
 from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
 from .momentum import MomentumTransport
 from .partitioning import layer_partition_of
+from .ramp import ramp, shorten_steps
 from .zero import is_partitioned, refuse_partitioned_weights
 
 _REFRESHES = "sds_lora_refreshes"
 """Beside the count of steps, in the optimizer's first parameter group."""
+_MAIN_STAGE = "sds_lora_main_stage"
+"""There too, with the adapter's name behind: the steps completed when its main stage began."""
 
 _FIRST_STEPS = 10
 """After so many steps, or with the main stage's first one, the checks are verified first."""
@@ -91,6 +94,7 @@ class SdsLoraScheduler:
                 self.optimizer,
                 self.total_steps,
                 check_reset="reset" in self.checks,
+                begun=self._group.get(f"{_MAIN_STAGE}:{adapter.name}") if step else None,
             )
             for adapter in (PhasedAdapter(self.model, name) for name in configs)
             if any(parameter.requires_grad for parameter in adapter.parameters)
@@ -108,6 +112,7 @@ class SdsLoraScheduler:
         self._follow(step)
         steps.count_steps(self.optimizer, start=step)
         self._group[_REFRESHES] = refreshes
+        self._shorten_next()
         watched = Watched(self.model, self.optimizer, self.adapters, step)
         self._verified = make_checks(self.checks, watched)
         warmups = [a.schedule.warmup_steps for a in self._scheduled if a.warming]
@@ -127,6 +132,11 @@ class SdsLoraScheduler:
     def phase(self) -> int:
         """0 in the warm-up, then the interval between refreshes; of the first adapter."""
         return self._scheduled[0].phase(self._acted)
+
+    @property
+    def ramp(self) -> float:
+        """The factor of the last optimizer step, 1 but for the ramp; of the first adapter."""
+        return self._scheduled[0].ramp(self._acted)
 
     @property
     def refresh_count(self) -> int:
@@ -157,6 +167,7 @@ class SdsLoraScheduler:
             )
         self._follow(step)
         reports = [adapter.advance(step, measure=measure) for adapter in self._scheduled]
+        self._shorten_next()
         self._group[_REFRESHES] = self.refresh_count + any(a.refreshed for a in self._scheduled)
         if step in (self._first_verified, self.total_steps):
             self.verify()
@@ -210,6 +221,13 @@ class SdsLoraScheduler:
         self._acted = step
         watchdog.followed(self.optimizer, step)
 
+    def _shorten_next(self) -> None:
+        """See to the ramp of the step that comes."""
+        for each in self._scheduled:
+            self._group[f"{_MAIN_STAGE}:{each.adapter.name}"] = each.begun
+        ramps = ((each.adapter, each.ramp(self._acted + 1)) for each in self._scheduled)
+        shorten_steps(self.optimizer, [(a.parameters, c) for a, c in ramps if c < 1])
+
 
 class _Scheduled:
     """One adapter's way through its schedule."""
@@ -222,6 +240,7 @@ class _Scheduled:
         total_steps: int,
         *,
         check_reset: bool,
+        begun: int | None,
     ) -> None:
         self.adapter = adapter
         self.optimizer = optimizer
@@ -230,6 +249,10 @@ class _Scheduled:
         self.follow = MomentumTransport(optimizer, adapter) if config.transport_momentum else None
         self.warming = adapter.in_warmup
         self.schedule = config.schedule(total_steps, in_warmup=self.warming)
+        assert config.ramp_steps is not None
+        self.ramp_steps = config.ramp_steps
+        # for an adapter that is past its warm-up, the main stage begins with the training
+        self.begun = self.schedule.warmup_steps if begun is None else begun
         self.check_reset = check_reset
         self.reset: ResetHeld | None = None
         self.refreshed = False
@@ -237,6 +260,10 @@ class _Scheduled:
 
     def phase(self, step: int) -> int:
         return 0 if self.warming else self.schedule.interval(step)
+
+    def ramp(self, step: int) -> float:
+        """The factor of the optimizer step that is number ``step``."""
+        return 1.0 if self.warming else ramp(step, self.begun, self.ramp_steps)
 
     def advance(self, step: int, *, measure: bool) -> RefreshReport | None:
         """Act after ``step`` completed steps."""
@@ -255,7 +282,7 @@ class _Scheduled:
             before = [parameter.detach().clone() for parameter in parameters]
             self.adapter.start_main_stage()
             steps.reset_state(self.optimizer, parameters)
-            self.warming = False
+            self.warming, self.begun = False, step
             if self.follow is not None:
                 self.follow.begin()
             # masters apart from the parameters are written and reset as one

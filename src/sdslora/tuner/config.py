@@ -53,6 +53,7 @@ class SdsLoraConfig(LoraConfig):
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
         transport_momentum: carry the optimizer's momentum into the new bases at each refresh
             (ours; the paper leaves it as it is).
+        ramp_steps: k; step j of the main stage is multiplied by j / k up to the k-th (ours).
         use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does: the change is
             ``ΔW ⊙ W / rms(W)``, of full rank, and no plain LoRA (ours). For ``nn.Linear`` and
             ``Conv1D`` whose weights are not quantized.
@@ -90,6 +91,10 @@ class SdsLoraConfig(LoraConfig):
     transport_momentum: bool | None = field(
         default=None,
         metadata={"help": "Carry the optimizer's momentum into the new bases at each refresh."},
+    )
+    ramp_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps over which those of A and B grow once the main stage has begun."},
     )
     use_hira: bool = field(
         default=False,
@@ -167,6 +172,7 @@ class SdsLoraConfig(LoraConfig):
         _check_integer("refresh_phases", self.refresh_phases, at_least=1)
         if self.refresh_every is not None:
             _check_integer("refresh_every", self.refresh_every, at_least=1)
+        _check_integer("ramp_steps", self.ramp_steps, at_least=0)
         for name in ("transport_momentum", "use_hira"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {value!r}")

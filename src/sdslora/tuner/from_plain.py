@@ -35,7 +35,7 @@ def from_plain_lora(
         model: the base model of the adapter, without adapters.
         adapter_dir: what PEFT saved.
         schedule: ``preset``, ``refresh_mode``, ``refresh_every``, ``transport_momentum``,
-            ``refresh_phases`` of :class:`SdsLoraConfig`.
+            ``ramp_steps``, ``refresh_phases`` of :class:`SdsLoraConfig`.
 
     Raises:
         ValueError: where the adapter is no plain LoRA (naming the option and the way out), has

@@ -5,8 +5,18 @@ from typing import Any, Literal
 Preset = Literal["paper", "tuned"]
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"refresh_mode": "qr", "refresh_every": None, "transport_momentum": False},
-    "tuned": {"refresh_mode": "preserve", "refresh_every": 1, "transport_momentum": True},
+    "paper": {
+        "refresh_mode": "qr",
+        "refresh_every": None,
+        "transport_momentum": False,
+        "ramp_steps": 0,
+    },
+    "tuned": {
+        "refresh_mode": "preserve",
+        "refresh_every": 1,
+        "transport_momentum": True,
+        "ramp_steps": 0,
+    },
 }
 """The paper's refresh by phases; or an exact one after every step, which the momentum follows.
 

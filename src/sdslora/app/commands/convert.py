@@ -22,10 +22,11 @@ class ConvertSpec:
         adapter_dir: The plain LoRA adapter, as PEFT saves it.
         output_dir: Where to write; must not exist, or be empty.
         model: The base model; the one that the adapter names where not given.
-        preset: "paper" or "tuned", for the training that follows: the next three where not given.
+        preset: "paper" or "tuned", for the training that follows: the next four where not given.
         refresh_mode: "qr" (the paper's) or "preserve".
         refresh_every: Refresh every that many steps, instead of by phases.
         transport_momentum: Carry the optimizer's momentum into the new bases at each refresh.
+        ramp_steps: Steps over which those of A and B grow at the beginning.
         refresh_phases: Number of phases.
     """
 
@@ -36,6 +37,7 @@ class ConvertSpec:
     refresh_mode: RefreshMode | None = None
     refresh_every: int | None = None
     transport_momentum: bool | None = None
+    ramp_steps: int | None = None
     refresh_phases: int = 5
 
 
@@ -62,6 +64,7 @@ def _converted(found: SavedAdapter, spec: ConvertSpec) -> PeftModel:
             refresh_mode=spec.refresh_mode,
             refresh_every=spec.refresh_every,
             transport_momentum=spec.transport_momentum,
+            ramp_steps=spec.ramp_steps,
             refresh_phases=spec.refresh_phases,
         )
     except (ValueError, RuntimeError) as error:
