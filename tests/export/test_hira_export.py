@@ -15,7 +15,7 @@ from sdslora.export import to_gguf, to_hira, to_kohya
 from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import logits, make_llama, sds_model, train, trained
 
-MOMENTS = {"warm-up": (2, 5), "right after the transition": (3, 10), "between refreshes": (9, 10)}
+MOMENTS = {"warm-up": (2, 5), "right after the transition": (3, 5), "between refreshes": (9, 10)}
 
 
 @pytest.mark.parametrize(("steps", "rank"), MOMENTS.values(), ids=MOMENTS)

@@ -69,7 +69,9 @@ CASES = {
     "main stage": Case(),
     "preserve": Case(config={"refresh_mode": "preserve"}),
     "warm-up": Case(steps=2, expected_rank=4),
-    "right after the transition": Case(steps=3),
+    "right after the transition": Case(steps=3, expected_rank=4),
+    "after a final refresh": Case(finish=final_refresh, expected_rank=4),
+    "patterns after a final refresh": Case(config=RANKS, finish=final_refresh, expected_rank=6),
     "compact after a final refresh": Case(rank="compact", finish=final_refresh, expected_rank=4),
     "integer of twice the rank": Case(rank=8),
     "integer above twice the rank": Case(rank=50),
@@ -115,7 +117,7 @@ CASES = {
         "nested", {"target_modules": ["fc", "other"], "rank_pattern": {"^fc": 2, "^block.fc": 3}}
     ),
     "a rank above the layers": Case(
-        "narrow", {"r": 6, "target_modules": ["inner", "outer"]}, expected_rank=12
+        "narrow", {"r": 6, "target_modules": ["inner", "outer"]}, expected_rank=3
     ),
     "compact above the layers": Case(
         "narrow",
@@ -246,7 +248,7 @@ def test_the_files(exported, name):
     assert ranks == {done.config["r"], *done.config["rank_pattern"].values()}
     # none of these approximates
     assert done.error < 1e-6
-    if case.rank == "exact":
+    if case.rank == "exact" and case.expected_rank == Case.expected_rank:  # 2r
         assert done.error == 0
 
 

@@ -87,8 +87,10 @@ class Whole:
     params=[
         ({"refresh_mode": "qr"}, False),
         ({"refresh_mode": "preserve", "transport_momentum": True}, True),
+        # the ramp is over with step 8
+        ({"refresh_every": 1, "transport_momentum": True, "ramp_steps": 5}, True),
     ],
-    ids=["qr", "preserve-transported-fused"],
+    ids=["qr", "preserve-transported-fused", "ramp"],
 )
 def whole(request, tmp_path_factory) -> Whole:
     options, fused = request.param
@@ -99,7 +101,7 @@ def whole(request, tmp_path_factory) -> Whole:
         losses += run.go(step, step)
         run.save(folder / str(step))
         refreshes.append(run.scheduler.refresh_count)
-    assert refreshes[-1] == 5
+    assert refreshes[-1] == (9 if "refresh_every" in options else 5)
     return Whole(folder, fused, losses, snapshot(run.model), refreshes)
 
 
@@ -111,7 +113,7 @@ def test_resumed_runs_are_the_whole_run(whole, stop):
     assert run.scheduler.refresh_count == whole.refreshes[stop - 1]
     assert run.go(stop + 1, TOTAL) == whole.losses[stop:]
     assert snapshot(run.model).equal(whole.end)
-    assert run.scheduler.refresh_count == 5
+    assert run.scheduler.refresh_count == whole.refreshes[-1]
 
 
 def test_the_comparison_can_fail(whole):

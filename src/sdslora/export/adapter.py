@@ -108,11 +108,12 @@ def plain_adapter(
         )
     pairs, errors = {}, [0.0]
     for name, layer in layers:
-        pairs[name] = layer.plain_pair(adapter)
-        if rank != "exact":
-            limit = layer.r[adapter] if rank == "compact" else rank
-            pairs[name], error = _approximate(pairs[name], limit)
-            errors.append(error)
+        pair, own = layer.plain_pair(adapter), layer.r[adapter]
+        if rank == "exact":
+            pairs[name], error = without_surplus(pair, own)
+        else:
+            pairs[name], error = _approximate(pair, own if rank == "compact" else rank)
+        errors.append(error)
     padded = padded_pairs(pairs)
     return PlainAdapter(
         config=carrier.peft_config[adapter],
@@ -216,6 +217,19 @@ def choose_adapter(model: Any, adapter: str | None) -> str:
             f"there is no adapter {adapter!r} to export; there are {list(model.peft_config)}"
         )
     return adapter
+
+
+def without_surplus(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
+    """The pair at ``rank`` where that loses no more than rounding, as after a ``qr`` refresh.
+
+    The pair itself otherwise; and the relative error.
+    """
+    if pair.down.shape[-2] <= rank:
+        return pair, 0.0
+    smaller, error = _approximate(pair, rank)
+    # what rounding leaves of the singular values behind the rank-th, a few eps of the largest
+    rounding = 32 * torch.finfo(smaller.down.dtype).eps
+    return (smaller, error) if error <= rounding else (pair, 0.0)
 
 
 def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:

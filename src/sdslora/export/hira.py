@@ -15,6 +15,7 @@ from .adapter import (
     choose_adapter,
     find_carrier,
     is_hira,
+    without_surplus,
 )
 from .low_rank_layer import low_rank_layers
 from .plain_lora import save_peft
@@ -37,10 +38,11 @@ class HiraExport(LoraExport):
 def to_hira(
     model: nn.Module, output_dir: str | PathLike[str], *, adapter: str | None = None
 ) -> HiraExport:
-    """Write an adapter with ``use_hira`` as a HiRA adapter of rank 2r that stock PEFT loads.
+    """Write an adapter with ``use_hira`` as a HiRA adapter that stock PEFT loads.
 
     The function is the same: ``W + W ⊙ (B' A')`` with ``A' = [A; Q_Aᵀ]`` and
-    ``B' = s / rms(W) [Q_B, B]``. Tensors are float32 or better; ``modules_to_save`` go along.
+    ``B' = s / rms(W) [Q_B, B]``, of rank 2r; of rank r where ΔW has that rank, up to rounding, as
+    right after a ``qr`` refresh. Tensors are float32 or better; ``modules_to_save`` go along.
 
     Args:
         model: the PEFT model.
@@ -66,11 +68,14 @@ def to_hira(
                 f"a HiRA adapter has no place for {option}={value!r}: merge the adapter into the "
                 "model (merge_and_unload)"
             )
-    pairs = {name: _pair(layer, adapter) for name, layer in adapted}
+    pairs, errors = {}, []
+    for name, layer in adapted:
+        pairs[name], error = without_surplus(_pair(layer, adapter), layer.r[adapter])
+        errors.append(error)
     hira = adapter_of_pairs(carrier, adapter, pairs, KEYS)
     with written_whole(Path(output_dir)) as folder:
         save_peft(folder, hira, _hira_config(config, hira.rank))
-    return HiraExport(Path(output_dir), hira.rank, 0.0)
+    return HiraExport(Path(output_dir), hira.rank, max(errors))
 
 
 def _pair(layer: Any, adapter: str) -> LowRankPair:

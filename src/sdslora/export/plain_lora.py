@@ -59,10 +59,11 @@ def to_plain_lora(
     Args:
         model: the PEFT model.
         output_dir: a new directory, or an empty one.
-        rank: ``"exact"``: rank 2r, the same function (r for an adapter in its warm-up).
-            ``"compact"``: the best approximation of the adapter's own rank r, exact right after a
-            ``qr`` refresh. An integer: the best approximation of that rank. No (m, n) matrix is
-            formed.
+        rank: ``"exact"``: the same function, at the adapter's own rank r where its ΔW has that
+            rank, up to rounding (right after a ``qr`` refresh, which ends a training with
+            ``preset="tuned"``; in the warm-up), else at rank 2r. ``"compact"``: the best
+            approximation of rank r. An integer: the best approximation of that rank. No (m, n)
+            matrix is formed.
         adapter: its name; by default the only one, or the active one.
 
     Returns:
