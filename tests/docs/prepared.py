@@ -82,8 +82,8 @@ def choose(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
 
 def check_lowest_loss(config: SdsLoraConfig) -> None:
     """What docs/findings.md calls ours."""
-    assert (config.refresh_mode, config.refresh_every) == ("preserve", 1)
-    assert config.transport_momentum
+    assert (config.refresh_mode, config.refresh_every) == ("qr", 1)
+    assert (config.transport_momentum, config.ramp_steps) == (True, 10)
 
 
 def quickstart(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:

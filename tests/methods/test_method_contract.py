@@ -204,20 +204,21 @@ def test_options_reach_the_method():
         refresh_every=2,
         refresh_phases=3,
         transport_momentum=True,
+        ramp_steps=7,
         warmup_steps=4,
     ).config(Settings())
     assert config.transport_momentum
     assert (config.refresh_mode, config.refresh_every) == ("preserve", 2)
-    assert (config.refresh_phases, config.warmup_steps) == (3, 4)
+    assert (config.refresh_phases, config.warmup_steps, config.ramp_steps) == (3, 4, 7)
 
 
 def test_a_preset_reaches_the_method():
     tuned = make_method("sds-lora", preset="tuned")
     config = tuned.config(Settings())
     for found in (tuned, config):
-        assert (found.refresh_mode, found.refresh_every) == ("preserve", 1)
-        assert found.transport_momentum
-    assert make_method("sds-lora").refresh_mode == "qr"
+        assert (found.refresh_mode, found.refresh_every) == ("qr", 1)
+        assert (found.transport_momentum, found.ramp_steps) == (True, 10)
+    assert make_method("sds-lora").refresh_every is None
     with pytest.raises(ValueError, match="preset must be one of paper, tuned, not 'best'"):
         make_method("sds-lora", preset="best")
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from observing import loss_of, trainable
 from peft import get_peft_model
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
 
 from sdslora import SdsLoraConfig, SdsLoraScheduler
 from sdslora.optim import create_muon_optimizer
@@ -231,40 +228,3 @@ def test_under_autocast_it_is_as_exact():
 def test_another_value_is_refused(value):
     with pytest.raises(ValueError, match="transport_momentum must be true or false"):
         SdsLoraConfig(transport_momentum=value)
-
-
-@pytest.mark.parametrize("total", [12, 40])
-@pytest.mark.parametrize(
-    ("rise", "carried", "warned"),
-    [
-        (0, True, True),
-        (3, True, True),  # the adapter's own
-        (2, True, True),
-        (6, True, False),
-        (0, False, False),
-        (None, True, True),  # nobody drives the rate
-        ("one cycle", True, False),  # a rise of 30%
-    ],
-)
-def test_a_rate_that_no_longer_rises_is_warned_of(
-    rise: int | str | None, carried: bool, warned: bool, total: int
-) -> None:
-    model = sds_model(make_llama(), warmup_steps=3, transport_momentum=carried).train()
-    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
-    rate = None
-    if rise == "one cycle":
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=2 * total)
-    elif rise is not None:
-        rate = get_cosine_schedule_with_warmup(optimizer, rise, total)
-    scheduler = SdsLoraScheduler(model, optimizer, total)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for step in range(6):
-            loss_of(model, step).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if rate is not None:
-                rate.step()
-            scheduler.step()
-    found = [str(w.message) for w in caught if "warm-up of the learning rate" in str(w.message)]
-    assert len(found) == warned

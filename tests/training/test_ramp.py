@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 from observing import adapter_parameters, loss_of, trainable
+from test_zero import Zero
 from torch import Tensor, nn
 
 from sdslora import SdsLoraScheduler
 from sdslora.optim import create_muon_optimizer
 from sdslora.training import steps
 from sdslora.training.ramp import ramp, shorten_steps
-from test_zero import Zero
 from toys import make_llama, sds_model
 
 WARMUP, RAMP, TOTAL = 3, 4, 12
@@ -84,7 +84,7 @@ def test_steps_of_A_and_B_are_fractions_of_the_optimizers(optimizer):
             assert torch.equal(parameter, end)
         optimizer.zero_grad()
         scheduler.step()
-        assert scheduler.ramp == c
+        assert scheduler.figures["sds/ramp"] == c
 
 
 def test_moments_are_those_of_unscaled_gradients():
@@ -119,7 +119,7 @@ def test_a_step_that_a_gradient_scaler_skips_leaves_the_ramp_where_it_was():
         assert all(still) if overflow else not all(still)
         optimizer.zero_grad()
         scheduler.step()
-        seen.append(scheduler.ramp)
+        seen.append(scheduler.figures["sds/ramp"])
     assert seen == [1, 1, 1, 0.25, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
 
@@ -142,7 +142,7 @@ def test_an_adapter_past_its_warmup_ramps_from_the_first_step():
             second.step()
             second.zero_grad()
             scheduler.step()
-            seen.append(scheduler.ramp)
+            seen.append(scheduler.figures["sds/ramp"])
         assert seen == [0.25, 0.5, 0.75, 1, 1]
 
 

@@ -99,6 +99,14 @@ def test_the_warmup_is_logged_as_phase_0_without_measurements(tmp_path, tiny_lla
     }  # fmt: skip
 
 
+def test_the_ramp_is_logged(tmp_path, tiny_llama):
+    model = sds_model(tiny_llama, ramp_steps=4)
+    trainer = make_trainer(tmp_path, model, SdsLoraCallback(), logging_steps=1)
+    trainer.train()
+    factors = [entry["sds/ramp"] for entry in sds_entries(trainer).values()]
+    assert factors == [1, 1, 1, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]
+
+
 def test_trackers_see_the_figures_where_the_callback_stands_first(tmp_path, tiny_llama):
     tracker = Tracker()
     trainer = make_trainer(tmp_path, sds_model(tiny_llama), tracker)

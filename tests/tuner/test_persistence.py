@@ -133,6 +133,7 @@ def test_the_configuration_travels(tmp_path):
         "refresh_mode": "preserve",
         "refresh_every": 9,
         "transport_momentum": True,
+        "ramp_steps": 6,
         "lora_alpha": 5,
         "use_rslora": False,
     }

@@ -125,6 +125,12 @@ def test_refuses_a_refresh_interval(value):
         SdsLoraConfig(refresh_every=value)
 
 
+@pytest.mark.parametrize("value", [-1, 2.0, "10", True])
+def test_refuses_a_ramp(value):
+    with pytest.raises(ValueError, match=r"^ramp_steps must be an integer of 0 or more, not"):
+        SdsLoraConfig(ramp_steps=value)
+
+
 @pytest.mark.parametrize("value", NO_INTEGERS)
 def test_refuses_a_rank_in_the_pattern(value):
     with pytest.raises(ValueError, match=r"^rank_pattern\['q_proj'\] must be an integer of 1"):
@@ -155,6 +161,7 @@ def test_defaults_are_the_paper_s():
     config = SdsLoraConfig()
     assert (config.warmup_steps, config.refresh_phases, config.refresh_mode) == (10, 5, "qr")
     assert (config.refresh_every, config.transport_momentum) == (None, False)
+    assert config.ramp_steps == 0
     assert (config.lora_alpha, config.use_rslora, config.lora_dropout) == (4, True, 0.0)
     model = sds_model(make_llama(), r=16)
     assert {layer.scaling["default"] for layer in sds_layers(model).values()} == {4 / math.sqrt(16)}
@@ -162,20 +169,22 @@ def test_defaults_are_the_paper_s():
     assert {layer.scaling["default"] for layer in sds_layers(plain).values()} == {4 / 16}
 
 
-REFRESHES = ("refresh_mode", "refresh_every", "transport_momentum")
+REFRESHES = ("refresh_mode", "refresh_every", "transport_momentum", "ramp_steps")
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, ("qr", None, False)),
-        ({"preset": "paper"}, ("qr", None, False)),
-        ({"preset": "tuned"}, ("preserve", 1, True)),
-        ({"preset": "tuned", "refresh_mode": "qr"}, ("qr", 1, True)),
-        ({"preset": "tuned", "refresh_every": 4}, ("preserve", 4, True)),
-        ({"preset": "tuned", "transport_momentum": False}, ("preserve", 1, False)),
-        ({"preset": "paper", "transport_momentum": True}, ("qr", None, True)),
-        ({"refresh_mode": None, "transport_momentum": None}, ("qr", None, False)),
+        ({}, ("qr", None, False, 0)),
+        ({"preset": "paper"}, ("qr", None, False, 0)),
+        ({"preset": "tuned"}, ("qr", 1, True, 10)),
+        ({"preset": "tuned", "refresh_mode": "preserve"}, ("preserve", 1, True, 10)),
+        ({"preset": "tuned", "refresh_every": 4}, ("qr", 4, True, 10)),
+        ({"preset": "tuned", "transport_momentum": False}, ("qr", 1, False, 10)),
+        ({"preset": "tuned", "ramp_steps": 0}, ("qr", 1, True, 0)),
+        ({"preset": "paper", "transport_momentum": True}, ("qr", None, True, 0)),
+        ({"preset": "paper", "ramp_steps": 3}, ("qr", None, False, 3)),
+        ({"refresh_mode": None, "transport_momentum": None}, ("qr", None, False, 0)),
     ],
 )
 def test_a_preset_is_what_is_left_out(options, expected):

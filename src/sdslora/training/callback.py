@@ -29,7 +29,7 @@ class SdsLoraCallback(TrainerCallback):
 
     - ``sds/phase``: 0 in the warm-up, then the interval between refreshes
     - ``sds/refreshes``: number of refreshes so far
-    - ``sds/ramp``: the factor of the last step of A and B, 1 once the ramp is over
+    - ``sds/ramp``, with ``ramp_steps``: the factor of the last step of A and B; 1 after the ramp
     - ``sds/basis_drift``: 1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers
     - ``sds/relative_jump``: ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
 
@@ -152,11 +152,7 @@ class SdsLoraCallback(TrainerCallback):
     def metrics(self) -> dict[str, float]:
         """The figures named above, as far as they are known."""
         assert self.scheduler is not None
-        figures: dict[str, float] = {
-            "sds/phase": self.scheduler.phase,
-            "sds/refreshes": self.scheduler.refresh_count,
-            "sds/ramp": self.scheduler.ramp,
-        }
+        figures = self.scheduler.figures
         if self._report is not None:
             figures["sds/basis_drift"] = self._report.basis_drift
             figures["sds/relative_jump"] = self._report.relative_jump

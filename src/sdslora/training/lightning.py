@@ -58,13 +58,7 @@ class SdsLoraLightningCallback(pl.Callback):
         """Follow the optimizer step, if the batch ended with one."""
         assert self.scheduler is not None
         self.scheduler.step()
-        pl_module.log_dict(
-            {
-                "sds/phase": float(self.scheduler.phase),
-                "sds/refreshes": float(self.scheduler.refresh_count),
-                "sds/ramp": self.scheduler.ramp,
-            }
-        )
+        pl_module.log_dict({name: float(v) for name, v in self.scheduler.figures.items()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make the checks where the training was stopped early."""

@@ -1,6 +1,5 @@
 """Carrying an optimizer's momentum of A and B into the new bases at a refresh."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +33,6 @@ class MomentumTransport:
         self.optimizer = optimizer
         self.adapter = adapter
         self._checked = False
-        self._rate: float | None = None
 
     def check(self) -> None:
         """See, the first time, that the momentum is of a known kind; after an optimizer step.
@@ -52,26 +50,6 @@ class MomentumTransport:
             for parameter in self.adapter.parameters:
                 self._require_known(parameter)
         self._checked = True
-
-    def begin(self) -> None:
-        """The main stage begins: note the learning rate, which has to rise for a while yet."""
-        self._rate = _highest_rate(self.optimizer)
-
-    def watch_rate(self) -> None:
-        """Warn, one step later, where the learning rate has not risen since.
-
-        Its warm-up has to outlast the adapter's: without one that does, carrying the momentum over
-        gained nothing (docs/findings.md).
-        """
-        if self._rate is not None and _highest_rate(self.optimizer) <= self._rate:
-            warnings.warn(
-                'preset="tuned" (transport_momentum=True) lowers the loss only with a warm-up of '
-                "the learning rate that outlasts the adapter's own, which is over: let the "
-                "trainer's warmup_steps be about 30% of the training",
-                UserWarning,
-                stacklevel=2,
-            )
-        self._rate = None
 
     @torch.no_grad()
     def __call__(
@@ -134,10 +112,6 @@ class MomentumTransport:
             f"SDS-LoRA does not support transport_momentum with {type(self.optimizer).__name__}, "
             f"{reason}: use AdamW or Muon, or transport_momentum=False"
         )
-
-
-def _highest_rate(optimizer: Optimizer) -> float:
-    return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
 def _is_number(value: Any) -> bool:

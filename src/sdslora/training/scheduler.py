@@ -134,14 +134,21 @@ class SdsLoraScheduler:
         return self._scheduled[0].phase(self._acted)
 
     @property
-    def ramp(self) -> float:
-        """The factor of the last optimizer step, 1 but for the ramp; of the first adapter."""
-        return self._scheduled[0].ramp(self._acted)
-
-    @property
     def refresh_count(self) -> int:
         """Steps that ended with a refresh; kept in the optimizer's own state, like the steps."""
         return self._group.get(_REFRESHES, 0)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """For a log: ``sds/phase``, ``sds/refreshes``, and ``sds/ramp`` of an adapter with a ramp.
+
+        The last is the factor of the last optimizer step.
+        """
+        first = self._scheduled[0]
+        figures: dict[str, float] = {"sds/phase": self.phase, "sds/refreshes": self.refresh_count}
+        if first.ramp_steps:
+            figures["sds/ramp"] = first.ramp(self._acted)
+        return figures
 
     def step(self, *, measure: bool = False) -> RefreshReport | None:
         """Do what the schedule says after the optimizer step that was just taken.
@@ -272,7 +279,6 @@ class _Scheduled:
             self.reset = None
         if self.follow is not None:
             self.follow.check()
-            self.follow.watch_rate()
         self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
         if self.refreshed:
             return self.adapter.refresh_bases(self.mode, measure=measure, follow=self.follow)
@@ -283,8 +289,6 @@ class _Scheduled:
             self.adapter.start_main_stage()
             steps.reset_state(self.optimizer, parameters)
             self.warming, self.begun = False, step
-            if self.follow is not None:
-                self.follow.begin()
             # masters apart from the parameters are written and reset as one
             if self.check_reset and not any(map(is_partitioned, parameters)):
                 self.reset = ResetHeld(self.optimizer, parameters, before)

@@ -43,17 +43,18 @@ class SdsLoraConfig(LoraConfig):
     The defaults are the paper's: ``s = 4 / √r``, ten steps of warm-up, five phases.
 
     Args:
-        preset: ``"paper"``, or ``"tuned"``: ``refresh_mode="preserve"``, ``refresh_every=1`` and
-            ``transport_momentum=True``, for trainings with a long warm-up of the learning rate. It
-            is what the three are where they are None when the configuration is made; in a copy of
-            a configuration they are given already.
+        preset: ``"paper"``, or ``"tuned"``, the recommended one: ``refresh_mode="qr"``,
+            ``refresh_every=1``, ``transport_momentum=True`` and ``ramp_steps=10``. It is what the
+            four are where they are None when the configuration is made; in a copy of a
+            configuration they are given already.
         warmup_steps: optimizer steps of plain LoRA before the main stage begins.
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
         transport_momentum: carry the optimizer's momentum into the new bases at each refresh
             (ours; the paper leaves it as it is).
-        ramp_steps: k; step j of the main stage is multiplied by j / k up to the k-th (ours).
+        ramp_steps: k; step j of A and B in the main stage is multiplied by j / k up to the k-th
+            (ours). With any optimizer and learning rate.
         use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does: the change is
             ``ΔW ⊙ W / rms(W)``, of full rank, and no plain LoRA (ours). For ``nn.Linear`` and
             ``Conv1D`` whose weights are not quantized.

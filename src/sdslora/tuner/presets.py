@@ -1,4 +1,4 @@
-"""``preset``: how the bases are refreshed, in one word."""
+"""``preset``: how the bases are refreshed, and how the main stage begins, in one word."""
 
 from typing import Any, Literal
 
@@ -12,15 +12,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ramp_steps": 0,
     },
     "tuned": {
-        "refresh_mode": "preserve",
+        "refresh_mode": "qr",
         "refresh_every": 1,
         "transport_momentum": True,
-        "ramp_steps": 0,
+        "ramp_steps": 10,
     },
 }
-"""The paper's refresh by phases; or an exact one after every step, which the momentum follows.
+"""The paper's refresh by phases; or one after every step, which the momentum follows, and a ramp.
 
-With a long warm-up of the learning rate the second had the lower loss (docs/findings.md).
+The second has the lower loss, and a ΔW of rank r after every step (docs/findings.md, 12).
 """
 
 

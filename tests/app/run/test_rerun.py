@@ -85,12 +85,12 @@ def test_what_is_given_beside_it_counts(recipe: MakeRecipe) -> None:
     assert read(path, "--training.learning_rate=1e-5").training.learning_rate == 1e-5
     assert read("--config", str(path), "--adapter.r=2").adapter.r == 2
     tuned = read(path, "--adapter.preset=tuned").adapter
-    assert (tuned.refresh_mode, tuned.refresh_every) == ("preserve", 1)
-    assert tuned.transport_momentum
-    path = recorded(read(recipe(adapter__preset="tuned", adapter__refresh_mode="qr")))
+    assert (tuned.refresh_mode, tuned.refresh_every) == ("qr", 1)
+    assert (tuned.transport_momentum, tuned.ramp_steps) == (True, 10)
+    path = recorded(read(recipe(adapter__preset="tuned", adapter__refresh_mode="preserve")))
     paper = read(path, "--adapter.preset=paper").adapter
-    assert (paper.refresh_mode, paper.refresh_every) == ("qr", None)
-    assert not paper.transport_momentum
+    assert (paper.refresh_mode, paper.refresh_every) == ("preserve", None)
+    assert (paper.transport_momentum, paper.ramp_steps) == (False, 0)
 
 
 def test_secrets_are_not_in_it_and_masks_are_not_taken_for_them(recipe: MakeRecipe) -> None:

@@ -351,9 +351,7 @@ def test_dry_run_loads_no_weights(
     assert not Path(spec.output_dir).exists()
 
 
-def test_by_default_every_method_against_ours_tuned(
-    make: Make, tree: dict[str, Any], capsys: pytest.CaptureFixture[str]
-):
+def test_by_default_every_method_against_ours_tuned(make: Make, tree: dict[str, Any]):
     del tree["methods"]
     spec = make(rank=1, seeds=1)
     comparison = run_comparison(spec, Here(made_up(lambda job: 1.0)))
@@ -361,26 +359,6 @@ def test_by_default_every_method_against_ours_tuned(
     assert comparison.reference == "sds-lora preset=tuned"
     labels = {contender.label for contender in comparison.contenders}
     assert labels == {*METHODS, "sds-lora preset=tuned", "sds-hira preset=tuned"}
-    notes = [line for line in capsys.readouterr().out.splitlines() if "rises slowly" in line]
-    assert [note.split(" gains")[0] for note in notes] == [
-        "note: sds-lora preset=tuned",
-        "note: sds-hira preset=tuned",
-    ]
-
-
-def test_a_rate_that_rises_slowly_gives_the_tuned_setting_its_chance(
-    make: Make, capsys: pytest.CaptureFixture[str]
-):
-    tuned = {"method": "sds-lora", "preset": "tuned"}
-    for warmup_steps, noted in ((0.2, True), (0.3, False), (12, False)):  # the adapter's own is 10
-        spec = make(
-            methods=[tuned],
-            training__max_steps=40,
-            training__warmup_steps=warmup_steps,
-            dry_run=True,
-        )
-        run_comparison(spec, Here())
-        assert ("rises slowly" in capsys.readouterr().out) is noted
 
 
 def test_one_seed_gives_no_verdict(make: Make, capsys: pytest.CaptureFixture[str]):

@@ -18,7 +18,6 @@ from ...app.errors import RunFailed, UserError
 from ...app.files import read_json, refuse_links_out, write_json, write_jsonl, write_text
 from ...app.run.record import as_json, differing_keys
 from ...methods import Settings
-from ...methods.sds_lora import SdsMethod
 from ..grid.contenders import Contender, contenders, next_rate, rates
 from ..grid.engines import Engine, engine
 from ..grid.execution import NAME, Job, carry_out, outcome, workload
@@ -65,8 +64,6 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     place = place or engine(spec.engine)
     steps = work.total_steps()
     print(_plan(spec, field, place, steps))
-    for contender in field:
-        _note_missing_rise(contender, spec, steps)
     if spec.dry_run:
         return None
     with _claimed(Path(spec.output_dir), spec):
@@ -83,18 +80,6 @@ def _can_run(contender: Contender, skeleton: nn.Module, given: Settings) -> bool
         print(f"left out: {contender.label}: {' '.join(str(error).split())}", file=sys.stderr)
         return False
     return True
-
-
-def _note_missing_rise(contender: Contender, spec: CompareSpec, steps: int) -> None:
-    """Say where the comparison gives the tuned setting no chance."""
-    method = contender.make()
-    rises = spec.training.lr_scheduler_type != "constant"
-    rise = spec.training.get_warmup_steps(steps) if rises else 0
-    if isinstance(method, SdsMethod) and method.transport_momentum and rise <= method.warmup_steps:
-        print(
-            f"note: {contender.label} gains only with a learning rate that rises slowly: compare "
-            "with training.warmup_steps of about 30% of the steps (0.3), and once without"
-        )
 
 
 def _plan(spec: CompareSpec, field: Sequence[Contender], place: Engine, steps: int) -> str:
