@@ -62,9 +62,10 @@ def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
         rows = [torch.tensor([chat(*lesson)]) for lesson in LESSONS]
         return sum(model(input_ids=ids, labels=ids).loss for ids in rows)
 
-    model = sds_model(copy.deepcopy(smollm2), r=8, warmup_steps=3)
+    model = sds_model(copy.deepcopy(smollm2), r=8, preset="tuned", warmup_steps=3)
     train(model, 8, lr=1e-3, loss=loss)
     done = to_gguf(model, tmp_path / "adapter")
+    assert done.rank == 8
 
     # In float32 on both sides: llama.cpp computes quantized weights with quantized activations
     llama_cpp.dequantized(Path(source.path) / source.arguments["gguf_file"], tmp_path / "base.gguf")

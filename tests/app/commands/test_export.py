@@ -76,20 +76,17 @@ def test_an_adapter_with_use_hira(
         assert message in result.err
 
 
-def test_a_smaller_rank_is_named_where_it_loses_nothing(
+def test_exact_is_rank_r_where_that_loses_nothing(
     run: Path, sdslora: Run, tmp_path: Path, model_dir: Path
 ) -> None:
     result = sdslora("export", run, tmp_path / "exact")
     assert result.status == 0
-    assert "--rank compact" not in result.out
+    assert "of rank 8" in result.out
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), run)
     refresh_bases(model, "default", "qr")
     model.save_pretrained(tmp_path / "refreshed")
     result = sdslora("export", tmp_path / "refreshed", tmp_path / "again")
-    assert "rank 4 would be as exact: --rank compact" in result.out
-    result = sdslora("export", tmp_path / "refreshed", tmp_path / "small", "--rank=compact")
     assert "of rank 4" in result.out
-    assert "would be" not in result.out
 
 
 class Blocks(nn.Module):

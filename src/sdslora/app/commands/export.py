@@ -9,7 +9,6 @@ from peft import PeftModel
 
 from ... import to_plain_lora
 from ...export import LoraExport, to_diffusers, to_gguf, to_hira, to_kohya
-from ...export.adapter import plain_adapter
 from ...export.image_models import COMPONENTS
 from ...tuner import adapter_configs
 from ..config.parsing import parse
@@ -24,8 +23,6 @@ LANGUAGE = {"peft": to_plain_lora, "gguf": to_gguf}
 IMAGE = {"kohya": to_kohya, "diffusers": to_diffusers}
 WHOLE = ("hira", "merged")
 """Formats of one rank only."""
-LOSSLESS = 1e-6
-"""A relative error that is the rounding of float32."""
 
 
 @dataclass
@@ -39,7 +36,8 @@ class ExportSpec:
         format: "peft" (also for vLLM and SGLang), "gguf" (llama.cpp), "kohya" (U-Nets: ComfyUI and
             others), "diffusers" (image models), "hira" (PEFT, for adapters with use_hira), or
             "merged" (the whole model, without adapter).
-        rank: "exact" (rank 2r, the same function), "compact" (the best of rank r), or a number.
+        rank: "exact" (the same function: rank r where that is enough, else 2r), "compact" (the
+            best of rank r), or a number.
         component: For kohya and diffusers, which model of the pipeline the adapter belongs to:
             unet, transformer, text_encoder or text_encoder_2.
     """
@@ -74,7 +72,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def export(spec: ExportSpec) -> None:
-    """Write it and print its rank and its error, and where a smaller rank would do."""
+    """Write it and print its rank and its error."""
     if spec.format == "merged":
         merge(MergeSpec(spec.adapter_dir, spec.output_dir, spec.model))
         return
@@ -90,10 +88,6 @@ def export(spec: ExportSpec) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     print(done)
-    if spec.rank == "exact" and spec.format not in WHOLE:
-        compact = plain_adapter(model, "compact")
-        if compact.relative_error < LOSSLESS and compact.rank < done.rank:
-            print(f"rank {compact.rank} would be as exact: --rank compact")
 
 
 def _load(spec: ExportSpec) -> PeftModel:
