@@ -30,6 +30,8 @@ TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
+TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=10"
+"""What ``preset="tuned"`` stands for."""
 MULTIPLIED = OURS.replace("sds-lora", "sds-lora-multiplied")
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
 GAP = [f"small-vision-{change}" for change in ("gap", "rank", "rank8")]
@@ -190,6 +192,26 @@ def refreshes() -> str:
     return table(header, rows)
 
 
+def ramps() -> str:
+    """One line a refresh and a ramp: each task's test loss, the best rate in brackets."""
+    names = [f"{task}-{change}" for task in TASKS for change in ("ramp", "ramp-warmed")]
+    if not all((RESULTS / name).exists() for name in names):
+        return NOT_YET
+    found = [results(name) for name in names]
+    rows = []
+    for mode, k in product(("qr", "preserve", "retract"), (0, 10, 20)):
+        options = [f"refresh_mode={mode}"] * (mode != "qr")
+        options += ["refresh_every=1", "transport_momentum=True", *[f"ramp_steps={k}"] * (k > 0)]
+        label = escaped(" ".join(["sds-lora", *options]))
+        cells = [at_best(those[label]) if label in those else "–" for those in found]
+        if set(cells) != {"–"}:
+            rows.append([f"`{mode}`", k or "none", *cells])
+    header = ["refresh", "ramp"]
+    for task in TASKS:
+        header += [task.replace("-", " "), "with warm-up"]
+    return table(header, rows)
+
+
 def side_by_side(change: str) -> str:
     """One line a contender: each task's test loss, the best rate in brackets."""
     names = [f"{task}-{change}" for task in TASKS]
@@ -303,6 +325,13 @@ def texts() -> dict[str, str]:
         "warm-up": warm_up(),
         "refreshes": refreshes(),
         "steps": steps(),
+        "ramps": ramps(),
+        **{
+            f"{task}-default": either_schedule(
+                [("without", f"{task}-default"), ("with", f"{task}-default-warmed")], TUNED
+            )
+            for task in TASKS
+        },
         "one-rate": one_rate(),
         "core": side_by_side("core"),
         "variants": side_by_side("variants"),
