@@ -1,4 +1,4 @@
-"""Every equation of SDS-LoRA, once: tensors in, tensors out, nothing but torch."""
+"""The equations of SDS-LoRA, each written once: tensors in, tensors out, nothing but torch."""
 
 from .basis import orthonormal_basis, subspace_cosine, widened
 from .branch import sds_branch, sds_linear

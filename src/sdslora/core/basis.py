@@ -11,23 +11,29 @@ from .precision import upcast
 
 
 def orthonormal_basis(M: Tensor, previous: Tensor | Callable[[], Tensor] | None = None) -> Tensor:
-    """Orthonormal basis of the columns of ``M``, R's diagonal positive: (..., k, r) -> (..., k, r).
+    """Return the orthonormal basis of the columns of ``M``: (..., k, r) -> (..., k, r).
 
-    The factor Q of ``M = Q R`` is unique once R's diagonal is positive. LAPACK's signs are not, and
-    ``B Q_Aᵀ`` pairs columns, so that an unfixed sign changes the function.
+    The diagonal of R in ``M = Q R`` is made positive, which makes Q unique. LAPACK's signs vary,
+    and ``B Q_Aᵀ`` pairs columns, so a changed sign would change the function.
 
     A column that is zero, or depends on the ones before it, has no direction of its own. It takes
-    that of the same column of ``previous``, made orthogonal to the rest (an arbitrary orthogonal
-    one where there is none). The result spans the columns of ``M`` in every case. Where ``r > k``,
-    the last ``r - k`` columns are zero.
+    that of the same column of ``previous``, made orthogonal to the other columns. Without
+    ``previous`` it takes an arbitrary orthogonal direction. The result always spans the columns of
+    ``M``. Where ``r > k``, the last ``r - k`` columns are zero.
 
     Args:
         M: any floating dtype; the factorization runs in float32 or better.
-        previous: the basis that the result replaces, (..., k, r), or a function that gives it,
+        previous: the basis that the result replaces, (..., k, r), or a function that returns it,
             called only where a column needs it.
 
     Returns:
         Q in float32 (float64 for float64 input), finite whenever ``M`` is.
+
+    >>> import torch
+    >>> M = torch.tensor([[3.0, 1.0], [4.0, 0.0], [0.0, 2.0]])
+    >>> Q = orthonormal_basis(M)
+    >>> bool(torch.allclose(Q.T @ Q, torch.eye(2), atol=1e-6))
+    True
     """
     *batch, rows, columns = M.shape
     width = min(rows, columns)
@@ -44,17 +50,17 @@ def orthonormal_basis(M: Tensor, previous: Tensor | Callable[[], Tensor] | None 
 
 
 def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Q of ``M`` (b, k, r) by Cholesky factorizations, and (b,) whether it can be relied on.
+    """Return Q of ``M`` (b, k, r) by Cholesky factorizations, and (b,) whether it is reliable.
 
-    Matrix products and (r, r) factorizations only; R's diagonal is positive by construction. Fails
-    for columns that are zero, dependent, of extreme scale, or nearly dependent (the condition
-    number enters squared).
+    It needs matrix products and (r, r) factorizations only, and R's diagonal is positive by
+    construction. It fails for columns that are zero, of extreme scale, or (nearly) dependent: the
+    condition number enters squared.
     """
     eps = torch.finfo(M.dtype).eps
     Q, inverse, sound = _cholesky_pass(M, gram(M))
     sines = 1 / inverse.diagonal(dim1=-2, dim2=-1)
     sound = sound & (sines > _noise(M)).all(dim=-1)
-    # Once more where the first pass lost digits: it ends orthonormal where the first came near
+    # A second pass where the first lost digits makes a nearly orthonormal Q orthonormal
     if sync_is_costly(M) or not (_expected_error(inverse, M.shape[-2]) < 80 * eps).all():
         again = gram(Q)
         error = (again - torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)).abs().amax((1, 2))
@@ -66,12 +72,14 @@ def _cholesky_qr(M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sync_is_costly(M: Tensor) -> bool:
-    """Whether to wait for a value of ``M``'s device takes longer than a pass that it might save."""
+    """Return whether reading a value from ``M``'s device costs more than the pass it may save."""
     return M.is_cuda
 
 
 def _cholesky_pass(M: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``M R⁻¹`` (b, k, r) from ``square = Mᵀ M``, and (b,) whether it exists.
+    """Return ``M R⁻¹``, ``R⁻ᵀ`` and whether they exist, from ``square = Mᵀ M``.
+
+    The shapes are (b, k, r), (b, r, r) and (b,). ``R⁻ᵀ`` belongs to the columns scaled to norm 1.
 
     Between them ``R⁻ᵀ`` (b, r, r) of the columns scaled to norm 1.
     """
@@ -84,10 +92,10 @@ def _cholesky_pass(M: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _expected_error(inverse: Tensor, rows: int) -> Tensor:
-    """The largest entry of ``QᵀQ − I`` after one pass, shape (b,), estimated from above.
+    """Return an upper estimate of the largest entry of ``QᵀQ − I`` after one pass, shape (b,).
 
-    The rounding of ``Mᵀ M``, up to ``eps (4 + 0.3 √k)`` an entry for unit columns of random numbers
-    (measured), enters through ``R⁻ᵀ`` (b, r, r) on either side.
+    The rounding of ``Mᵀ M`` enters through ``R⁻ᵀ`` (b, r, r) on either side. For unit columns of
+    random numbers it is up to ``eps (4 + 0.3 √k)`` an entry (measured).
     """
     # ‖R⁻¹‖₂² = ‖S‖₂ ≤ ‖S⁴‖_F^¼,  S = R⁻¹ R⁻ᵀ;  tight to the eighth root of r
     S = inverse.mT @ inverse
@@ -97,14 +105,14 @@ def _expected_error(inverse: Tensor, rows: int) -> Tensor:
 
 
 def _careful_basis(M: Tensor, previous: Tensor | None) -> Tensor:
-    """The basis of any ``M`` (b, k, r), by Householder QR, completed where a column needs it."""
+    """Return the basis of any ``M`` (b, k, r) by Householder QR, completed where needed."""
     unit = _unit_columns(M)
     Q, sines = _signed_qr(unit)
     return _complete(unit, previous) if (sines <= _noise(M)).any() else Q
 
 
 def _signed_qr(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (b, k, r) and the diagonal (b, r) of R, which is made positive."""
+    """Return Q (b, k, r) and the diagonal (b, r) of R, which is made positive."""
     Q, R = torch.linalg.qr(M)
     diagonal = R.diagonal(dim1=-2, dim2=-1)
     # Q diag(sign R_jj)
@@ -112,11 +120,11 @@ def _signed_qr(M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _complete(M: Tensor, previous: Tensor | None) -> Tensor:
-    """The basis of unit columns ``M`` (b, k, r), some of which have no direction of their own.
+    """Return the basis of unit columns ``M`` (b, k, r), some of them without a direction.
 
-    One QR cannot do it: it gives such a column an arbitrary direction at once, and takes that
-    direction from the columns after it. So Gram-Schmidt finds the directed columns first, and the
-    others are filled up after all of them.
+    One QR is not enough: it gives such a column an arbitrary direction at once, and later columns
+    lose that direction. So Gram-Schmidt finds the columns with a direction first, and the others
+    are filled in after them.
     """
     span = torch.zeros_like(M)
     for j in range(M.shape[-1]):
@@ -132,18 +140,21 @@ def _complete(M: Tensor, previous: Tensor | None) -> Tensor:
 
 
 def _noise(M: Tensor) -> float:
-    """The sine below which a column's direction is the rounding of orthogonalising it."""
+    """Return the sine below which a column's direction is rounding error."""
     return 32 * torch.finfo(M.dtype).eps
 
 
 def _orthogonal_part(M: Tensor, Q: Tensor) -> Tensor:
-    """(I − Q Qᵀ) M, twice for full orthogonality."""
+    """Return ``(I − Q Qᵀ) M``, projected twice for full orthogonality."""
     M = M - Q @ (Q.mT @ M)
     return M - Q @ (Q.mT @ M)
 
 
 def _unit_columns(M: Tensor) -> Tensor:
-    """``M`` with each column at norm 1, zero columns left zero; safe from under- and overflow."""
+    """Return ``M`` with each column scaled to norm 1; zero columns stay zero.
+
+    Neither small nor large columns under- or overflow.
+    """
     largest = M.abs().amax(dim=-2, keepdim=True)
     M = M / torch.where(largest == 0, 1, largest)
     norm = torch.linalg.vector_norm(M, dim=-2, keepdim=True)
@@ -151,15 +162,19 @@ def _unit_columns(M: Tensor) -> Tensor:
 
 
 def widened(Q: Tensor, columns: int) -> Tensor:
-    """``Q`` (..., k, r') with zero columns up to the number ``columns``."""
+    """Return ``Q`` (..., k, r') padded with zero columns to ``columns`` columns."""
     surplus = columns - Q.shape[-1]
     return pad(Q, (0, surplus)) if surplus else Q
 
 
 def subspace_cosine(Q: Tensor, Q_new: Tensor) -> Tensor:
-    """``tr(Qᵀ Q') / r`` of two bases (..., k, r), shape (...): 1 where no column moved (Fig. 4).
+    """Return ``tr(Qᵀ Q') / r`` of two bases (..., k, r), shape (...).
 
-    Surplus zero columns do not count.
+    It is 1 where no column moved (Fig. 4). Surplus zero columns do not count.
+
+    >>> import torch
+    >>> float(subspace_cosine(torch.eye(4)[:, :2], torch.eye(4)[:, 1:3]))
+    0.0
     """
     columns = (Q != 0).any(dim=-2).sum(dim=-1).clamp_min(1)
     return (Q * Q_new).sum(dim=(-2, -1)) / columns

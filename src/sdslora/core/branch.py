@@ -1,4 +1,4 @@
-"""The forward pass of the branch, Eq. (5) applied to an input."""
+"""The forward pass of the branch: Eq. (5) applied to an input."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +18,9 @@ def sds_branch(
     scaling: float | Tensor,
     gate: Tensor | None = None,
 ) -> Tensor:
-    """The low-rank branch alone, ``ΔW x``, from its four factors as linear maps.
+    """Return the low-rank branch alone, ``ΔW x``, from its four factors as linear maps.
 
-    No branch on the phase, so that neither a device synchronisation nor a recompilation follows
-    from it.
+    The code does not branch on the phase, which avoids device synchronisations and recompilations.
 
     Args:
         x: the input.
@@ -48,10 +47,10 @@ def sds_linear(
     scaling: float | Tensor,
     gate: Tensor | None = None,
 ) -> Tensor:
-    """The low-rank branch alone, ``x ΔWᵀ``: (..., n) -> (..., m).
+    """Return the low-rank branch alone, ``x ΔWᵀ``: (..., n) -> (..., m).
 
-    Gradients reach ``x``, ``A`` and ``B`` only, and are those of Eq. (6). With ``gate`` 1 and zero
-    bases it is plain LoRA, Eq. (1) and (2): the warm-up.
+    Gradients reach ``x``, ``A`` and ``B`` only, as in Eq. (6). With ``gate`` 1 and zero bases, as
+    in the warm-up, it is plain LoRA: Eq. (1) and (2).
 
     Args:
         x: input (..., n).
@@ -61,6 +60,14 @@ def sds_linear(
         Q_B: (m, r), cast to the dtype of ``B``.
         scaling: s.
         gate: shape (1,), 1 in the warm-up and 0 in the main stage; None is 0.
+
+    >>> import torch
+    >>> from sdslora.core import delta_weight, reparameterize
+    >>> A, B, x = torch.randn(2, 6), torch.randn(4, 2), torch.randn(3, 6)
+    >>> factors = reparameterize(A, B, scaling=2.0)
+    >>> y = sds_linear(x, *factors, scaling=2.0)
+    >>> bool(torch.allclose(y, x @ delta_weight(*factors, scaling=2.0).T, atol=1e-4))
+    True
     """
     return sds_branch(
         x,

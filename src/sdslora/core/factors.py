@@ -1,4 +1,4 @@
-"""The four factors of SDS-LoRA and what they stand for: Eq. (1), (5), and the plain LoRA pair."""
+"""The four factors of SDS-LoRA, the ΔW that they define, and the equivalent plain LoRA pair."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,16 @@ from torch import Tensor
 
 
 class SdsFactors(NamedTuple):
-    """A and B (trainable) with the bases they are paired with.
+    """The trainable factors A and B with their bases.
 
     Shapes: ``A`` (..., r, n), ``B`` (..., m, r), ``Q_A`` (..., n, r), ``Q_B`` (..., m, r). The
     bases have orthonormal columns; where ``r`` exceeds ``min(m, n)``, the surplus columns are zero.
+
+    >>> import torch
+    >>> A, B = torch.zeros(2, 6), torch.zeros(4, 2)
+    >>> factors = SdsFactors(A, B, Q_A=torch.eye(6)[:, :2], Q_B=torch.eye(4)[:, :2])
+    >>> factors.Q_A.shape
+    torch.Size([6, 2])
     """
 
     A: Tensor
@@ -20,20 +26,26 @@ class SdsFactors(NamedTuple):
 
 
 class LowRankPair(NamedTuple):
-    """A matrix ``up @ down``, kept as its factors: ``up`` (..., m, k), ``down`` (..., k, n)."""
+    """A matrix ``up @ down`` as its factors: ``up`` (..., m, k), ``down`` (..., k, n)."""
 
     up: Tensor
     down: Tensor
 
 
 def lora_delta_weight(A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
-    """Plain LoRA's ΔW, Eq. (1): (..., r, n) and (..., m, r) give (..., m, n)."""
+    """Return plain LoRA's ΔW, Eq. (1): (..., r, n) and (..., m, r) give (..., m, n)."""
     # (1)  ΔW = s B A
     return scaling * (B @ A)
 
 
 def delta_weight(A: Tensor, B: Tensor, Q_A: Tensor, Q_B: Tensor, scaling: float | Tensor) -> Tensor:
-    """SDS-LoRA's ΔW, Eq. (5), shape (..., m, n), in the dtype the factors promote to."""
+    """Return SDS-LoRA's ΔW, Eq. (5), (..., m, n), in the dtype that the factors promote to.
+
+    >>> import torch
+    >>> A, B = torch.zeros(2, 6), torch.zeros(4, 2)
+    >>> delta_weight(A, B, torch.eye(6)[:, :2], torch.eye(4)[:, :2], scaling=2.0).shape
+    torch.Size([4, 6])
+    """
     dtype = torch.promote_types(A.dtype, Q_A.dtype)
     A, B, Q_A, Q_B = (factor.to(dtype) for factor in (A, B, Q_A, Q_B))
     # (5)  ΔW = s (B Q_Aᵀ + Q_B A)
@@ -44,15 +56,15 @@ def gated(factors: SdsFactors, gate: Tensor) -> SdsFactors:
     """Return the factors whose Eq. (5) holds in both phases: ``Q_B + gate B`` in place of ``Q_B``.
 
     In the warm-up the bases are zero and ``gate`` (1,) is 1, so that Eq. (5) becomes Eq. (1). In
-    the main stage ``gate`` is 0. No branch on the phase, and gradients reach A and B in both.
+    the main stage ``gate`` is 0. Gradients reach A and B in both phases, without a branch.
     """
     return factors._replace(Q_B=torch.addcmul(factors.Q_B, gate, factors.B))
 
 
 def plain_pair(factors: SdsFactors) -> LowRankPair:
-    """The plain LoRA of rank 2r that equals Eq. (5) exactly, the scaling left out.
+    """Return the plain LoRA of rank 2r that equals Eq. (5) exactly, without the scaling.
 
-    ``up`` (..., m, 2r) and ``down`` (..., 2r, n), in the dtype the factors promote to.
+    ``up`` (..., m, 2r) and ``down`` (..., 2r, n) have the dtype that the factors promote to.
     """
     A, B, Q_A, Q_B = factors
     # B Q_Aᵀ + Q_B A = [Q_B, B] [A; Q_Aᵀ]
@@ -60,20 +72,20 @@ def plain_pair(factors: SdsFactors) -> LowRankPair:
 
 
 def low_rank_change(before: LowRankPair, after: LowRankPair) -> Tensor:
-    """``up' down' − up down``, (..., m, n), of two pairs of the same shapes.
+    """Return ``up' down' − up down`` (..., m, n) for two pairs of the same shapes.
 
-    From the differences of the factors, so that a small change does not drown in the rounding of
-    the products.
+    It is computed from the differences of the factors: rounding of the products would hide a small
+    change.
     """
     # up' (down' − down) + (up' − up) down
     return after.up @ (after.down - before.down) + (after.up - before.up) @ before.down
 
 
 def relative_change(before: SdsFactors, after: SdsFactors) -> Tensor:
-    """``‖ΔW' − ΔW‖_F / ‖ΔW‖_F``, shape (...): how far a refresh moved the function.
+    """Return ``‖ΔW' − ΔW‖_F / ‖ΔW‖_F``, shape (...): how much a refresh changed ΔW.
 
-    Goes through r-sized Gram matrices in float64, so that changes down to 1e-8 are resolved and no
-    (m, n) matrix is formed. Zero where ΔW was and stays zero, infinite where it was zero.
+    It uses r-sized Gram matrices in float64, which resolves changes down to 1e-8 without an (m, n)
+    matrix. The result is 0 where ΔW was and stays zero, and infinite where only ΔW was zero.
     """
     old, new = plain_pair(before), plain_pair(after)
     change = LowRankPair(
@@ -85,7 +97,7 @@ def relative_change(before: SdsFactors, after: SdsFactors) -> Tensor:
 
 
 def frobenius_norm(pair: LowRankPair) -> Tensor:
-    """``‖up @ down‖_F``, shape (...), float64, through the (k, k) Gram matrices."""
+    """Return ``‖up @ down‖_F``, shape (...), float64, from the (k, k) Gram matrices."""
     # MPS has no float64
     dtype = torch.float32 if pair.up.device.type == "mps" else torch.float64
     up, down = pair.up.to(dtype), pair.down.to(dtype)

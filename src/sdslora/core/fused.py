@@ -1,13 +1,13 @@
 """A frozen linear layer with its SDS-LoRA branch as one operation, forward and backward.
 
-The same function as :func:`~sdslora.core.sds_linear` added to ``F.linear``, with what a composition
-of separate operations wastes taken out: ``[A; Q_Aᵀ]`` and ``[Q_B, B]`` are one product each,
-products accumulate into the base layer's output and input gradient (no temporary of their size, no
-elementwise pass over them), s is a factor of the products, nothing is computed for the bases, and
-only ``x`` and ``h = x Q_A`` are kept for the backward pass, beside the factors or their casts. A
-training in single precision with many tokens makes ``W + ΔW`` for the moment of its use: what is
-left for each token are then the four products of the gradients, as in plain LoRA, and only ``x`` is
-kept.
+It computes :func:`~sdslora.core.sds_linear` added to ``F.linear``, with less work than separate
+operations need. ``[A; Q_Aᵀ]`` and ``[Q_B, B]`` are one product each. Products accumulate into the
+base layer's output and input gradient, without temporaries of their size. The scaling s is a factor
+of the products. The bases get no gradient. Only ``x`` and ``h = x Q_A`` are saved for the backward
+pass, beside the factors or their casts.
+
+A training in single precision with many tokens computes ``W + ΔW`` while it is needed. Each token
+then costs four products for the gradients, as in plain LoRA, and only ``x`` is saved.
 """
 
 import os
@@ -27,7 +27,7 @@ WEIGHT_TRAFFIC = 150
 """Multiply-adds in the time of reading and writing an element of W twice; measured on a CPU."""
 
 FEW_COLUMNS = 8
-"""Columns of a right factor up to which a CPU's library multiplies two to five times as slowly."""
+"""Columns of a right factor up to which a CPU's library is two to five times as slow."""
 
 
 def fused_sds_linear(
@@ -64,7 +64,7 @@ def fused_sds_linear(
 
 
 class _FusedSdsLinear(torch.autograd.Function):
-    """Under autocast nothing more is cast: the operands of every product have one dtype."""
+    """The autograd function; every product's operands have one dtype, so autocast adds no cast."""
 
     @staticmethod
     def forward(
@@ -96,9 +96,9 @@ class _FusedSdsLinear(torch.autograd.Function):
             hidden = rows @ down.mT
             # W x + s ((Q_B + gate B) A d + B Q_Aᵀ d)
             out.view(-1, out.shape[-1]).addmm_(hidden, up.mT, alpha=scaling)
-            # h = (Q_Aᵀ + gate A) d; a number without dimensions takes the dtype of the others
+            # h = (Q_Aᵀ + gate A) d; a tensor without dimensions does not promote the dtype
             h = torch.addcmul(hidden[:, r:], gate[0], hidden[:, :r])
-        # casts are saved, as autocast saves them; what is no cast is stacked again
+        # casts are saved, as autocast saves them; uncast factors are packed again in backward
         ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else packed))
         ctx.scaling, ctx.merge, ctx.drops = scaling, merge, x_dropout is not None
         ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
@@ -106,7 +106,7 @@ class _FusedSdsLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_gradient_of_gradient()
+        reject_gradient_of_gradient()
         d, h, weight, gate, *saved = ctx.saved_tensors
         up, down = saved if len(saved) == 2 else _packed(SdsFactors(*saved), gate, d.dtype)
         r = len(down) // 2
@@ -144,7 +144,7 @@ class _FusedSdsLinear(torch.autograd.Function):
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
 
-def refuse_gradient_of_gradient() -> None:
+def reject_gradient_of_gradient() -> None:
     """Raise ``RuntimeError`` in a backward pass that is to be differentiated itself."""
     if torch.is_grad_enabled():
         raise RuntimeError(
@@ -161,13 +161,13 @@ def in_working_dtype(x: Tensor, x_dropout: Tensor | None) -> tuple[Tensor, Tenso
 
 
 def _packed(factors: SdsFactors, gate: Tensor, dtype: torch.dtype) -> LowRankPair:
-    """``[Q_B + gate B, B]`` (m, 2r) and ``[A; Q_Aᵀ]`` (2r, n): ΔW = s up down."""
+    """Return ``[Q_B + gate B, B]`` (m, 2r) and ``[A; Q_Aᵀ]`` (2r, n): ΔW = s up down."""
     up, down = plain_pair(gated(factors, gate))
     return LowRankPair(up.to(dtype), down.to(dtype))
 
 
 def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    """``scaling left right`` in ``dtype``, from (a, k) and (k, b) to (a, b)."""
+    """Return ``scaling left right`` in ``dtype``, from (a, k) and (k, b) to (a, b)."""
     cuda = left.is_cuda and torch.version.cuda is not None
     if torch.compiler.is_compiling() or (left.dtype != dtype and not cuda):
         return (left @ right).to(dtype).mul_(scaling)
@@ -176,18 +176,18 @@ def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> 
         return product(right.mT, left.mT, scaling, dtype).mT
     nothing = left.new_empty(1, dtype=dtype)
     if cuda:
-        # its sums are float32, and stay so if asked to
+        # cuBLAS sums in float32, and can return the sums without rounding them
         return torch.addmm(nothing, left, right, out_dtype=dtype, beta=0, alpha=scaling)
     return torch.addmm(nothing, left, right, beta=0, alpha=scaling)
 
 
 def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
-    """Whether ``W + ΔW`` is worth making for a forward and a backward pass of ``x`` (..., n).
+    """Return whether computing ``W + ΔW`` saves time over both passes of ``x`` (..., n).
 
-    It costs 4 r m n multiply-adds and the moving of W, and saves 3 r (m + n) a row. Half precision
-    would round a small ΔW away.
+    It costs 4 r m n multiply-adds and the memory traffic of W, and saves 3 r (m + n) a row. Half
+    precision would round a small ΔW away.
     """
-    # compiled, there would be another graph for each layer's number of rows from which on it pays
+    # compiled code would need a graph for either answer, with a threshold for each layer
     if x.dtype.itemsize < 4 or torch.compiler.is_compiling():
         return False
     m, n = weight.shape
@@ -196,5 +196,5 @@ def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
 
 
 def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float) -> Tensor:
-    """``W + ΔW``, (m, n)."""
+    """Return ``W + ΔW``, (m, n)."""
     return torch.addmm(weight, up, down, alpha=scaling)

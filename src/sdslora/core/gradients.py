@@ -1,7 +1,7 @@
-"""What the optimizer sees, and what it does to W: Eq. (2), (3), (6) and (7).
+"""The optimizer's gradients and their effect on W: Eq. (2), (3), (6) and (7).
 
-``G = dL/dW`` is the full gradient, (..., m, n). Nothing here runs in training, where autograd
-computes Eq. (2) and (6); diagnostics and tests do.
+``G = dL/dW`` is the full gradient, (..., m, n). Only diagnostics and tests use this module: in
+training, autograd computes Eq. (2) and (6).
 """
 
 from typing import NamedTuple
@@ -19,19 +19,19 @@ class FactorGradients(NamedTuple):
 
 
 def lora_gradients(A: Tensor, B: Tensor, G: Tensor, scaling: float) -> FactorGradients:
-    """Plain LoRA's gradients, Eq. (2)."""
+    """Return plain LoRA's gradients, Eq. (2)."""
     # (2)  ∇A = s Bᵀ G,  ∇B = s G Aᵀ
     return FactorGradients(A=scaling * (B.mT @ G), B=scaling * (G @ A.mT))
 
 
 def lora_effective_gradient(A: Tensor, B: Tensor, G: Tensor, scaling: float) -> Tensor:
-    """First-order change of W under LoRA and gradient descent, per −η: Eq. (3), (..., m, n)."""
+    """Return LoRA's first-order change of W under gradient descent, per −η: Eq. (3)."""
     # (3)  s² (B Bᵀ G + G Aᵀ A)
     return scaling**2 * (B @ (B.mT @ G) + (G @ A.mT) @ A)
 
 
 def sds_gradients(Q_A: Tensor, Q_B: Tensor, G: Tensor, scaling: float) -> FactorGradients:
-    """SDS-LoRA's gradients, Eq. (6): orthonormal projections of G, no singular value in them."""
+    """Return SDS-LoRA's gradients, Eq. (6): orthonormal projections of G."""
     # (6)  ∇A = s Q_Bᵀ G,  ∇B = s G Q_A
     return FactorGradients(A=scaling * (Q_B.mT @ G), B=scaling * (G @ Q_A))
 
@@ -43,14 +43,14 @@ def sds_effective_gradient(
     refreshed: SdsFactors | None = None,
     lr: float = 1.0,
 ) -> Tensor:
-    """First-order change of W under SDS-LoRA and gradient descent, per −η: Eq. (7), (..., m, n).
+    """Return SDS-LoRA's first-order change of W under gradient descent, per −η: Eq. (7).
 
     Args:
         factors: before the step.
         G: the full gradient.
         scaling: s.
-        refreshed: where the step ended with a paper refresh, its result; Ω is zero otherwise.
-        lr: η, which Ω is relative to.
+        refreshed: the result of the paper's refresh that ended the step; Ω is zero without it.
+        lr: η, by which Ω is divided.
     """
     A, B, Q_A, Q_B = factors
     # (7)  s² (Q_B Q_Bᵀ G + G Q_A Q_Aᵀ) + Ω

@@ -1,7 +1,7 @@
-"""A frozen linear layer whose ΔW is multiplied with its weight, entry by entry: of full rank.
+"""A frozen linear layer whose ΔW is multiplied with its weight, entry by entry, to full rank.
 
 ``W' = W + ΔW ⊙ W / rms(W)``: HiRA's product (openreview.net/forum?id=TwJrTz9cRS) with the ΔW of
-Eq. (5). Divided by its root mean square W leaves ΔW about as large as it is.
+Eq. (5). The division by the root mean square of W keeps the size of ΔW about the same.
 """
 
 from typing import Any
@@ -11,24 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .factors import LowRankPair, SdsFactors, gated, plain_pair
-from .fused import in_working_dtype, product, refuse_gradient_of_gradient
+from .fused import in_working_dtype, product, reject_gradient_of_gradient
 from .precision import factorization_dtype, upcast, without_autocast
 
 
 def root_mean_square(weight: Tensor) -> Tensor:
-    """``rms(W)``, shape (1,), float32 or better; 1 where W is zero, which no product can change."""
+    """Return ``rms(W)``, shape (1,), float32 or better; 1 for a zero W."""
     norm = torch.linalg.vector_norm(weight.detach(), dtype=factorization_dtype(weight.dtype))
     rms = norm / max(weight.numel(), 1) ** 0.5
     return torch.where(rms > 0, rms, 1).reshape(1)
 
 
 def hadamard_multiplier(weight: Tensor, rms: Tensor) -> Tensor:
-    """``W / rms(W)``, what ΔW is multiplied with, in the dtype that the two promote to."""
+    """Return ``W / rms(W)``, the multiplier of ΔW, in the dtype that both promote to."""
     return weight / rms
 
 
 def hadamard_change(delta: Tensor, weight: Tensor, rms: Tensor) -> Tensor:
-    """``ΔW ⊙ W / rms(W)``, (m, n) or as W is stored, in the dtype that the three promote to."""
+    """Return ``ΔW ⊙ W / rms(W)``, in W's shape and the dtype that all three promote to."""
     return delta * hadamard_multiplier(weight, rms)
 
 
@@ -44,8 +44,8 @@ def fused_hadamard_linear(
 ) -> Tensor:
     """Return ``x Wᵀ + bias + d (ΔW ⊙ W / rms(W))ᵀ``, (..., n) -> (..., m).
 
-    The change is made for the moment of its use, forward and backward, and only ``d`` is saved.
-    Arguments and errors are those of :func:`~sdslora.core.fused_sds_linear`; ``rms`` (1,) is W's.
+    The change is computed in each pass and not saved; only ``d`` is. Arguments and errors are those
+    of :func:`~sdslora.core.fused_sds_linear`; ``rms`` (1,) is W's.
     """
     x, x_dropout = in_working_dtype(x, x_dropout)
     # in half precision a small change would be rounded away, if it were added to W
@@ -93,7 +93,7 @@ class _HadamardLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_gradient_of_gradient()
+        reject_gradient_of_gradient()
         d, weight, A, B, Q_A, Q_B, gate, rms = ctx.saved_tensors
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
         grad_x = grad_d = grad_bias = grad_A = grad_B = None
@@ -124,8 +124,8 @@ class _HadamardLinear(torch.autograd.Function):
                     grad_A = (scale * (pair.up[:, :r].mT @ H)).to(A.dtype)
                 if need_B:
                     # s dL/dΔW (Q_A + gate Aᵀ)
-                    seen = torch.addcmul(pair.down[r:], gate, pair.down[:r])
-                    grad_B = (scale * (H @ seen.mT)).to(B.dtype)
+                    down_B = torch.addcmul(pair.down[r:], gate, pair.down[:r])
+                    grad_B = (scale * (H @ down_B.mT)).to(B.dtype)
             if need_bias:
                 grad_bias = g.sum(0).to(ctx.bias_dtype)
         grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
@@ -133,12 +133,12 @@ class _HadamardLinear(torch.autograd.Function):
 
 
 def _pair(factors: SdsFactors, gate: Tensor) -> LowRankPair:
-    """``ΔW / s`` as its factors, float32 or better."""
+    """Return ``ΔW / s`` as its factors, float32 or better."""
     return plain_pair(gated(SdsFactors(*map(upcast, factors)), gate))
 
 
 def _change(weight: Tensor, pair: LowRankPair, scale: Tensor) -> Tensor:
-    """C = :func:`hadamard_change`, in place, in the dtype of the pair; ``scale`` is s / rms(W)."""
+    """Return C = :func:`hadamard_change` in the pair's dtype; ``scale`` is s / rms(W)."""
     return ((scale * pair.up) @ pair.down).mul_(weight)
 
 

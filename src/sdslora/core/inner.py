@@ -4,19 +4,19 @@ import torch
 from torch import Tensor
 
 PIECE = 512
-"""Rows summed up at once on a GPU."""
+"""Rows summed at once on a GPU."""
 ROW_BY_ROW = 8
-"""Columns up to which a CPU's library adds up one row after another, rounding each time."""
+"""Columns up to which a CPU's library sums one row after another, rounding each time."""
 SHORT_PIECE = 128
-"""Rows summed up at once of so few columns."""
+"""Rows summed at once where there are so few columns."""
 
 
 def inner(X: Tensor, Y: Tensor) -> Tensor:
-    """``Xᵀ Y`` (..., r, c) of tall ``X`` (..., k, r) and ``Y`` (..., k, c).
+    """Return ``Xᵀ Y`` (..., r, c) of tall ``X`` (..., k, r) and ``Y`` (..., k, c).
 
-    However many rows there are to sum over, a GPU's library gives each small result to one of its
-    many processors, and takes ten times as long as reading the matrices does. Sums over pieces of
-    the rows, added up at the end, occupy all of them.
+    A GPU's library computes each small result on one of its many processors, however many rows
+    there are to sum. That takes ten times as long as reading the matrices. Sums over pieces of the
+    rows, added up at the end, occupy all processors.
     """
     rows, widest = X.shape[-2], max(X.shape[-1], Y.shape[-1])
     if X.is_cuda and rows >= 4 * PIECE and rows % PIECE == 0 and widest <= PIECE // 8:
@@ -25,14 +25,14 @@ def inner(X: Tensor, Y: Tensor) -> Tensor:
 
 
 def gram(X: Tensor) -> Tensor:
-    """``Xᵀ X`` (..., r, r) of tall ``X`` (..., k, r), its rounding hardly growing with k."""
+    """Return ``Xᵀ X`` (..., r, r) of tall ``X`` (..., k, r); its rounding hardly grows with k."""
     if X.is_cuda or X.shape[-1] > ROW_BY_ROW:
         return inner(X, X)
     return torch.stack([rows.mT @ rows for rows in X.split(SHORT_PIECE, dim=-2)]).sum(dim=0)
 
 
 def in_pieces(X: Tensor, Y: Tensor, piece: int) -> Tensor:
-    """``inner(X, Y)``, ``piece`` rows at a time, of which there must be a whole number."""
+    """Return ``inner(X, Y)``, summed over pieces of ``piece`` rows, which must divide k."""
     # Σ_i X_iᵀ Y_i,  X and Y cut into rows of blocks
     left = X.contiguous().unflatten(-2, (-1, piece))
     right = left if Y is X else Y.contiguous().unflatten(-2, (-1, piece))

@@ -1,4 +1,4 @@
-"""The one dtype policy: bases and factorizations in float32 or better, whatever comes in."""
+"""The one dtype policy: bases and factorizations in float32 or better, whatever the input is."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def factorization_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that bases and factorizations use for parameters of ``dtype``.
+    """Return the dtype of bases and factorizations for parameters of ``dtype``.
 
     float16, bfloat16 and float32 give float32; float64 gives float64.
     """
@@ -15,14 +15,14 @@ def factorization_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """``tensor`` in its factorization dtype (itself where it is there already)."""
+    """Return ``tensor`` in its factorization dtype, or itself where it has that dtype already."""
     return tensor.to(factorization_dtype(tensor.dtype))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast casts products on ``device`` to; None where it is off, or the device has none.
+    """Return the dtype to which autocast casts products on ``device``; None where it is off.
 
-    (The meta device, on which models are counted before they are loaded, has none.)
+    None also for a device without autocast, such as the meta device.
     """
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -31,7 +31,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Products in the dtype of their factors."""
+    """Return a context in which products run in the dtype of their factors."""
     if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""When the bases are refreshed: the paper's phases, or a uniform interval (Table 7)."""
+"""The refresh schedule: the paper's phases, or a uniform interval (Table 7)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ Action = Literal["none", "reparameterize", "refresh"]
 
 @dataclass(frozen=True)
 class RefreshSchedule:
-    """A pure function from completed optimizer steps to what happens next.
+    """A pure function from the completed optimizer steps to the next action.
 
     Args:
         total_steps: T, the optimizer steps of the whole training.
@@ -18,6 +18,10 @@ class RefreshSchedule:
 
     Raises:
         ValueError: for a number out of range, or a training that ends within its warm-up.
+
+    >>> schedule = RefreshSchedule(total_steps=100, warmup_steps=10)
+    >>> [schedule.action(step) for step in (9, 10, 11, 23, 24)]
+    ['none', 'reparameterize', 'refresh', 'none', 'refresh']
     """
 
     total_steps: int
@@ -40,14 +44,14 @@ class RefreshSchedule:
             )
 
     def interval(self, step: int) -> int:
-        """Steps between refreshes once ``step`` steps are completed."""
+        """Return the number of steps between refreshes once ``step`` steps are completed."""
         if self.every is not None:
             return self.every
         # ⌊τ t / T⌋ + 1
         return self.phases * step // self.total_steps + 1
 
     def action(self, step: int) -> Action:
-        """What follows ``step`` completed optimizer steps."""
+        """Return the action that follows ``step`` completed optimizer steps."""
         if step < max(self.warmup_steps, 1):
             return "none"
         if step == self.warmup_steps:

@@ -1,4 +1,4 @@
-"""Spectra: of a matrix that is known by its low-rank factors, and of Gram matrices."""
+"""Spectra of Gram matrices, and of matrices given by their low-rank factors."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,19 @@ from .precision import upcast
 
 
 class Svd(NamedTuple):
-    """``U diag(S) Vᵀ``: ``U`` (..., m, k), ``S`` (..., k) descending, ``V`` (..., n, k)."""
+    """The SVD ``U diag(S) Vᵀ``: ``U`` (..., m, k), ``S`` (..., k) descending, ``V`` (..., n, k)."""
 
     U: Tensor
     S: Tensor
     V: Tensor
 
     def truncate(self, rank: int) -> "Svd":
-        """The leading ``rank`` triplets: the best approximation of that rank."""
+        """Return the leading ``rank`` triplets: the best approximation of that rank."""
         return Svd(self.U[..., :rank], self.S[..., :rank], self.V[..., :rank])
 
 
 def factored_svd(pair: LowRankPair) -> Svd:
-    """SVD of ``up @ down`` through (k, k) matrices; no (m, n) matrix is formed.
+    """Return the SVD of ``up @ down`` through (k, k) matrices; no (m, n) matrix is formed.
 
     ``up`` (..., m, k) and ``down`` (..., k, n) give ``min(m, n, k)`` triplets; float32 or better.
     """
@@ -41,13 +41,13 @@ class Spectrum(NamedTuple):
 
 
 def gram_spectrum(M: Tensor) -> Spectrum:
-    """Return the spectrum of ``MᵀM`` for ``M`` (..., k, r); eigenvalues that are noise become 0."""
+    """Return the spectrum of ``MᵀM`` for ``M`` (..., k, r); eigenvalues at noise level become 0."""
     values, vectors = torch.linalg.eigh(M.mT @ M)
     return Spectrum(torch.where(values > eigenvalue_noise(values), values, 0), vectors)
 
 
 def eigenvalue_noise(values: Tensor) -> Tensor:
-    """What rounding makes of a zero eigenvalue among ``values`` (..., r): r ε λ_max, (..., 1)."""
+    """Return the rounding error of a zero eigenvalue: r ε λ_max, (..., r) -> (..., 1)."""
     size = values.shape[-1] * torch.finfo(values.dtype).eps
     return size * values.amax(dim=-1, keepdim=True)
 
@@ -55,9 +55,9 @@ def eigenvalue_noise(values: Tensor) -> Tensor:
 def polar_factor(M: Tensor) -> Tensor:
     """Return ``U Vᵀ`` of ``M = U S Vᵀ`` (..., a, b): ``M`` with its singular values removed.
 
-    Directions that are noise are 0, so that a zero matrix gives a zero matrix. Float32 or better.
-    Exact, where Newton-Schulz leaves singular values between 0.7 and 1.2. By the eigenvalues of the
-    smaller Gram matrix in float64, so the device must have that.
+    Directions at noise level become 0, so a zero matrix gives a zero matrix. Float32 or better.
+    The result is exact; Newton-Schulz would leave singular values between 0.7 and 1.2. It uses the
+    eigenvalues of the smaller Gram matrix in float64, which the device must support.
     """
     M = upcast(M)
     rows = M if M.shape[-2] <= M.shape[-1] else M.mT

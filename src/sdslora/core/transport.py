@@ -1,4 +1,4 @@
-"""What an optimizer remembers of A and B, carried into new bases (vector transport)."""
+"""Vector transport: an optimizer's momentum of A and B, carried into new bases."""
 
 from torch import Tensor
 
@@ -7,15 +7,15 @@ from .precision import upcast
 
 
 def transport(momentum: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """A mean of gradients, in the coordinates of the new basis.
+    """Return a mean of gradients in the coordinates of the new basis.
 
-    The gradient of A is ``s Q_Bᵀ G``, its rows are coordinates in ``Q_B``; that of B, transposed,
-    has coordinates in ``Q_A``. What lies outside the new basis is lost.
+    The gradient of A is ``s Q_Bᵀ G``: its rows are coordinates in ``Q_B``. The transposed gradient
+    of B has coordinates in ``Q_A``. The part outside the new basis is lost.
 
     Args:
-        momentum: (..., r, k), of A with k = n, or of B, transposed, with k = m.
-        old: the basis that it is in, Q_B or Q_A, (..., j, r).
-        new: the basis that takes its place, (..., j, r).
+        momentum: of A (..., r, n), or of B, transposed, (..., r, m).
+        old: the basis of its coordinates, Q_B for A or Q_A for B, (..., j, r).
+        new: the basis that replaces it, (..., j, r).
 
     Returns:
         (..., r, k), float32 or better.

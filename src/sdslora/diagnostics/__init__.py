@@ -1,7 +1,7 @@
-"""What the paper's figures show, as functions of tensors; nothing but torch and the equations.
+"""The quantities in the paper's figures, as functions of tensors that need torch alone.
 
-The functions take leading batch dimensions, compute in float32 or better, and give a defined value,
-never NaN, for zero matrices.
+The functions take leading batch dimensions and compute in float32 or better. For zero matrices they
+return a defined value, never NaN.
 """
 
 from ..core import polar_factor, relative_change, subspace_cosine

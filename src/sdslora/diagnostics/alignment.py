@@ -1,4 +1,4 @@
-"""How much of the full gradient's direction a method keeps."""
+"""The cosine between the full gradient and a method's effective gradient."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,16 @@ from ..core import upcast
 
 
 def gradient_alignment(G: Tensor, G_eff: Tensor) -> Tensor:
-    """``⟨G, G_eff⟩ / (‖G‖ ‖G_eff‖)``: two (..., m, n) give (...), in [−1, 1], float32 or better.
+    """Return ``⟨G, G_eff⟩ / (‖G‖ ‖G_eff‖)``, the cosine of two (..., m, n), in [−1, 1].
 
-    The cosine of the full gradient with a method's effective gradient, or with what a step took
-    off the weights. Zero where either is a zero matrix. Fig. 1(b) and 3(b).
+    ``G`` is the full gradient, ``G_eff`` a method's effective gradient or the step that it took on
+    the weights. The result (...) is float32 or better, and 0 where either is a zero matrix.
+    Fig. 1(b) and 3(b).
+
+    >>> import torch
+    >>> G = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    >>> float(gradient_alignment(G, 3 * G))
+    1.0
     """
     (G, size), (G_eff, size_eff) = _scaled(G), _scaled(G_eff)
     sizes = size * size_eff
@@ -18,7 +24,7 @@ def gradient_alignment(G: Tensor, G_eff: Tensor) -> Tensor:
 
 
 def _scaled(M: Tensor) -> tuple[Tensor, Tensor]:
-    """``M`` as vectors (..., m n), so scaled that no square under- or overflows; their norms."""
+    """Return ``M`` as vectors (..., m n), scaled against under- and overflow, and their norms."""
     vector = upcast(M).flatten(-2)
     largest = torch.linalg.vector_norm(vector, torch.inf, dim=-1, keepdim=True)
     vector = vector / largest.where(largest != 0, 1)

@@ -1,4 +1,4 @@
-"""How far a subspace has turned, whatever basis it is written in."""
+"""The overlap of two subspaces, whatever bases they are written in."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 class SubspaceOverlap(NamedTuple):
-    """Mean and minimum of the cosines of the principal angles, each (...), in [0, 1]."""
+    """The mean and the minimum of the cosines of the principal angles, each (...), in [0, 1]."""
 
     nuclear: Tensor
-    """``‖Qᵀ Q'‖_* / r``, their mean."""
+    """The mean, ``‖Qᵀ Q'‖_* / r``."""
     smallest: Tensor
-    """The smallest: 0 where a direction of one is orthogonal to the other."""
+    """The minimum: 0 where a direction of one is orthogonal to the other subspace."""
 
 
 def subspace_overlap(Q: Tensor, Q_new: Tensor) -> SubspaceOverlap:
     """Compare the spans of two orthonormal bases (..., k, r).
 
-    Unlike :func:`subspace_cosine`, unchanged by ``Q' → Q' R`` with ``R`` orthogonal. Surplus zero
-    columns do not count.
+    Unlike :func:`subspace_cosine`, the result does not change under ``Q' → Q' R`` with ``R``
+    orthogonal. Surplus zero columns do not count.
     """
     # cos θ_i = σ_i(Qᵀ Q')
     cosines = torch.linalg.svdvals(Q.mT @ Q_new).clamp(max=1)

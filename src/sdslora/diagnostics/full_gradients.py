@@ -20,13 +20,13 @@ def visit_full_gradients(
 ) -> None:
     """Call ``visit(name, G)`` for each layer with its ``G = dL/dW`` (m, n), float32 or better.
 
-    One forward and one backward pass in evaluation mode. ``G = δᵀ x`` is made where the backward
-    pass comes by the layer and is gone when ``visit`` returns, so that memory holds one at a time
-    (of a layer that is called several times, their sum until the last call). W is the weight that
-    the layer as a whole applies, adapter included, frozen or quantized as its base may be. Layers
-    that no gradient reaches are not visited.
+    It runs one forward and one backward pass in evaluation mode. ``G = δᵀ x`` is computed when the
+    backward pass reaches the layer, and freed when ``visit`` returns, so memory holds one at a
+    time. For a layer that is called several times it is their sum, kept until the last call. W is
+    the weight that the layer as a whole applies, adapter included; its base may be frozen or
+    quantized. Layers that no gradient reaches are not visited.
 
-    A training under way does not notice: gradients, random state, modes and hooks are as before.
+    A training in progress is not disturbed: gradients, random state, modes and hooks are restored.
 
     Args:
         model: ``model(**batch).loss`` is L.
@@ -56,28 +56,28 @@ def visit_full_gradients(
 
 
 class _Gradients:
-    """What is known of the layers' gradients between the forward pass and the backward pass."""
+    """The layers' gradients between the forward pass and the backward pass."""
 
     def __init__(self, visit: Callable[[str, Tensor], None], device: torch.device) -> None:
         self.visit = visit
         self.calls: Counter[str] = Counter()
-        """Of each layer, those whose gradient has not come yet."""
+        """The number of calls of each layer whose gradient has not arrived yet."""
         self._sums: dict[str, Tensor] = {}
-        # A zero added to every output. The gradient of this alone is asked for: it needs every
-        # layer's δ, whatever is trained, and leaves the parameters' own gradients alone.
+        # A zero added to every output. Its gradient needs every layer's δ, whatever is trained,
+        # and computing it alone leaves the parameters' own gradients unchanged.
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
     def enter(self, name: str, layer: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-        """Forward hook: have ``δ = dL/dy`` reported."""
+        """Arrange in the forward pass that ``δ = dL/dy`` is reported."""
         self.calls[name] += 1
         y = y + self._anchor
         y.register_hook(partial(self._arrive, name, args[0].detach()))
         return y
 
     def run(self, loss: Tensor) -> None:
-        """The backward pass."""
+        """Run the backward pass."""
         torch.autograd.grad(loss, self._anchor, allow_unused=True)
-        while self._sums:  # of layers with calls that have no part in the loss
+        while self._sums:  # layers with calls that do not contribute to the loss
             self.visit(*self._sums.popitem())
 
     def _arrive(self, name: str, x: Tensor, delta: Tensor) -> None:
@@ -94,7 +94,7 @@ class _Gradients:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode and the random state restored afterwards."""
+    """Run the block in evaluation mode, then restore all modes and the random state."""
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

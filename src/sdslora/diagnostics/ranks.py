@@ -1,4 +1,4 @@
-"""How many directions a matrix really has: effective rank and stable rank."""
+"""Effective rank and stable rank: the number of directions that a matrix really has."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,15 @@ from ..core import upcast
 
 
 def effective_rank(M: Tensor) -> Tensor:
-    """``exp(−Σ p_i ln p_i)``, ``p_i = σ_i / Σ σ``: (..., k, l) gives (...), float32 or better.
+    """Return ``exp(−Σ p_i ln p_i)`` with ``p_i = σ_i / Σ σ``: (..., k, l) gives (...).
 
-    The exponential of the entropy of the normalised singular values (not squared): 1 for rank one,
-    k for orthonormal rows. Zero for a zero matrix. Roy and Vetterli, EUSIPCO 2007; Fig. 1(a).
+    It is the exponential of the entropy of the normalised singular values (not squared): 1 for rank
+    one, k for orthonormal rows, 0 for a zero matrix. Float32 or better. Roy and Vetterli, EUSIPCO
+    2007; Fig. 1(a).
+
+    >>> import torch
+    >>> round(float(effective_rank(torch.eye(3))), 3)
+    3.0
     """
     S = torch.linalg.svdvals(upcast(M))
     total = S.sum(dim=-1, keepdim=True)
@@ -21,9 +26,13 @@ def effective_rank(M: Tensor) -> Tensor:
 
 
 def stable_rank(M: Tensor) -> Tensor:
-    """``‖M‖_F² / ‖M‖₂²``: (..., k, l) gives (...), float32 or better.
+    """Return ``‖M‖_F² / ‖M‖₂²``: (..., k, l) gives (...), float32 or better.
 
-    1 for rank one, k for orthonormal rows, zero for a zero matrix. Fig. 5.
+    It is 1 for rank one, k for orthonormal rows, 0 for a zero matrix. Fig. 5.
+
+    >>> import torch
+    >>> float(stable_rank(torch.diag(torch.tensor([2.0, 2.0, 1.0]))))
+    2.25
     """
     S = torch.linalg.svdvals(upcast(M))
     largest = S[..., :1]

@@ -1,4 +1,4 @@
-"""The singular values of a matrix that is known by its factors."""
+"""The singular values of a matrix given by its low-rank factors."""
 
 from torch import Tensor
 
@@ -6,8 +6,9 @@ from ..core import LowRankPair, factored_svd
 
 
 def singular_values(pair: LowRankPair) -> Tensor:
-    """Of ``up @ down``, (..., min(m, n, k)) descending, float32 or better.
+    """Return the singular values of ``up @ down``, (..., min(m, n, k)) descending.
 
-    ``up`` (..., m, k) and ``down`` (..., k, n), the scaling folded in; no (m, n) matrix is formed.
+    ``up`` (..., m, k) and ``down`` (..., k, n) have the scaling folded in. The result is float32 or
+    better, and no (m, n) matrix is formed.
     """
     return factored_svd(pair).S
