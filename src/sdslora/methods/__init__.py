@@ -1,4 +1,4 @@
-"""The methods of the paper, and two more rivals, behind one interface. One family a file."""
+"""The methods of the paper, and further rivals, behind one interface. One family a file."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -46,7 +46,7 @@ METHODS: dict[str, type[Method[Any]]] = {
 
 
 def make_method(name: str, **options: Any) -> Method[Any]:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
         ValueError: for a name that is not in ``METHODS``, or an option that the method does not

@@ -13,7 +13,7 @@ from .base.layers import ADAPTER, LayerState, base_weight, layer_state, lora_lay
 
 @dataclass(frozen=True)
 class DoraState(LayerState):
-    """Beside the factors: the base ``weight`` (m, n) and the ``magnitude`` (m,)."""
+    """The factors, the base ``weight`` (m, n) and the ``magnitude`` (m,) of a layer."""
 
     weight: Tensor
     magnitude: Tensor
@@ -21,9 +21,9 @@ class DoraState(LayerState):
 
 @dataclass(frozen=True)
 class Dora(FactorMethod[DoraState]):
-    """``W' = diag(mag / c) (W + s B A)`` with ``c`` the norms of the rows of ``W + s B A``.
+    """DoRA: ``W' = diag(mag / c) (W + s B A)``, with ``c`` the norms of the rows of ``W + s B A``.
 
-    Scaling 4/√r. ``c`` follows A and B but is a constant of the backward pass.
+    The scaling is 4/√r. ``c`` follows A and B but is a constant in the backward pass.
     """
 
     name = "dora"
@@ -33,17 +33,17 @@ class Dora(FactorMethod[DoraState]):
     way_out = f"{FactorMethod.way_out}, or merge it with merge_and_unload"
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The factors, the base weight and the magnitude of each layer."""
+        """Return the factors, the base weight and the magnitude of each layer."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
     def delta_gradient(self, state: DoraState, G: Tensor) -> Tensor:
-        """That of ``V = W + s B A``."""
+        """Return the gradient of ``V = W + s B A``."""
         _, c, mag = _parts(state)
         # dL/dV = diag(mag / c) G
         return mag / c * G
 
     def effective_gradient(self, state: DoraState, G: Tensor) -> Tensor:
-        """Of W', under descent on A, B and the magnitude; ``G = dL/dW'``."""
+        """Return the gradient of W' under descent on A, B and the magnitude; ``G = dL/dW'``."""
         V, c, mag = _parts(state)
         dV = lora_effective_gradient(state.A, state.B, self.delta_gradient(state, G), state.scaling)
         # ∇mag_i = ⟨G_i, V_i⟩ / c_i,  dc_i = ⟨V_i, dV_i⟩ / c_i
@@ -53,13 +53,13 @@ class Dora(FactorMethod[DoraState]):
         return dmag * V / c + mag * dV / c - mag * V * dc / c**2
 
     def weight_change(self, before: DoraState, after: DoraState) -> Tensor:
-        """Of W', of full rank."""
+        """Return the change of W', which has full rank."""
         (V, c, mag), (new_V, new_c, new_mag) = _parts(before), _parts(after)
         return new_mag * new_V / new_c - mag * V / c
 
 
 def _parts(state: DoraState) -> tuple[Tensor, Tensor, Tensor]:
-    """``V = W + s B A`` (m, n), its rows' norms ``c`` (m, 1) and ``mag`` (m, 1)."""
+    """Return ``V = W + s B A`` (m, n), its rows' norms ``c`` (m, 1) and ``mag`` (m, 1)."""
     V = state.weight + lora_delta_weight(state.A, state.B, state.scaling)
     return V, torch.linalg.vector_norm(V, dim=1, keepdim=True), state.magnitude.unsqueeze(-1)
 

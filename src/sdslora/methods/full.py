@@ -14,10 +14,10 @@ from .base.update import AnyUpdate
 
 @dataclass(frozen=True)
 class Full(AnyUpdate[Tensor]):
-    """The weights of the layers that the other methods adapt, trained themselves.
+    """Full fine-tuning of the layers that the other methods adapt.
 
-    In the dtype they are in. Which weights the SDS-LoRA paper trained is not known; the same layers
-    are an assumption.
+    The weights keep their dtype. The SDS-LoRA paper does not say which weights it trained; the same
+    layers are an assumption.
 
     Args:
         all_parameters: train every parameter of the model instead.
@@ -31,7 +31,7 @@ class Full(AnyUpdate[Tensor]):
     all_parameters: bool = False
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
-        """The layers that will be trained; their weights must be there, in floating point."""
+        """Return the layers that will be trained; their weights must be dense floating point."""
         layers = super().check(model, settings)
         require_dense(self.name, layers, model)
         return layers
@@ -39,7 +39,7 @@ class Full(AnyUpdate[Tensor]):
     def attach(
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
     ) -> nn.Module:
-        """The model itself, everything frozen but what is trained."""
+        """Return the model itself, with everything frozen but the trained layers."""
         layers = self.check(model, settings)
         model.requires_grad_(self.all_parameters)
         for layer in layers.values():
@@ -50,11 +50,11 @@ class Full(AnyUpdate[Tensor]):
         return model
 
     def matrices(self, model: nn.Module) -> list[Tensor]:
-        """The weights of the linear layers that are trained."""
+        """Return the weights of the linear layers that are trained."""
         return [layer.weight for _, layer in _trained_layers(model)]
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The same as matrices (m, n), by name."""
+        """Return the trained weights as matrices (m, n), by name."""
         return {name: _matrix(layer) for name, layer in _trained_layers(model)}
 
     def effective_gradient(self, state: Tensor, G: Tensor) -> Tensor:

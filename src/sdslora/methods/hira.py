@@ -15,24 +15,24 @@ from .base.settings import Settings
 
 @dataclass(frozen=True)
 class HiraState(LayerState):
-    """Beside the factors: the base weight (m, n), the ``multiplier`` of ``B A``."""
+    """The factors of a layer and the ``multiplier`` of ``B A``: the base weight (m, n)."""
 
     multiplier: Tensor
 
 
 @dataclass(frozen=True)
 class Hira(HadamardChange[HiraState]):
-    """``W' = W + W ⊙ (B A)``, of full rank; no scaling."""
+    """HiRA: ``W' = W + W ⊙ (B A)``, of full rank; no scaling."""
 
     name = "hira"
     source = "HiRA, ICLR 2025, openreview.net/forum?id=TwJrTz9cRS; peft.HiraConfig"
 
     def config(self, settings: Settings) -> HiraConfig:
-        """PEFT's configuration of the adapter."""
+        """Return PEFT's configuration of the adapter."""
         return HiraConfig(**settings.peft_options())
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The factors and the base weight of each layer, by name in the base model."""
+        """Return the factors and the base weight of each layer, by name in the base model."""
         return {
             name_in_base(name): _state(layer)
             for name, layer in adapted_layers(model)

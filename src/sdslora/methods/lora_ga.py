@@ -19,19 +19,19 @@ _EXACT_UP_TO = 1024
 
 @dataclass(frozen=True)
 class LoraGa(ChangedBaseMethod[LayerState]):
-    """``A = c V[:, :r]ᵀ`` and ``B = c U[:, r:2r]`` of the mean gradient's SVD, c = m^¼/√γ.
+    """LoRA-GA: ``A = c V[:, :r]ᵀ``, ``B = c U[:, r:2r]`` of the mean gradient's SVD, c = m^¼/√γ.
 
-    "ArB2r" with the scale "stable" of the authors' code: no singular value enters, so that the
+    This is "ArB2r" with the scale "stable" of the authors' code. No singular value enters: the
     first step's effective gradient is ``s² c²`` times the best approximation of G of rank 2r.
-    PEFT's ``init_lora_weights="lora_ga"`` differs (``A = Vᵀ``, ``B = c U Σ``) and is not used.
-    Scaling 4/√r, then AdamW. Takes the mean gradient of a few batches (the authors': one of 8
-    samples, or 64 of 2).
+    PEFT's ``init_lora_weights="lora_ga"`` differs (``A = Vᵀ``, ``B = c U Σ``) and is not used. The
+    scaling is 4/√r, the optimizer AdamW. The mean gradient is over a few batches (the authors' code
+    uses one of 8 samples, or 64 of 2).
 
     The authors find its best learning rate near that of full fine-tuning.
 
     Args:
-        gamma: γ, 16 in the authors' code; their command in the README has 64. What the SDS-LoRA
-            paper used is not known.
+        gamma: γ, 16 in the authors' code; their command in the README has 64. The SDS-LoRA paper
+            does not say which value it used.
     """
 
     name = "lora-ga"
@@ -40,7 +40,7 @@ class LoraGa(ChangedBaseMethod[LayerState]):
     gamma: float = 16.0
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
-        """The layers that will be adapted; each needs 2r singular directions."""
+        """Return the layers that will be adapted; each needs 2r singular directions."""
         layers = super().check(model, settings)
         require_rank(self.name, layers, 2 * settings.rank)
         return layers
@@ -67,7 +67,7 @@ class LoraGa(ChangedBaseMethod[LayerState]):
 
 
 def gradient_factors(G: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor]:
-    """A (r, n) and B (m, r) of the gradient ``G`` (m, n), float32 or better."""
+    """Return A (r, n) and B (m, r) of the gradient ``G`` (m, n), float32 or better."""
     U, V = leading_directions(upcast(G), 2 * rank)
     # c = m^¼ / √γ
     c = G.shape[0] ** 0.25 / gamma**0.5
@@ -76,9 +76,9 @@ def gradient_factors(G: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor
 
 
 def leading_directions(G: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` left (m, count) and right (n, count) singular vectors.
+    """Return the first ``count`` left (m, count) and right (n, count) singular vectors.
 
-    Randomized for large matrices, as in the authors' code; from torch's generator.
+    For large matrices the SVD is randomized, as in the authors' code, by torch's generator.
     """
     if min(G.shape) <= _EXACT_UP_TO:
         U, _, Vh = torch.linalg.svd(G, full_matrices=False)

@@ -15,10 +15,10 @@ from .base.method import AdamOptions
 
 @dataclass(frozen=True)
 class LoraPlus(LowRankMethod[LayerState]):
-    """rsLoRA whose B, and every one-dimensional parameter, learns at ``ratio`` times the rate of A.
+    """LoRA+: B, and every one-dimensional parameter, learns at ``ratio`` times the rate of A.
 
-    The learning rate given is that of A (an assumption: the SDS-LoRA paper does not say whose its
-    rate is).
+    It is rsLoRA otherwise. The learning rate is that of A. (This is an assumption: the SDS-LoRA
+    paper does not say to which factor its rate belongs.)
     """
 
     name = "lora+"
@@ -29,7 +29,7 @@ class LoraPlus(LowRankMethod[LayerState]):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """AdamW with the two rates as parameter groups."""
+        """Return AdamW with the two rates as parameter groups."""
         optimizer: Optimizer = create_loraplus_optimizer(
             model,
             torch.optim.AdamW,
@@ -41,7 +41,7 @@ class LoraPlus(LowRankMethod[LayerState]):
         return optimizer
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """With η the rate of A, and ρ the ratio."""
+        """Return ``s² (B Bᵀ G + ρ G Aᵀ A)``, with η the rate of A, and ρ the ratio."""
         A, B = state.A, state.B
         # s² (B Bᵀ G + ρ G Aᵀ A)
         return state.scaling**2 * (B @ (B.mT @ G) + self.ratio * (G @ A.mT) @ A)

@@ -1,4 +1,4 @@
-"""The ablation of Table 5: both factors orthonormal after every step, no singular values at all."""
+"""The ablation of Table 5: both factors orthonormal after every step, without singular values."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,18 +22,19 @@ from .base.settings import Batches, Settings
 
 @dataclass(frozen=True)
 class OrthonormalState(LayerState):
-    """Beside the factors: whether the warm-up is over, so that they are orthonormal."""
+    """The factors of a layer, and whether they are orthonormal: the warm-up is over."""
 
     orthonormal: bool
 
 
 @dataclass(frozen=True)
 class Orthonormal(ChangedBaseMethod[OrthonormalState]):
-    """``ΔW = s Q_B Q_A``: after each optimizer step the factors become their orthonormal bases.
+    """The ablation ``ΔW = s Q_B Q_A``: each optimizer step ends with orthonormal factors.
 
-    Starts as SDS-LoRA does: ``warmup_steps`` of plain LoRA, then ``U`` and ``Vᵀ`` of its ΔW as
-    factors, what ``s U Vᵀ`` has too much taken off the base weights, the moments forgotten (they
-    are not transported afterwards). The start is an assumption: the paper does not say it.
+    It starts like SDS-LoRA, with ``warmup_steps`` of plain LoRA. Then ``U`` and ``Vᵀ`` of its ΔW
+    become the factors, the excess of ``s U Vᵀ`` over ΔW is subtracted from the base weights, and
+    the moments are reset. Moments are not transported. The start is an assumption: the paper does
+    not describe it.
     """
 
     name = "orthonormal"
@@ -52,17 +53,17 @@ class Orthonormal(ChangedBaseMethod[OrthonormalState]):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """AdamW, followed after each of its steps."""
+        """Return AdamW, whose every step ends with orthonormal factors."""
         optimizer = super().optimizer(model, learning_rate, **options)
         follow(optimizer, model, self.warmup_steps)
         return optimizer
 
     def callbacks(self) -> list[TrainerCallback]:
-        """A check that the training is longer than the warm-up; the rest is the optimizer's."""
+        """Return a check that the training outlasts the warm-up; the optimizer does the rest."""
         return [_LongEnough(self.warmup_steps)]
 
     def scheduler(self, model: nn.Module, optimizer: Optimizer, total_steps: int) -> None:
-        """Nothing to step.
+        """Return None after the same check: there is nothing to step.
 
         Raises:
             ValueError: where the training ends within the warm-up.
@@ -70,11 +71,11 @@ class Orthonormal(ChangedBaseMethod[OrthonormalState]):
         _require_longer(total_steps, self.warmup_steps)
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """The factors of each layer, and their phase."""
+        """Return the factors of each layer, and their phase."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """The return to orthonormal factors included."""
+        """Return the first-order change of W, including the return to orthonormal factors."""
         if not state.orthonormal:
             return super().effective_gradient(state, G)
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
@@ -102,7 +103,7 @@ def _require_longer(total_steps: int, warmup_steps: int) -> None:
 
 
 def follow(optimizer: Optimizer, model: nn.Module, warmup_steps: int) -> None:
-    """Do the method's work after each step that ``optimizer`` takes."""
+    """Make the factors orthonormal after each step that ``optimizer`` takes."""
     count_steps(optimizer, start=0)
     layers = list(lora_layers(model).values())
     optimizer.register_step_post_hook(partial(_after_step, layers, warmup_steps))
@@ -121,17 +122,17 @@ def _after_step(
 
 
 def _start(layer: Any) -> None:
-    """``U`` and ``Vᵀ`` as factors, the function unchanged."""
+    """Set the factors to ``U`` and ``Vᵀ`` without changing the function."""
     A, B = factors(layer)
     U, S, V = factored_svd(LowRankPair(up=B, down=A)).truncate(A.shape[0])
     A.copy_(V.mT)
     B.copy_(U)
     # s U Vᵀ − s B A = s U (1 − Σ) Vᵀ
-    initial_pair.take_off(layer, V.mT, U * (1 - S))
+    initial_pair.subtract(layer, V.mT, U * (1 - S))
 
 
 def _orthonormalize(layers: Sequence[Any]) -> None:
-    """Each factor becomes its orthonormal basis; those of one shape together."""
+    """Replace each factor by its orthonormal basis, all factors of one shape at once."""
     groups: dict[Any, list[Tensor]] = defaultdict(list)
     for layer in layers:
         for columns in (factors(layer)[0].mT, factors(layer)[1]):
@@ -142,7 +143,7 @@ def _orthonormalize(layers: Sequence[Any]) -> None:
 
 
 def _basis_change(Q: Tensor, X: Tensor) -> Tensor:
-    """The derivative of ``orthonormal_basis(Q + t X)`` at t = 0, (k, r)."""
+    """Return the derivative of ``orthonormal_basis(Q + t X)`` at t = 0, (k, r)."""
     inner = Q.mT @ X
     lower = inner.tril(-1)
     # (I − Q Qᵀ) X + Q (L − Lᵀ),  L the part of Qᵀ X below its diagonal

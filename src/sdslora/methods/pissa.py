@@ -14,10 +14,10 @@ from .base.settings import Batches, Settings
 
 @dataclass(frozen=True)
 class Pissa(ChangedBaseMethod[LayerState]):
-    """``A = √(Σ_r/s) V_rᵀ`` and ``B = U_r √(Σ_r/s)`` of the weight's SVD, ``base = W − s B A``.
+    """PiSSA: ``A = √(Σ_r/s) V_rᵀ`` and ``B = U_r √(Σ_r/s)`` of the SVD of W, ``base = W − s B A``.
 
-    PEFT's ``init_lora_weights="pissa"``, which refuses float64 and keeps no initial pair; the
-    factors are the same. Scaling 4/√r.
+    The factors equal those of PEFT's ``init_lora_weights="pissa"``, which rejects float64 and keeps
+    no initial pair. The scaling is 4/√r.
 
     Args:
         niter: iterations of a randomized SVD, for large layers; None: the exact one.
@@ -43,9 +43,9 @@ class Pissa(ChangedBaseMethod[LayerState]):
 def principal_factors(
     W: Tensor, rank: int, scaling: float, niter: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A (r, n) and B (m, r) with ``s B A`` the best approximation of ``W`` (m, n) of that rank.
+    """Return A (r, n) and B (m, r) with ``s B A`` the best rank-r approximation of ``W`` (m, n).
 
-    Balanced: ``BᵀB = A Aᵀ = Σ_r / s``. In float32 or better.
+    They are balanced, ``BᵀB = A Aᵀ = Σ_r / s``, and in float32 or better.
     """
     if niter is None:
         U, S, Vh = torch.linalg.svd(upcast(W), full_matrices=False)

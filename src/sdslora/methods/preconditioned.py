@@ -1,4 +1,4 @@
-"""Methods that train rsLoRA's factors with gradients preconditioned by each other's Gram matrix."""
+"""Methods that precondition the gradient of each factor with the other's Gram matrix."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
@@ -23,13 +23,13 @@ from .base.method import AdamOptions
 
 @dataclass(frozen=True)
 class LoraPro(LowRankMethod[LayerState]):
-    """rsLoRA whose factors' gradients make the equivalent gradient the projection of G.
+    """LoRA-Pro: gradients of A and B whose joint effect is the projection of G.
 
-    Without full-gradient momentum: the authors' former "efficient" mode. Their scripts use a
-    learning rate of 2e-5.
+    It has no full-gradient momentum, as in the authors' former "efficient" mode. Their scripts use
+    a learning rate of 2e-5. The scaling is rsLoRA's.
 
     Args:
-        mode: how the free matrix X is chosen: ``"sylvester"``, ``"zero"`` or ``"symmetry"``.
+        mode: the choice of the free matrix X: ``"sylvester"``, ``"zero"`` or ``"symmetry"``.
     """
 
     name = "lora-pro"
@@ -40,38 +40,38 @@ class LoraPro(LowRankMethod[LayerState]):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """LoRA-Pro's Adam, as in :class:`sdslora.optim.LoraPro`."""
+        """Return LoRA-Pro's Adam, see :class:`sdslora.optim.LoraPro`."""
         return create_lora_pro_optimizer(model, learning_rate, mode=self.mode, **options)
 
     def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
-        """The closed form."""
+        """Return the gradients of the closed form."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         return lora_pro_gradient(state.A, state.B, g_A, g_B, state.scaling, self.mode)
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """``P_B G + G P_A − P_B G P_A``, G projected onto the tangent space at (A, B)."""
+        """Return ``P_B G + G P_A − P_B G P_A``: G projected onto the tangent space at (A, B)."""
         return _applied(state, self.factor_gradients(state, G))
 
 
 @dataclass(frozen=True)
 class _Scaled(LowRankMethod[LayerState]):
-    """Each factor's gradient is divided by the other's Gram matrix, damped."""
+    """A method that divides each factor's gradient by the other's damped Gram matrix."""
 
     reg: float = 1e-6
 
     def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
-        """Preconditioned."""
+        """Return the preconditioned gradients."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         return scaled_gradient(state.A, state.B, g_A, g_B, self.reg)
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """``s² (P_B G + G P_A)`` where λ vanishes beside the squared singular values."""
+        """Return the change of W: ``s² (P_B G + G P_A)`` where λ is negligible."""
         return _applied(state, self.factor_gradients(state, G))
 
 
 @dataclass(frozen=True)
 class ScaledAdamW(_Scaled):
-    """rsLoRA with AdamW on the preconditioned gradients.
+    """ScaledAdamW: rsLoRA with AdamW on the preconditioned gradients.
 
     Args:
         reg: λ. PEFT's default of 1e-2 makes it plain Adam for A as long as B is small; the
@@ -84,16 +84,16 @@ class ScaledAdamW(_Scaled):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """AdamW on preconditioned gradients, as in :func:`sdslora.optim.create_scaled_adamw`."""
+        """Return AdamW on preconditioned gradients, see :class:`sdslora.optim.ScaledAdamW`."""
         return create_scaled_adamw(model, learning_rate, reg=self.reg, **options)
 
 
 @dataclass(frozen=True)
 class AltLora(_Scaled):
-    """rsLoRA with preconditioned gradients and a momentum that follows the factors.
+    """AltLoRA: rsLoRA with preconditioned gradients and a momentum that follows the factors.
 
-    A then B from one backward pass, the default of the authors' trainer. It uses no second moment,
-    so that its steps have the size of gradients; the authors' learning rate is 5e-5.
+    It steps A, then B after one backward pass, the default of the authors' trainer. Without a
+    second moment its steps have the size of gradients; the authors' learning rate is 5e-5.
 
     Args:
         reg: λ, 1e-5 in the authors' trainer.
@@ -108,7 +108,7 @@ class AltLora(_Scaled):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """AltLoRA's own, as in :class:`sdslora.optim.AltLora`."""
+        """Return AltLoRA's own optimizer, see :class:`sdslora.optim.AltLora`."""
         return create_altlora_optimizer(
             model, learning_rate, plus=self.plus, reg=self.reg, **options
         )
@@ -116,7 +116,7 @@ class AltLora(_Scaled):
 
 @dataclass(frozen=True)
 class AltLoraPlus(AltLora):
-    """AltLoRA divided by the root of a second moment: the analogue of AdamW."""
+    """AltLoRA+: AltLoRA divided by the root of a second moment, as AdamW divides."""
 
     name = "altlora+"
     plus = True
@@ -124,10 +124,10 @@ class AltLoraPlus(AltLora):
 
 @dataclass(frozen=True)
 class LoraRite(LowRankMethod[LayerState]):
-    """rsLoRA whose moments live in orthonormal bases of its factors, and move with them.
+    """LoRA-RITE: rsLoRA whose moments live in orthonormal bases of its factors, and follow them.
 
-    Like SDS-LoRA its gradients pass through orthonormal bases only, ``s Q_Bᵀ G`` and ``s G Q_A``;
-    its second moment is an (r, r) matrix in place of one for each entry.
+    As in SDS-LoRA, its gradients pass through orthonormal bases only, ``s Q_Bᵀ G`` and ``s G Q_A``.
+    Its second moment is an (r, r) matrix instead of one number for each entry.
     """
 
     name = "lora-rite"
@@ -136,20 +136,20 @@ class LoraRite(LowRankMethod[LayerState]):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """LoRA-RITE's own, as in :class:`sdslora.optim.LoraRite`."""
+        """Return LoRA-RITE's own optimizer, see :class:`sdslora.optim.LoraRite`."""
         return create_lora_rite_optimizer(model, learning_rate, **options)
 
     def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
-        """What their orthonormal coordinates stand for: (BᵀB)⁻¹ g_A and g_B (AAᵀ)⁻¹."""
+        """Return the preconditioned gradients, (BᵀB)⁻¹ g_A and g_B (AAᵀ)⁻¹."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         return scaled_gradient(state.A, state.B, g_A, g_B, 0.0)
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
-        """``s² (P_B G + G P_A)``."""
+        """Return ``s² (P_B G + G P_A)``."""
         return _applied(state, self.factor_gradients(state, G))
 
 
 def _applied(state: LayerState, gradients: FactorGradients) -> Tensor:
-    """What a step along these gradients of the factors does to W, per −η."""
+    """Return the change of W, per −η, by a step along these gradients of the factors."""
     # s (B ĝ_A + ĝ_B A)
     return state.scaling * (state.B @ gradients.A + gradients.B @ state.A)

@@ -15,16 +15,16 @@ from .sds_lora import SdsLayerState, SdsLora, SdsMethod
 
 @dataclass(frozen=True)
 class SdsHiraState(SdsLayerState):
-    """Beside the factors and bases: the ``multiplier`` of ΔW, ``W / rms(W)`` (m, n)."""
+    """The factors and bases of a layer, and the ``multiplier`` of ΔW, ``W / rms(W)`` (m, n)."""
 
     multiplier: Tensor
 
 
 @dataclass(frozen=True)
 class SdsHira(HadamardChange[SdsHiraState], SdsMethod[SdsHiraState]):
-    """``W' = W + ΔW ⊙ W / rms(W)`` with SDS-LoRA's ΔW, of full rank; options as SDS-LoRA's.
+    """SDS-HiRA: ``W' = W + ΔW ⊙ W / rms(W)`` with SDS-LoRA's ΔW, of full rank.
 
-    See ``use_hira`` of :class:`sdslora.SdsLoraConfig`.
+    Its options are those of SDS-LoRA; see ``use_hira`` of :class:`sdslora.SdsLoraConfig`.
     """
 
     name = "sds-hira"
@@ -36,14 +36,14 @@ class SdsHira(HadamardChange[SdsHiraState], SdsMethod[SdsHiraState]):
     )
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
-        """As any method's; weights that are quantized are refused."""
+        """Return the layers that will be adapted; their weights must not be quantized."""
         layers = super().check(model, settings)
         for name, layer in layers.items():
             refuse_without_weight(layer, name)
         return layers
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:
-        """What SDS-LoRA has of each layer, and what its ΔW is multiplied with."""
+        """Return SDS-LoRA's state of each layer with the multiplier of its ΔW."""
         layers = lora_layers(model)
         return {
             name: SdsHiraState(**vars(state), multiplier=_multiplier(layers[name]))

@@ -1,4 +1,4 @@
-"""SDS-LoRA itself, beside the methods that it is compared with."""
+"""SDS-LoRA itself as one of the compared methods."""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -29,7 +29,7 @@ from .base.update import AnyUpdate
 
 @dataclass(frozen=True)
 class SdsLayerState:
-    """The factors and bases of a layer, the scaling, and whether the layer is still plain LoRA."""
+    """The factors and bases of a layer, its scaling, and whether it is in the warm-up."""
 
     factors: SdsFactors
     scaling: float
@@ -37,21 +37,21 @@ class SdsLayerState:
 
     @property
     def A(self) -> Tensor:
-        """(r, n), trained."""
+        """The trained factor (r, n)."""
         return self.factors.A
 
     @property
     def B(self) -> Tensor:
-        """(m, r), trained."""
+        """The trained factor (m, r)."""
         return self.factors.B
 
 
 @dataclass(frozen=True)
 class SdsMethod(AnyUpdate[State], FactorMethod[State]):
-    """Gradients through orthonormal bases only; see :class:`sdslora.SdsLoraConfig`.
+    """A method whose gradients pass through orthonormal bases; see :class:`sdslora.SdsLoraConfig`.
 
     Args:
-        preset: ``"paper"`` or ``"tuned"``: what the next four are where they are left out.
+        preset: ``"paper"`` or ``"tuned"``: the defaults of the next four options.
         refresh_mode: ``"qr"``, the paper's, or ``"preserve"``.
         refresh_every: an interval in steps that replaces the phases (Table 7).
         transport_momentum: carry the optimizer's momentum into the new bases.
@@ -130,7 +130,7 @@ class SdsLora(SdsMethod[SdsLayerState], LowRankMethod[SdsLayerState]):
     source = "SDS-LoRA, arXiv 2606.16454; sdslora.SdsLoraConfig"
 
     def export(self, model: nn.Module, output_dir: str | PathLike[str]) -> PlainLoraExport:
-        """Write what :func:`sdslora.to_plain_lora` writes, exact."""
+        """Write the adapter as an exact plain LoRA, see :func:`sdslora.to_plain_lora`."""
         return to_plain_lora(model, output_dir)
 
 

@@ -1,4 +1,4 @@
-"""Optimizers, one a file: Muon for any adapter, the others, of plain LoRA, to compare with."""
+"""Optimizers, one a file: Muon for any adapter, and rival optimizers of plain LoRA."""
 
 from .altlora import AltLora, altlora_direction, create_altlora_optimizer
 from .lora_pro import LoraPro, create_lora_pro_optimizer, lora_pro_gradient

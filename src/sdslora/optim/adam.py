@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class AdamDirection(NamedTuple):
-    """What to go along, and the moments to keep; all in the shape of the gradient."""
+    """The step direction and the new moments, all in the shape of the gradient."""
 
     direction: Tensor
     first: Tensor
@@ -21,7 +21,7 @@ def adam_direction(
     betas: tuple[float, float],
     eps: float,
 ) -> AdamDirection:
-    """One step of Adam with bias correction, in the moments' dtype; nothing is written to.
+    """Return one step of Adam with bias correction, in the moments' dtype; changes no input.
 
     Args:
         gradient: any shape.

@@ -16,14 +16,14 @@ from .pairs import Pair, PairOptimizer
 from .stacks import Group, advance, gradients, matrices, stack, write
 
 ALTERNATION = 10
-"""Steps of the joint beginning, and then of each block of A or B alone.
+"""Steps of the joint beginning, and of each later block of A or B alone.
 
-The authors' trainer has 9 joint steps, because it freezes B before its 10th; ours are 10.
+The authors' trainer has 9 joint steps, because it freezes B before its 10th; ours has 10.
 """
 
 
 class AltLoraDirection(NamedTuple):
-    """What to go along, and what to keep: M, and AltLoRA+'s v. All (..., r, n)."""
+    """The step direction and the new moments: M, and v for AltLoRA+. All (..., r, n)."""
 
     direction: Tensor
     momentum: Tensor
@@ -42,9 +42,9 @@ def altlora_direction(
     eps: float = 1e-4,
     reg: float = 1e-5,
 ) -> AltLoraDirection:
-    """The direction of one factor, the other held, in float32 or better.
+    """Return the direction of one factor, the other being fixed, in float32 or better.
 
-    The shapes are those of A's step. B's is the same on transposes: ``g_Bᵀ`` (..., r, m) with the
+    The shapes are for a step of A. A step of B uses transposes: ``g_Bᵀ`` (..., r, m) with the
     partner ``Aᵀ`` (..., n, r).
 
     Args:
@@ -65,26 +65,27 @@ def altlora_direction(
     scaled = inverse @ gradient
     transport = inverse @ (partner.mT @ previous)
     # β₁ T M + (1 − β₁) ĝ
-    moved = beta1 * (transport @ momentum) + (1 - beta1) * scaled
-    direction = moved / (1 - beta1**step)
+    transported = beta1 * (transport @ momentum) + (1 - beta1) * scaled
+    direction = transported / (1 - beta1**step)
     if second is None:
-        return AltLoraDirection(direction, moved, None)
+        return AltLoraDirection(direction, transported, None)
     # v ← β₂ v + (1 − β₂) ĝ², without bias correction;  M ← β₁ M + (1 − β₁) ĝ, without transport
     second = beta2 * second + (1 - beta2) * scaled.square()
-    kept = beta1 * momentum + (1 - beta1) * scaled
-    return AltLoraDirection(direction / (second.sqrt() + eps), kept, second)
+    averaged = beta1 * momentum + (1 - beta1) * scaled
+    return AltLoraDirection(direction / (second.sqrt() + eps), averaged, second)
 
 
 class AltLora(PairOptimizer):
-    """AltLoRA: A, then B with the new A in its preconditioner, both from one backward pass.
+    """AltLoRA: steps A, then B with the new A in its preconditioner, after one backward pass.
 
-    Differs from the authors' optimizer in that the learning rate follows its scheduler, a singular
-    inverse is a pseudo-inverse (theirs becomes the identity), and weight decay is 0 by default.
+    It differs from the authors' optimizer in three points. The learning rate follows its scheduler,
+    a singular inverse is a pseudo-inverse (theirs is the identity), and weight decay is 0 by
+    default.
 
     Args:
         params: groups ``{"params": [A, B, A, B, ...]}``; other parameters in groups with
-            ``"pairs": False``, trained by AdamW. :func:`create_altlora_optimizer` makes them of a
-            PEFT model.
+            ``"pairs": False``, trained by AdamW. :func:`create_altlora_optimizer` builds them from
+            a PEFT model.
         lr: the learning rate η, read from the group at every step.
         betas: β₁, and β₂ of AltLoRA+.
         eps: ε of AltLoRA+.
@@ -93,10 +94,20 @@ class AltLora(PairOptimizer):
         reg: λ.
         plus: AltLoRA+, which divides by the root of a second moment as Adam does.
         alternate: after 10 joint steps, 10 of A alone, 10 of B alone, and so on. The factor that
-            rests keeps its moments.
+            does not move keeps its moments.
 
     Raises:
         ValueError: for an option out of its range, or parameters that are no pairs.
+
+    Examples:
+        >>> import torch
+        >>> A, B = (torch.nn.Parameter(torch.randn(*shape)) for shape in ((2, 6), (4, 2)))
+        >>> optimizer = AltLora([{"params": [A, B]}], lr=0.1)
+        >>> loss = (B @ A).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> bool((B @ A).square().mean() < loss)
+        True
     """
 
     def __init__(
@@ -112,7 +123,7 @@ class AltLora(PairOptimizer):
         alternate: bool = False,
     ) -> None:
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "reg": reg}
-        # the steps taken stand in the group, so that a state_dict carries them
+        # the number of steps is in the group, so that a state_dict contains it
         method = {"plus": plus, "alternate": alternate, "steps": 0}
         super().__init__(params, options | method)
 
@@ -125,7 +136,7 @@ class AltLora(PairOptimizer):
         group["steps"] += 1
 
     def _step_factor(self, group: Group, pairs: list[Pair], transposed: bool = False) -> None:
-        """Move the first of each pair; ``transposed`` where that is B."""
+        """Step the first factor of each pair; ``transposed`` says that it is B."""
 
         def view(tensors: list[Tensor]) -> Tensor:
             return matrices(tensors).mT if transposed else matrices(tensors)
@@ -135,7 +146,7 @@ class AltLora(PairOptimizer):
 
         for alike in self._alike(pair for pair in pairs if pair[0].grad is not None):
             parameters, partners = [pair[0] for pair in alike], [pair[1] for pair in alike]
-            memory = [self._remembered(p, q, group["plus"]) for p, q in alike]
+            memory = [self._memory_of(p, q, group["plus"]) for p, q in alike]
             step = advance(memory)
             previous, first = [s["partner"] for s in memory], [s["exp_avg"] for s in memory]
             squares = [s["exp_avg_sq"] for s in memory] if group["plus"] else []
@@ -158,8 +169,8 @@ class AltLora(PairOptimizer):
                 put(squares, second)
             write(previous, stack(partners))
 
-    def _remembered(self, parameter: Tensor, partner: Tensor, plus: bool) -> dict[str, Any]:
-        """The moments of ``parameter`` and its partner at the last step, zeros before the first."""
+    def _memory_of(self, parameter: Tensor, partner: Tensor, plus: bool) -> dict[str, Any]:
+        """Return the moments of ``parameter`` and its last partner, zeros before the first step."""
         names = ("exp_avg", "exp_avg_sq") if plus else ("exp_avg",)
         state = self._memory(parameter, *names)
         state.setdefault("partner", torch.zeros_like(partner))
@@ -167,14 +178,14 @@ class AltLora(PairOptimizer):
 
 
 def turn_of(steps: int) -> str:
-    """Which factor moves after ``steps`` steps of the alternation: "both", "A" or "B"."""
+    """Return the factor that moves after ``steps`` steps of the alternation: "both", "A" or "B"."""
     if steps < ALTERNATION:
         return "both"
     return "A" if steps // ALTERNATION % 2 else "B"
 
 
 def create_altlora_optimizer(model: nn.Module, lr: float, **options: Any) -> AltLora:
-    """AltLoRA for the LoRA pairs of a PEFT model, AdamW for what else it trains.
+    """Return AltLoRA for the LoRA pairs of a PEFT model, AdamW for its other parameters.
 
     Args:
         model: the PEFT model.

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from .._peft import adapted_layers
 
 ADAMW_EPS = 1e-8
-"""ε of the parameters outside pairs, whatever the method's own is."""
+"""ε of the parameters outside pairs, independent of the method's own."""
 
 
 class ScaledPair(NamedTuple):
-    """The factors of one layer, as PEFT stores them, and its s."""
+    """The factors of one layer, as PEFT stores them, and its scaling s."""
 
     A: Tensor
     B: Tensor
@@ -20,13 +20,13 @@ class ScaledPair(NamedTuple):
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """One group ``[A, B, A, B, ...]`` for each scaling, and one for other trainable parameters.
+    """Return one group ``[A, B, A, B, ...]`` for each scaling, and one for the other parameters.
 
     The pairs are those of linear, convolution and embedding layers, of every trainable adapter.
     Biases, DoRA's magnitudes and ``modules_to_save`` come last, in a group with ``pairs`` false.
 
     Raises:
-        ValueError: where the model trains no LoRA pair, or one that the methods do not describe:
+        ValueError: where the model trains no LoRA pair, or one that these methods do not support:
             one of SDS-LoRA or AdaLoRA, one with only A or only B trainable, one that holds the
             factors of several experts.
     """
@@ -50,7 +50,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def lora_pairs(model: nn.Module) -> Iterator[ScaledPair]:
-    """Every trainable pair of ``model``, in the order of its modules.
+    """Yield every trainable pair of ``model``, in the order of its modules.
 
     Raises:
         ValueError: see :func:`parameter_groups`.
@@ -61,12 +61,12 @@ def lora_pairs(model: nn.Module) -> Iterator[ScaledPair]:
 
 
 def trainable_factors(model: nn.Module) -> list[Tensor]:
-    """Every trainable A and B of ``model``, LoRA's or SDS-LoRA's, in the order of its modules."""
+    """Return every trainable A and B of ``model``, LoRA's or SDS-LoRA's, in module order."""
     return [p for _, _, _, A, B in _trained(model) for p in (A, B) if p.requires_grad]
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, Any, str, Tensor, Tensor]]:
-    """Name and layer, adapter, A and B, where either is trainable."""
+    """Yield name, layer, adapter, A and B wherever A or B is trainable."""
     for name, layer in adapted_layers(model):
         for adapter, A, B in _factors(layer):
             if A.requires_grad or B.requires_grad:
@@ -74,7 +74,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, Any, str, Tensor, Tensor]]
 
 
 def _factors(layer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """A and B of a PEFT layer by adapter, where it has them."""
+    """Yield adapter, A and B for each adapter of a PEFT layer."""
     for adapter, down in getattr(layer, "lora_A", {}).items():
         up = layer.lora_B[adapter]
         yield adapter, getattr(down, "weight", down), getattr(up, "weight", up)

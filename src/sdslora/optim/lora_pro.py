@@ -1,8 +1,8 @@
 """LoRA-Pro (arXiv 2407.18242): gradients of A and B whose joint step is the closest to G's.
 
-Of the authors' two variants this is the one without full-gradient momentum (their "efficient"):
-the changed gradients enter Adam. One difference: for "symmetry" their code multiplies by AAᵀ where
-equal shares need its inverse, which is used here.
+This is the authors' variant without full-gradient momentum (their "efficient"): the changed
+gradients enter Adam. One difference: for "symmetry" their code multiplies by AAᵀ where equal shares
+need its inverse, which is used here.
 """
 
 from typing import Any, Literal, get_args
@@ -28,12 +28,12 @@ def lora_pro_gradient(
     mode: Mode = "sylvester",
     reg: float = 1e-8,
 ) -> FactorGradients:
-    """ĝ_A (..., r, n) and ĝ_B (..., m, r), in float32 or better.
+    """Return ĝ_A (..., r, n) and ĝ_B (..., m, r), in float32 or better.
 
-    With ``reg`` 0 a descent along them moves W, whatever the mode, along the orthogonal projection
-    of G onto what LoRA can reach to first order: ``s (B ĝ_A + ĝ_B A) = P_B G + G P_A − P_B G P_A``.
-    The mode chooses X, which shares that step between A and B. Finite at ``B = 0``, where
-    ``ĝ_A = 0``.
+    With ``reg`` 0 and any mode, a descent along them moves W along an orthogonal projection of G:
+    ``s (B ĝ_A + ĝ_B A) = P_B G + G P_A − P_B G P_A``, onto the steps that LoRA reaches to first
+    order. The mode chooses X, which shares that step between A and B. The result is finite at
+    ``B = 0``, where ``ĝ_A = 0``.
 
     Args:
         A: (..., r, n).
@@ -64,11 +64,12 @@ def lora_pro_gradient(
 
 
 class LoraPro(PairAdamW):
-    """AdamW on the gradients of :func:`lora_pro_gradient`.
+    """LoRA-Pro: AdamW on the gradients of :func:`lora_pro_gradient`.
 
     Args:
         params: groups ``{"params": [A, B, A, B, ...], "scaling": s}``; other parameters in groups
-            with ``"pairs": False``. :func:`create_lora_pro_optimizer` makes them of a PEFT model.
+            with ``"pairs": False``. :func:`create_lora_pro_optimizer` builds them from a PEFT
+            model.
         lr: the learning rate η, read from the group at every step.
         betas: β₁ and β₂.
         eps: ε.
@@ -80,6 +81,16 @@ class LoraPro(PairAdamW):
     Raises:
         ValueError: for an option out of its range, parameters that are no pairs, or pairs without
             a scaling.
+
+    Examples:
+        >>> import torch
+        >>> A, B = (torch.nn.Parameter(torch.randn(*shape)) for shape in ((2, 6), (4, 2)))
+        >>> optimizer = LoraPro([{"params": [A, B], "scaling": 2.0}], lr=1e-3)
+        >>> loss = (2.0 * B @ A).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> bool((2.0 * B @ A).square().mean() < loss)
+        True
     """
 
     def __init__(
@@ -113,7 +124,7 @@ class LoraPro(PairAdamW):
 
 
 def create_lora_pro_optimizer(model: nn.Module, lr: float, **options: Any) -> LoraPro:
-    """LoRA-Pro for the LoRA pairs of a PEFT model, AdamW for what else it trains.
+    """Return LoRA-Pro for the LoRA pairs of a PEFT model, AdamW for its other parameters.
 
     Args:
         model: the PEFT model.

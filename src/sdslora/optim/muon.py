@@ -1,8 +1,8 @@
-"""Muon: momentum, orthogonalized, so that every direction of a matrix moves by the same amount.
+"""Muon: orthogonalized momentum, which moves every direction of a matrix by the same amount.
 
-Of a factor of SDS-LoRA this is steepest descent in the spectral norm of ΔW itself: the gradients of
-A and B pass through orthonormal bases, so that ``polar(s Q_Bᵀ G)`` is, whatever the basis of its
-span, ``Q_Bᵀ`` times the same matrix. Of a plain LoRA factor it depends on the other factor's
+For a factor of SDS-LoRA this is steepest descent in the spectral norm of ΔW itself. The gradients
+of A and B pass through orthonormal bases: ``polar(s Q_Bᵀ G)`` is ``Q_Bᵀ`` times a matrix that does
+not depend on the choice of basis. For a plain LoRA factor the step depends on the other factor's
 singular values.
 """
 
@@ -21,14 +21,14 @@ ADAM_RMS = 0.2
 
 
 class MuonDirection(NamedTuple):
-    """What to go along, and the momentum to keep; both (..., a, b)."""
+    """The step direction and the new momentum, both (..., a, b)."""
 
     direction: Tensor
     momentum: Tensor
 
 
 def muon_direction(gradient: Tensor, momentum: Tensor, beta: float = 0.95) -> MuonDirection:
-    """One step with Nesterov's momentum, scaled so that its entries are as large as Adam's.
+    """Return one step with Nesterov's momentum, its entries as large as those of Adam.
 
     Args:
         gradient: (..., a, b).
@@ -47,13 +47,13 @@ def muon_direction(gradient: Tensor, momentum: Tensor, beta: float = 0.95) -> Mu
 class Muon(StackOptimizer):
     """Orthogonalized momentum for matrices, AdamW for everything else.
 
-    Its learning rates are Adam's: a step has entries of the same root mean square. Differs from
-    ``torch.optim.Muon`` in that layers of one shape are computed at once, the polar factor is
-    exact, and one optimizer trains all parameters.
+    Adam's learning rates apply: a step has entries of the same root mean square. It differs from
+    ``torch.optim.Muon`` in three points. Layers of one shape are computed at once, the polar factor
+    is exact, and one optimizer trains all parameters.
 
     Args:
         params: groups of matrices; other parameters in groups with ``"matrices": False``.
-            :func:`create_muon_optimizer` makes them of a PEFT model.
+            :func:`create_muon_optimizer` builds them from a PEFT model.
         lr: the learning rate η, read from the group at every step.
         momentum: β.
         betas: of AdamW.
@@ -91,8 +91,8 @@ class Muon(StackOptimizer):
                 matrices(gradients(parameters)), matrices(first), group["momentum"]
             )
             # θ ← (1 − η wd) θ − η d
-            kept = (1 - group["lr"] * group["weight_decay"]) * matrices(parameters)
-            write(parameters, kept - group["lr"] * direction)
+            decayed = (1 - group["lr"] * group["weight_decay"]) * matrices(parameters)
+            write(parameters, decayed - group["lr"] * direction)
             write(first, momentum)
 
     def _check_own(self, parameters: list[Tensor]) -> None:
@@ -105,7 +105,7 @@ class Muon(StackOptimizer):
 
 
 def create_muon_optimizer(model: nn.Module, lr: float, **options: Any) -> Muon:
-    """Muon for the A and B of a PEFT model, LoRA or SDS-LoRA, AdamW for what else it trains.
+    """Return Muon for the A and B of a PEFT model, AdamW for its other parameters.
 
     Args:
         model: the PEFT model.
@@ -125,7 +125,7 @@ def create_muon_optimizer(model: nn.Module, lr: float, **options: Any) -> Muon:
 
 
 def muon_groups(model: nn.Module, matrices: list[Tensor]) -> list[Group]:
-    """``matrices`` for Muon, every other trainable parameter of ``model`` for AdamW."""
+    """Return one group of ``matrices`` for Muon, and one of the other parameters for AdamW."""
     own = {id(parameter) for parameter in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
     groups: list[Group] = [{"params": matrices}]

@@ -8,12 +8,12 @@ from .stacks import Group, gradients, matrices
 
 
 class PairAdamW(PairOptimizer):
-    """Base class: a method says in :meth:`_gradients` what AdamW is given for a pair."""
+    """Base class: a method's :meth:`_gradients` returns the gradients on which AdamW steps."""
 
     def _gradients(
         self, group: Group, A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor
     ) -> FactorGradients:
-        """ĝ of A (k, r, n) and of B (k, m, r), from the k layers of a stack."""
+        """Return ĝ of A (k, r, n) and of B (k, m, r), for the k layers of a stack."""
         raise NotImplementedError
 
     def _step_pairs(self, group: Group, pairs: list[Pair]) -> None:

@@ -20,7 +20,7 @@ class Pair(NamedTuple):
 
 
 class PairOptimizer(StackOptimizer):
-    """Base class: a method says in :meth:`_step_pairs` how a group of pairs moves.
+    """Base class: a method's :meth:`_step_pairs` steps a group of pairs.
 
     Raises:
         ValueError: for an option out of its range, or parameters that are no pairs.
@@ -55,7 +55,7 @@ class PairOptimizer(StackOptimizer):
 
 
 def has_gradients(pair: Pair) -> bool:
-    """Whether a pair is to move.
+    """Return whether the optimizer moves this pair.
 
     Raises:
         RuntimeError: where only one of its factors has a gradient.

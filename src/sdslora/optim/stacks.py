@@ -1,4 +1,4 @@
-"""What all optimizers here share: stacks of equal parameters, computed at once, and memory."""
+"""The base of all optimizers here: equal parameters are stacked and stepped at once."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, TypeVar
@@ -16,11 +16,11 @@ T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
 class StackOptimizer(Optimizer):
-    """Base class: a method says in :meth:`_step_own` how a group of its own moves.
+    """Base class: a method's :meth:`_step_own` steps a group of its own.
 
-    A group is the method's own where its flag, named by ``own``, is true, the default; AdamW trains
-    the others. Everything is computed, and remembered, in float32 (float64 for float64 parameters).
-    A parameter without a gradient keeps its value and its state. Weight decay is decoupled.
+    A group is the method's own where its flag, named by ``own``, is true, the default. AdamW trains
+    the others. Steps and states are in float32 (float64 for float64 parameters). A parameter
+    without a gradient keeps its value and its state. Weight decay is decoupled.
 
     Raises:
         ValueError: for an option out of its range, or parameters that the method cannot move.
@@ -67,12 +67,12 @@ class StackOptimizer(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, bit for bit."""
+        """Restore the state of :meth:`state_dict`, bit for bit."""
         super().load_state_dict(state_dict)
-        # torch casts what is remembered to the parameter's dtype; ours is float32 or better
+        # torch casts the state to the parameter's dtype; ours is float32 or better
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        held = [parameter for group in self.param_groups for parameter in group["params"]]
-        for index, parameter in zip(saved, held, strict=True):
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved, parameters, strict=True):
             state = self.state[parameter] if index in state_dict["state"] else {}
             for name, value in state.items():
                 original = state_dict["state"][index][name]
@@ -80,7 +80,7 @@ class StackOptimizer(Optimizer):
                     state[name] = original.to(value.device)
 
     def _adamw(self, group: Group, parameters: list[Tensor], gradient: Tensor) -> None:
-        """AdamW on parameters of one kind, along ``gradient`` (their number, their size)."""
+        """Step parameters of one kind by AdamW along ``gradient`` (number, size)."""
         states = [self._memory(p, "exp_avg", "exp_avg_sq") for p in parameters]
         step = advance(states)
         first, second = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
@@ -99,7 +99,7 @@ class StackOptimizer(Optimizer):
             write(targets, values)
 
     def _memory(self, parameter: Tensor, *names: str, **shapes: tuple[int, ...]) -> dict[str, Any]:
-        """The state of ``parameter``, begun with zeros: like it, and of other shapes."""
+        """Return the state of ``parameter``, which begins with zeros of these names and shapes."""
         state = self.state[parameter]
         if not state:
             dtype = factorization_dtype(parameter.dtype)
@@ -111,12 +111,12 @@ class StackOptimizer(Optimizer):
         return state
 
     def _kind(self, parameter: Tensor) -> Hashable:
-        """What parameters of one stack have in common."""
+        """Return the properties that parameters of one stack have in common."""
         step = self.state.get(parameter, {}).get("step", 0)
         return parameter.shape, parameter.dtype, parameter.device, int(step)
 
     def _alike(self, layers: Iterable[T]) -> list[list[T]]:
-        """``layers``, tuples of parameters, in lists of one shape, dtype, device and step."""
+        """Return ``layers``, tuples of parameters, grouped by shape, dtype, device and step."""
         lists: dict[Hashable, list[T]] = {}
         for layer in layers:
             lists.setdefault(tuple(map(self._kind, layer)), []).append(layer)
@@ -124,28 +124,28 @@ class StackOptimizer(Optimizer):
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Those of the parameters that have one."""
+    """Return the gradients of the parameters that have one."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def stack(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors of one shape as one, in float32 or better."""
+    """Return tensors of one shape as one tensor, in float32 or better."""
     return torch.stack([upcast(tensor) for tensor in tensors])
 
 
 def matrices(tensors: Iterable[Tensor]) -> Tensor:
-    """The same, each as a matrix: a convolution's weight has its first axis as rows."""
+    """Return tensors of one shape as stacked matrices; a convolution's first axis is its rows."""
     return stack(tensors).flatten(2)
 
 
 def write(targets: Iterable[Tensor], values: Tensor) -> None:
-    """The reverse of :func:`stack` and of :func:`matrices`, in place."""
+    """Copy stacked values into ``targets``, the reverse of :func:`stack` and :func:`matrices`."""
     for target, value in zip(targets, values, strict=True):
         target.copy_(value.reshape(target.shape))
 
 
 def advance(states: list[dict[str, Any]]) -> int:
-    """Count one step in each of the states, which are equally far; the number of the step."""
+    """Count one step in each of the states, which are equally far; return the step's number."""
     for state in states:
         state["step"] += 1
     return int(states[0]["step"])

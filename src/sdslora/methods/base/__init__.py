@@ -1,1 +1,1 @@
-"""What the methods share: the interface, settings, and how layers and weights are reached."""
+"""The base of all methods: their interface, their settings, and access to layers and weights."""

@@ -15,10 +15,10 @@ from .settings import Batches
 def mean_gradients(
     model: nn.Module, layers: Mapping[str, nn.Module], batches: Batches
 ) -> dict[str, Tensor]:
-    """``dL/dW`` (m, n) of each layer, averaged over the batches, float32 or better.
+    """Return ``dL/dW`` (m, n) of each layer, averaged over the batches, float32 or better.
 
-    Holds the gradients of all these layers at once, and no others. The model stays in the mode it
-    is in.
+    Memory holds the gradients of these layers, all at once, and no others. The model's mode does
+    not change.
 
     Args:
         model: ``model(**batch).loss`` is L.
@@ -50,7 +50,7 @@ def mean_gradients(
 
 @contextmanager
 def _accumulating(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Sums of the layers' weight gradients; no other parameter gets any."""
+    """Yield the sums of the layers' weight gradients; no other parameter gets a gradient."""
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     sums: dict[str, Tensor] = {}
     hooks = []

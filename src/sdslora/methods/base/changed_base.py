@@ -1,4 +1,4 @@
-"""What methods share whose factors start away from zero."""
+"""The base of methods whose factors start away from zero."""
 
 from dataclasses import dataclass
 
@@ -16,25 +16,25 @@ from .target_modules import require_dense, require_rank
 
 @dataclass(frozen=True)
 class ChangedBaseMethod(LowRankMethod[State]):
-    """The factors start away from zero, and are taken off the base weights.
+    """A method whose factors start away from zero and are subtracted from the base weights.
 
-    ``disable_adapter()`` gives the lowered base weights, not the original ones. Adapters saved by
-    ``save_pretrained`` are for resuming a training, and stock PEFT refuses them; :meth:`export`
-    writes the plain LoRA that belongs to the original base.
+    ``disable_adapter()`` gives the reduced base weights, not the original ones. Adapters saved by
+    ``save_pretrained`` are for resuming a training, and stock PEFT rejects them. :meth:`export`
+    writes the plain LoRA for the original base.
     """
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
-        """The layers that will be adapted; their weights must be there, in floating point."""
+        """Return the layers that will be adapted; their weights must be dense floating point."""
         layers = super().check(model, settings)
         require_dense(self.name, layers, model)
         require_rank(self.name, layers, settings.rank)
         return layers
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
-        """``s (B A − B₀ A₀)``, of rank 2r."""
+        """Return ``s (B A − B₀ A₀)`` of each layer, of rank 2r."""
         trained = super().plain_pairs(model)
         return {
-            name: _sum(trained[name], initial_pair.taken_off(layer))
+            name: _sum(trained[name], initial_pair.offset(layer))
             for name, layer in lora_layers(model).items()
         }
 

@@ -1,4 +1,4 @@
-"""Methods that train LoRA's A and B, with the paper's scaling 4/√r unless they say another."""
+"""Methods that train LoRA's A and B, with the paper's scaling 4/√r unless they set another."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -14,10 +14,10 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class FactorMethod(Method[State]):
-    """Trains A and B; what is not overridden is LoRA."""
+    """A method that trains A and B; whatever it does not override is LoRA."""
 
     lora_options: ClassVar[dict[str, Any]] = {"lora_alpha": 4, "use_rslora": True}
-    """What PEFT's configuration has beside the settings."""
+    """The options of PEFT's configuration beside the settings."""
 
     def config(self, settings: Settings) -> PeftConfig:
         """Return PEFT's configuration of the adapter."""
@@ -41,13 +41,13 @@ class FactorMethod(Method[State]):
         return low_rank_change(self.pair(before), self.pair(after))
 
     def pair(self, state: Any) -> LowRankPair:
-        """Return what the trained factors add to the base weight, the scaling folded in."""
+        """Return the factors of what is added to the base weight, the scaling folded in."""
         return LowRankPair(up=state.scaling * state.B, down=state.A)
 
 
 @dataclass(frozen=True)
 class LowRankMethod(FactorMethod[State]):
-    """Its change is ``ΔW = s B A``, or another product of factors: a plain LoRA."""
+    """A method whose change is of low rank, ``ΔW = s B A`` or another product: a plain LoRA."""
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
         """Return the change of each layer, the scaling folded in."""
@@ -55,11 +55,11 @@ class LowRankMethod(FactorMethod[State]):
 
 
 class MultipliedState(Protocol):
-    """Of a layer whose ΔW is multiplied with the ``multiplier`` (m, n), entry by entry."""
+    """The state of a layer whose ΔW is multiplied with ``multiplier`` (m, n), entry by entry."""
 
     @property
     def multiplier(self) -> Tensor:
-        """(m, n)."""
+        """The matrix (m, n) with which ΔW is multiplied."""
 
 
 Multiplied = TypeVar("Multiplied", bound=MultipliedState)
@@ -67,7 +67,7 @@ Multiplied = TypeVar("Multiplied", bound=MultipliedState)
 
 @dataclass(frozen=True)
 class HadamardChange(FactorMethod[Multiplied]):
-    """Multiplies the change of the method that it is mixed into, entry by entry: full rank."""
+    """A mixin that multiplies a method's change with a matrix, entry by entry, to full rank."""
 
     way_out: ClassVar[str] = f"{Method.way_out}, or merge it with merge_and_unload"
 
@@ -76,7 +76,7 @@ class HadamardChange(FactorMethod[Multiplied]):
         return state.multiplier * G
 
     def effective_gradient(self, state: Multiplied, G: Tensor) -> Tensor:
-        """Return that of the low-rank method for the gradient of its ΔW, multiplied."""
+        """Return the low-rank method's result for the gradient of its ΔW, multiplied."""
         return state.multiplier * super().effective_gradient(state, self.delta_gradient(state, G))
 
     def weight_change(self, before: Multiplied, after: Multiplied) -> Tensor:

@@ -1,9 +1,9 @@
-"""Factors that do not start at zero, taken off the base weight: the function is kept.
+"""Initial factors other than zero, subtracted from the base weight to preserve the function.
 
     base = W − s B₀ A₀
 
-The initial pair ``B₀ A₀`` stays with the layer, in the adapter's files and checkpoints, so that the
-change against the original W can be told, and W restored.
+The initial pair ``B₀ A₀`` stays with the layer, in the adapter's files and checkpoints. From it the
+change against the original W is computed, and W restored.
 """
 
 from typing import Any
@@ -15,10 +15,10 @@ from ...core import LowRankPair, upcast
 from .layers import ADAPTER, base_weight, factors, lora_layers
 
 _NAME = "lora_initial"
-"""Where the pair is in a layer. PEFT saves what begins with ``lora_``."""
+"""The pair's name in a layer. PEFT saves what begins with ``lora_``."""
 
 _MARK = "(the base weights were changed: load what export() of the sdslora method wrote)"
-"""As ``init_lora_weights``: stock PEFT stops at it, where the adapter would be another function."""
+"""The value of ``init_lora_weights``, which makes stock PEFT reject an adapter it would misread."""
 
 
 class InitialPair(nn.Module):
@@ -34,7 +34,7 @@ class InitialPair(nn.Module):
 
 
 def prepare(model: Any) -> dict[str, Any]:
-    """Give each adapted layer a zero pair; returns the layers by name."""
+    """Give each adapted layer a zero initial pair; return the layers by name."""
     layers = lora_layers(model)
     for layer in layers.values():
         A, B = factors(layer)
@@ -46,7 +46,7 @@ def prepare(model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def take_off(layer: Any, A: Tensor, B: Tensor) -> None:
+def subtract(layer: Any, A: Tensor, B: Tensor) -> None:
     """Make ``B A`` the initial pair: ``base = W − s B A``, rounded to the base's dtype.
 
     ``A`` (r, n) and ``B`` (m, r) are rounded to the dtype of the layer's factors first.
@@ -61,17 +61,17 @@ def take_off(layer: Any, A: Tensor, B: Tensor) -> None:
 
 @torch.no_grad()
 def start_from(layer: Any, A: Tensor, B: Tensor) -> None:
-    """Set the factors to ``A`` (r, n), ``B`` (m, r), and take them off the base weight."""
+    """Set the factors to ``A`` (r, n), ``B`` (m, r), and subtract them from the base weight."""
     for factor, start in zip(factors(layer), (A, B), strict=True):
         factor.copy_(start)
-    take_off(layer, A, B)
+    subtract(layer, A, B)
 
 
 @torch.no_grad()
 def restore_base(model: nn.Module) -> None:
-    """Give the base weights of all layers back what was taken off, up to one rounding.
+    """Add the initial pairs back to the base weights of all layers, up to one rounding.
 
-    The adapter is a change of other weights then: for a model whose adapter is about to go.
+    The adapter then no longer belongs to the base weights: call this before the adapter is removed.
     """
     for layer in lora_layers(model).values():
         if hasattr(layer, _NAME) and is_set(layer):
@@ -81,12 +81,12 @@ def restore_base(model: nn.Module) -> None:
 
 
 def is_set(layer: Any) -> bool:
-    """Whether anything was taken off (synchronises a GPU)."""
+    """Return whether an initial pair was subtracted (synchronises a GPU)."""
     return bool(_of(layer).A.any())
 
 
-def taken_off(layer: Any) -> LowRankPair:
-    """``−s B₀ A₀``, the scaling folded in, float32 or better."""
+def offset(layer: Any) -> LowRankPair:
+    """Return ``−s B₀ A₀``, the scaling folded in, float32 or better."""
     pair = _of(layer)
     return LowRankPair(up=-layer.scaling[ADAPTER] * upcast(pair.B), down=upcast(pair.A))
 
@@ -105,10 +105,13 @@ def _add_to_base(layer: Any, sign: float) -> None:
 
 
 def _before_load(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """A loaded adapter belongs to the base weights that its own initial pair was taken off."""
+    """Subtract the initial pair of a loaded adapter from the base weights.
+
+    The adapter belongs to the weights from which its own initial pair was subtracted.
+    """
     A, B = (state.get(f"{prefix}{_NAME}.{ADAPTER}.{name}") for name in "AB")
     if A is None or B is None or f"{prefix}base_layer.weight" in state:
         return
     pair = _of(layer)
     if not (torch.equal(A.to(pair.A), pair.A) and torch.equal(B.to(pair.B), pair.B)):
-        take_off(layer, A, B)
+        subtract(layer, A, B)

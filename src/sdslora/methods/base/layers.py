@@ -22,9 +22,9 @@ class LayerState:
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The adapted layers, by their names in the base model.
+    """Return the adapted layers, by their names in the base model.
 
-    Without the modules around ``target_parameters``, which are no linear maps of their input.
+    The modules around ``target_parameters`` are left out: they are no linear maps of their input.
 
     Raises:
         ValueError: where there is none.
@@ -40,17 +40,17 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def layer_state(layer: Any) -> LayerState:
-    """The layer's factors, detached."""
+    """Return the layer's factors, detached."""
     A, B = (upcast(factor.detach()) for factor in factors(layer))
     return LayerState(A, B, layer.scaling[ADAPTER])
 
 
 def factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """The trainable A (r, n) and B (m, r) themselves."""
+    """Return the trainable A (r, n) and B (m, r) themselves."""
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
 def base_weight(layer: Any) -> Tensor:
-    """The base weight as it stands, (m, n), detached, sharing the layer's memory."""
+    """Return the current base weight (m, n), detached, sharing the layer's memory."""
     weight: Tensor = layer.get_base_layer().weight.detach()
     return weight.mT if getattr(layer, "fan_in_fan_out", False) else weight

@@ -1,4 +1,4 @@
-"""What a compared method is: how it wraps a model, trains it, and moves the weights."""
+"""The interface of a compared method: wrap a model, train it, and describe the weights' change."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,36 +18,36 @@ from .settings import Batches, Settings
 from .target_modules import require_linear, target_layers
 
 State = TypeVar("State")
-"""What a method knows of one layer at one moment."""
+"""The state of one layer at one moment."""
 
 
 class AdamOptions(TypedDict, total=False):
-    """What every method's optimizer takes beside the learning rate."""
+    """The options of every method's optimizer, beside the learning rate."""
 
     weight_decay: float
     betas: tuple[float, float]
 
 
 NO_DECAY: AdamOptions = {"weight_decay": 0.0}
-"""The paper's weight decay, where torch's own default is another."""
+"""The paper's weight decay; torch's own default is another."""
 
 
 @dataclass(frozen=True)
 class Method(ABC, Generic[State]):
     """A method with its options as fields, made by :func:`~sdslora.methods.make_method`.
 
-    ``State`` is what it knows of one layer: see :meth:`layer_states`. Methods that train LoRA's A
-    and B build on :class:`~.factor_method.FactorMethod`. Dropout is 0 in all of them.
+    ``State`` is the state of one layer, see :meth:`layer_states`. Methods that train LoRA's A and B
+    build on :class:`~.factor_method.FactorMethod`. Dropout is 0 in all of them.
     """
 
     name: ClassVar[str]
-    """As in the registry."""
+    """The name in the registry."""
     source: ClassVar[str]
     """The paper, and the code that this follows."""
     default_rate: ClassVar[float] = 2e-4
     """The learning rate that the SDS-LoRA paper trains small models with."""
     way_out: ClassVar[str] = "save the adapter with save_pretrained, which stock PEFT loads"
-    """What to do where there is no plain LoRA."""
+    """The user's way out where there is no plain LoRA."""
 
     @abstractmethod
     def config(self, settings: Settings) -> PeftConfig:
@@ -66,7 +66,7 @@ class Method(ABC, Generic[State]):
     def attach(
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
     ) -> nn.Module:
-        """Wrap a plain model, whose function stays as it is; A is drawn from torch's generator.
+        """Wrap a plain model, whose function does not change; A is drawn from torch's generator.
 
         Args:
             model: without adapters; changed in place, as by PEFT.
@@ -94,18 +94,19 @@ class Method(ABC, Generic[State]):
         return torch.optim.AdamW(trainable, lr=learning_rate, **NO_DECAY | options)
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return what a ``transformers.Trainer`` needs beside the optimizer."""
+        """Return the callbacks that a ``transformers.Trainer`` needs beside the optimizer."""
         return []
 
     def scheduler(self, model: nn.Module, optimizer: Optimizer, total_steps: int) -> Any:
-        """Return what a hand-written loop steps after each optimizer step, or None."""
+        """Return the scheduler that a hand-written loop steps after the optimizer, or None."""
         return None
 
     @abstractmethod
     def layer_states(self, model: nn.Module) -> dict[str, State]:
-        """Return what the methods below need of each trained layer, by name in the base model.
+        """Return the state of each trained layer, by name in the base model.
 
-        Detached; a later step of the optimizer may change it.
+        It is what the methods below need. Tensors are detached; a later optimizer step may change
+        them.
         """
 
     def gradient_factors(self, state: State) -> LayerState | None:
@@ -118,12 +119,12 @@ class Method(ABC, Generic[State]):
     def delta_gradient(self, state: State, G: Tensor) -> Tensor:
         """Return the gradient of the factors' ΔW, given the full gradient G (m, n).
 
-        G itself where that ΔW is added to the weight as it is.
+        It is G itself where that ΔW is added to the weight unchanged.
         """
         return G
 
     def factor_gradients(self, state: State, G: Tensor) -> FactorGradients | None:
-        """Return what the optimizer of A and B puts its moments on, given the full gradient G.
+        """Return the gradients from which the optimizer's moments are built, given G.
 
         None where the method trains no factors.
         """
@@ -136,7 +137,7 @@ class Method(ABC, Generic[State]):
     def effective_gradient(self, state: State, G: Tensor) -> Tensor:
         """Return the first-order change of W under one step of gradient descent, per −η: (m, n).
 
-        The method's own rule with no moments: what its optimizer would feed to Adam, applied.
+        It follows the method's own rule without moments, as if Adam's input were the step.
 
         Args:
             state: of the layer, from :meth:`layer_states`.

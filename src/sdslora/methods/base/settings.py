@@ -1,4 +1,4 @@
-"""What every compared method is given alike."""
+"""The settings that all compared methods share."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Batches = Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Settings:
-    """Which layers are adapted, and at which rank.
+    """The layers that are adapted, and their rank.
 
     Args:
         rank: r.
@@ -32,7 +32,7 @@ class Settings:
             raise ValueError(f"rank must be an integer of 1 or more, not {self.rank!r}")
 
     def peft_options(self) -> dict[str, Any]:
-        """The same, as arguments of ``peft.LoraConfig``."""
+        """Return the settings as arguments of ``peft.LoraConfig``."""
         targets, saved = self.target_modules, self.modules_to_save
         return {
             "r": self.rank,

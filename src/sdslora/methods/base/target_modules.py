@@ -1,4 +1,4 @@
-"""Which layers a method will adapt, and what it cannot run on: known before work starts."""
+"""The layers that a method adapts, and the ones it cannot run on: checked before work starts."""
 
 import re
 from collections import Counter
@@ -12,11 +12,11 @@ from transformers.pytorch_utils import Conv1D
 from .settings import Settings
 
 _CLASSIFIER_HEADS = ("score", "classifier")
-"""What PEFT leaves out of ``"all-linear"`` in a sequence classifier."""
+"""The modules that PEFT leaves out of ``"all-linear"`` in a sequence classifier."""
 
 
 def target_layers(model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
-    """The layers of ``model`` that PEFT adapts for these settings, by name."""
+    """Return the layers of ``model`` that PEFT adapts for these settings, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -25,8 +25,8 @@ def target_layers(model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
 
 
 def named(name: str, names: Iterable[str]) -> bool:
-    """Whether ``name`` is one of ``names``, or ends in one after a dot."""
-    return any(name == wanted or name.endswith(f".{wanted}") for wanted in names)
+    """Return whether ``name`` is one of ``names``, or ends in one after a dot."""
+    return any(name == ending or name.endswith(f".{ending}") for ending in names)
 
 
 def _is_target(name: str, module: nn.Module, model: nn.Module, settings: Settings) -> bool:
@@ -52,7 +52,7 @@ def _is_saved(name: str, settings: Settings) -> bool:
 
 
 def require_linear(method: str, layers: Mapping[str, nn.Module], settings: Settings) -> None:
-    """Refuse to adapt nothing, or anything but linear layers.
+    """Raise where no layer is adapted, or one that is not linear.
 
     Raises:
         ValueError: naming the method, the layer and the way out.
@@ -71,7 +71,7 @@ def require_linear(method: str, layers: Mapping[str, nn.Module], settings: Setti
 
 
 def require_dense(method: str, layers: Mapping[str, nn.Module], model: nn.Module) -> None:
-    """Refuse weights that are quantized, or shared with another module.
+    """Raise where a weight is quantized, or shared with another module.
 
     For methods that rewrite the weights, or need gradients of them.
 
@@ -97,7 +97,7 @@ def require_dense(method: str, layers: Mapping[str, nn.Module], model: nn.Module
 
 
 def require_rank(method: str, layers: Mapping[str, nn.Module], directions: int) -> None:
-    """Refuse layers with fewer than ``directions`` singular directions.
+    """Raise where a layer has fewer than ``directions`` singular directions.
 
     Raises:
         ValueError: naming the method, the layer and the way out.

@@ -1,4 +1,4 @@
-"""By which rule the trained matrices of a method move, for methods that any rule suits."""
+"""The update rule of the trained matrices, for methods that allow any rule."""
 
 from dataclasses import dataclass
 from typing import Literal, Unpack, get_args
@@ -16,7 +16,7 @@ Update = Literal["adamw", "muon"]
 
 @dataclass(frozen=True)
 class AnyUpdate(Method[State]):
-    """Mixed into methods whose gradients any optimizer may take.
+    """A mixin for methods whose gradients any optimizer may take.
 
     Args:
         update: ``"adamw"``, the paper's, or ``"muon"``: orthogonalized momentum for the trained
@@ -34,12 +34,12 @@ class AnyUpdate(Method[State]):
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
-        """Of everything trainable in an attached model, by the method's update."""
+        """Return the optimizer of everything trainable in an attached model, by the update rule."""
         if self.update == "adamw":
             return super().optimizer(model, learning_rate, **options)
         groups = muon_groups(model, self.matrices(model))
         return Muon(groups, learning_rate, **options)
 
     def matrices(self, model: nn.Module) -> list[Tensor]:
-        """The trained matrices that the method is about: A and B."""
+        """Return the trained matrices that the update rule is for: A and B."""
         return trainable_factors(model)
