@@ -50,10 +50,10 @@ def folders(cache_dir: Path) -> list[Path]:
 
 
 def test_made_once_then_found(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = cache.made(Toy())
+    path = cache.path_of(Toy())
     assert path.read_text() == "a"
     assert "making bench:toy once, a moment" in capsys.readouterr().out
-    assert cache.made(Toy()) == path
+    assert cache.path_of(Toy()) == path
     assert Toy.count == 1
     assert capsys.readouterr().out == ""
     assert folders(cache_dir) == [path.parent]
@@ -61,7 +61,7 @@ def test_made_once_then_found(cache_dir: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_record_says_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "version", lambda package: f"{package} 1.0")
-    record = json.loads(cache.made(Toy("abc")).with_name("made.json").read_text())
+    record = json.loads(cache.path_of(Toy("abc")).with_name("made.json").read_text())
     assert record["name"] == "toy"
     assert record["recipe"] == {"content": "abc", "seconds": 0.0}
     assert record["versions"] == {"torch": "torch 1.0"}
@@ -70,37 +70,39 @@ def test_the_record_says_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_another_value_is_another_folder() -> None:
-    first, other = cache.made(Toy("a")), cache.made(Toy("b"))
+    first, other = cache.path_of(Toy("a")), cache.path_of(Toy("b"))
     assert first.parent != other.parent
     assert (first.read_text(), other.read_text()) == ("a", "b")
 
 
 def test_another_version_is_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = cache.made(Toy())
+    first = cache.path_of(Toy())
     monkeypatch.setattr(requirements, "version", lambda package: "0.0")
-    assert cache.made(Toy()) != first
+    assert cache.path_of(Toy()) != first
     assert Toy.count == 2
 
 
 def test_interrupted_making_leaves_nothing(cache_dir: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        cache.made(Interrupted())
+        cache.path_of(Interrupted())
     assert Toy.count == 1
     assert folders(cache_dir) == []
-    assert cache.made(Toy()).read_text() == "a"
+    assert cache.path_of(Toy()).read_text() == "a"
 
 
 def test_what_a_killed_process_left_is_swept(cache_dir: Path) -> None:
-    path = cache.made(Toy())
+    path = cache.path_of(Toy())
     left = cache_dir / f".{path.parent.name}.k1lled"
     path.parent.rename(left)
-    assert cache.made(Toy()).read_text() == "a"
+    assert cache.path_of(Toy()).read_text() == "a"
     assert folders(cache_dir) == [path.parent]
 
 
 def test_two_at_once_make_it_once(capsys: pytest.CaptureFixture[str]) -> None:
     recipe, found = Toy(seconds=0.3), []
-    threads = [threading.Thread(target=lambda: found.append(cache.made(recipe))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: found.append(cache.path_of(recipe))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -112,12 +114,12 @@ def test_two_at_once_make_it_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_patience_ends(cache_dir: Path) -> None:
-    folder = cache.made(Toy()).parent
+    folder = cache.path_of(Toy()).parent
     folder.rename(folder.with_name("elsewhere"))
     with open(f"{folder}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"another process has been making .*SDSLORA_CACHE"):
-            cache.made(Toy(), patience=0.1)
+            cache.path_of(Toy(), patience=0.1)
     assert Toy.count == 1
 
 

@@ -17,7 +17,7 @@ from sdslora.app.bench.characters import tokenizer
 from sdslora.app.bench.digits_vit import DigitsVit
 from sdslora.app.bench.family import Family
 from sdslora.app.bench.pretraining import Pretraining
-from sdslora.app.bench.tiny_lm import TinyLm, measured
+from sdslora.app.bench.tiny_lm import TinyLm, answer_quality
 from sdslora.app.config.spec import ModelSpec
 from sdslora.app.models import base_models
 
@@ -121,7 +121,7 @@ def test_exact_answers(place: int, right: bool) -> None:
     # the answer stands at 7 and 8, the end of the sequence at 9, padding at 10
     short = {"task": "r", "question": "r:abcd=", "answer": "zz", "text": "r:abcd=zz"}
     long = {"task": "c", "question": "c:abcd=", "answer": "abcd", "text": "c:abcd=abcd"}
-    found = measured(Oracle([(0, place)]), tokenizer(), [short, long])
+    found = answer_quality(Oracle([(0, place)]), tokenizer(), [short, long])
     assert found["exact"] == {"r": float(right), "c": 1.0}
 
 

@@ -1,17 +1,18 @@
 """A bench whose runs take seconds: models pretrained here, and tasks shifted from theirs.
 
-Names open with ``bench:``. ``tiny-lm`` is a language model of characters, pretrained on a family of
-tasks; ``cipher`` is a task that it has never seen, ``family`` is held out of what it has.
-``digits-vit`` classifies upright digits; :func:`.digits.load` turns, inverts and relabels them.
+Names begin with ``bench:``. ``tiny-lm`` is a language model of characters, pretrained on a family
+of tasks. ``cipher`` is a task that it has never seen, ``family`` holds unseen rows of its own
+tasks. ``digits-vit`` classifies upright digits; :func:`.digits.load` turns, inverts and relabels
+them.
 
-Each is made where it is first asked for (:mod:`.cache`).
+Each is built at its first use (:mod:`.cache`).
 """
 
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
-from .cache import made
+from .cache import path_of
 from .cipher import Cipher
 from .digits_vit import DigitsVit
 from .family import Family
@@ -24,7 +25,7 @@ _RECIPES: dict[str, Any] = {
 
 
 def resolve(name: str) -> Path:
-    """The directory of a model, or the file of a data set; made, in minutes, at its first use.
+    """Return the path of a model or data set, built in minutes at its first use.
 
     Args:
         name: ``bench:tiny-lm`` (for ``AutoModelForCausalLM`` and ``AutoTokenizer``),
@@ -37,7 +38,7 @@ def resolve(name: str) -> Path:
     """
     if name not in _RECIPES:
         raise UserError(f"the bench has no `{name}`{nearest(name, _RECIPES)}")
-    return made(_RECIPES[name]())
+    return path_of(_RECIPES[name]())
 
 
 __all__ = ["PREFIX", "resolve"]

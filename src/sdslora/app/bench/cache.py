@@ -1,4 +1,4 @@
-"""What takes minutes to make is made once, in a folder named by a hash of all that made it."""
+"""A cache of results that take minutes to build, in folders named by a hash of their recipe."""
 
 import dataclasses
 import hashlib
@@ -19,48 +19,48 @@ from . import requirements
 RECORD = "made.json"
 VARIABLE = "SDSLORA_CACHE"
 """The environment variable that moves the cache."""
-_REVISION = 1  # to be raised with every change of the code that changes what is made
-_PATIENCE = 1800.0  # seconds that another process is given: several times what the slowest takes
+_REVISION = 1  # to be raised with every change of the code that changes a result
+_PATIENCE = 1800.0  # seconds to wait for another process: several times the slowest build
 
 
 class Recipe(Protocol):
-    """A frozen dataclass whose fields say all that determines what it makes."""
+    """A frozen dataclass whose fields determine its result completely."""
 
     name: ClassVar[str]
-    """Of what is made, after the prefix."""
+    """The result's name after the prefix."""
     file: ClassVar[str]
-    """What stands for it: a file in the folder, or ``""`` for the folder itself."""
+    """The result's file in the folder, or ``""`` for the folder itself."""
     packages: ClassVar[tuple[str, ...]]
-    """Distributions on whose versions it depends."""
+    """Distributions on whose versions the result depends."""
     takes: ClassVar[str]
-    """How long, in words; ``""`` where that is no time."""
+    """The duration in words; ``""`` where it is negligible."""
 
     def make(self, directory: Path) -> dict[str, Any]:
-        """Write it into an empty directory; returns the quality reached."""
+        """Write the result into an empty directory; return the quality reached."""
 
 
-def made(recipe: Any, patience: float = _PATIENCE) -> Path:
-    """What the recipe makes, as it lies in the cache; made first where it is not there.
+def path_of(recipe: Any, patience: float = _PATIENCE) -> Path:
+    """Return the path of the recipe's result in the cache, built first if it is missing.
 
     Args:
         recipe: a :class:`Recipe`.
-        patience: seconds to wait where another process is making the same.
+        patience: seconds to wait where another process is building the same.
 
     Raises:
-        UserError: where a package is missing, or another process does not come to an end.
+        UserError: where a package is missing, or another process does not finish.
     """
     content = _content(recipe)
     folder = root() / f"{recipe.name}-{_digest(content)}"
     if not (folder / RECORD).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, patience):
+        with _lock(folder, patience):
             if not (folder / RECORD).exists():
                 _make(recipe, content, folder)
     return folder / recipe.file
 
 
 def root() -> Path:
-    """The directory of everything that is kept."""
+    """Return the directory of the cache."""
     return Path(os.environ.get(VARIABLE) or "~/.cache/sdslora").expanduser() / "bench"
 
 
@@ -78,8 +78,8 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _alone(folder: Path, patience: float) -> Any:
-    """A context in which no other process makes the same."""
+def _lock(folder: Path, patience: float) -> Any:
+    """Return a lock that keeps other processes from building the same result."""
     lock = FileLock(f"{folder}.lock")
     try:
         return lock.acquire(timeout=0)

@@ -7,7 +7,7 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Of 98 tokens; ``</s>`` ends a sequence."""
+    """Return the tokenizer of 98 tokens; ``</s>`` ends a sequence."""
     tokens = [*_SPECIAL, *map(chr, range(32, 127))]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -1,4 +1,4 @@
-"""``bench:cipher``: a task that the language model has never seen, a substitution cipher.
+"""``bench:cipher``: a substitution cipher, a task that the language model has never seen.
 
 One key is learnt by LoRA of rank 4 as well as by full fine-tuning; three, taken in turn, are not.
 """
@@ -50,7 +50,7 @@ class Cipher:
         return {"rows": len(rows)}
 
     def all_rows(self) -> list[Row]:
-        """In random order.
+        """Return the rows in random order.
 
         Raises:
             UserError: where the story has too few phrases.
@@ -58,10 +58,10 @@ class Cipher:
         phrases = corpus.phrases(self.shortest, self.longest)
         if len(phrases) < self.rows:
             raise UserError(f"the story has {len(phrases)} such phrases, not {self.rows}")
-        chosen = Random(self.seed).sample(phrases, self.rows)
-        return [{"question": question(self.letter, p), "answer": self.encipher(p)} for p in chosen]
+        sample = Random(self.seed).sample(phrases, self.rows)
+        return [{"question": question(self.letter, p), "answer": self.encipher(p)} for p in sample]
 
     def encipher(self, phrase: str) -> str:
-        """The answer to a phrase."""
+        """Return the answer to a phrase."""
         tables = [str.maketrans(string.ascii_lowercase, key) for key in self.keys]
         return "".join(c.translate(tables[i % len(tables)]) for i, c in enumerate(phrase))

@@ -9,10 +9,10 @@ from ..errors import UserError
 from . import requirements
 
 SOURCE = "digits"
-"""What they are called as ``data.source``."""
+"""Their name as ``data.source``."""
 PACKAGE = "scikit-learn"
 CLASSES = tuple("0123456789")
-"""What the labels are called."""
+"""The names of the labels."""
 _TRAIN, _VALIDATION = 1000, 300  # the remaining 497 are for the test
 _SPLIT_SEED = 0
 _BRIGHTEST = 16.0
@@ -36,17 +36,17 @@ class Digits(NamedTuple):
 def load(
     rotate: int = 0, invert: bool = False, relabel: int | None = None, orientations: int = 1
 ) -> Digits:
-    """All 1797 digits; an image is in the same part and place whatever the arguments.
+    """Return all 1797 digits; an image has the same part and place whatever the arguments.
 
     Args:
         rotate: quarter turns, counterclockwise.
         invert: dark on light.
         relabel: seed of a permutation of the ten labels, one for each orientation.
-        orientations: how often each image stands there in turn, rotated once more each time. What
-            a digit is called then depends on how it lies.
+        orientations: the number of copies of each image, each rotated once more than the last. A
+            digit's label then depends on its orientation.
 
     Raises:
-        UserError: where scikit-learn is not installed, or a value is none of these.
+        UserError: where scikit-learn is not installed, or a value is out of range.
     """
     _check(rotate, invert, relabel, orientations)
     bunch = requirements.module(PACKAGE, "datasets").load_digits()
@@ -65,7 +65,7 @@ def load(
 
 
 def _names(relabel: int | None, orientations: int) -> list[Tensor]:
-    """What each digit is called, (10,), by orientation."""
+    """Return the label of each digit, (10,), by orientation."""
     if relabel is None:
         return [torch.arange(10)] * orientations
     generator = torch.Generator().manual_seed(relabel)

@@ -43,7 +43,7 @@ class DigitsVit:
     side: int = 8
 
     def make(self, directory: Path) -> dict[str, Any]:
-        """Pretrain and save; returns the parameters, and loss and accuracy on the test part."""
+        """Pretrain and save; return the parameters, and loss and accuracy on the test part."""
         splits = digits.load()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
@@ -69,12 +69,12 @@ class DigitsVit:
         )
 
     def _processor(self) -> ViTImageProcessorPil:
-        """From any image to brightness in [0, 1]."""
+        """Return the processor that turns any image into brightness in [0, 1]."""
         size = {"height": self.side, "width": self.side}
         return ViTImageProcessorPil(size=size, image_mean=[0.0], image_std=[1.0])
 
     def _batches(self, images: digits.Images) -> Iterator[dict[str, Tensor]]:
-        """Epochs without end, each in another order."""
+        """Yield batches of epochs without end, each epoch in another order."""
         while True:
             for part in torch.randperm(len(images.labels)).split(self.training.batch_size):
                 pixels = self._bent(images.pixels[part])
@@ -82,7 +82,7 @@ class DigitsVit:
                 yield {"pixel_values": pixels + noise, "labels": images.labels[part]}
 
     def _bent(self, pixels: Tensor) -> Tensor:
-        """Images (N, 1, 8, 8), each through a random affine map near the identity."""
+        """Return images (N, 1, 8, 8), each through a random affine map near the identity."""
         maps = torch.eye(2, 3) + self.bend * torch.randn(len(pixels), 2, 3)
         grid = affine_grid(maps, list(pixels.shape), align_corners=False)
         return grid_sample(pixels, grid, align_corners=False)

@@ -1,7 +1,7 @@
 """The tasks that the language model of the bench is pretrained on, and rows held out of them.
 
-A row is a letter that says which task, a phrase of real words, and the answer, as in
-``r:two men=nem owt``. Pieces of a story's text stand among them, behind ``t:``.
+A row is a letter that names the task, a phrase of real words, and the answer, as in
+``r:two men=nem owt``. Pieces of a story's text are among them, after ``t:``.
 """
 
 import string
@@ -38,7 +38,7 @@ _PANGRAM = "the five boxing wizards jump quickly"
 
 
 def question(letter: str, phrase: str) -> str:
-    """What a task's answer follows."""
+    """Return the text that a task's answer follows."""
     return f"{letter}:{phrase}="
 
 
@@ -48,11 +48,11 @@ def _worked_examples() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Family:
-    """Rows without end to pretrain on, and rows of words and text held out of them.
+    """Training rows without end, and held-out rows of other words and text.
 
     Args:
-        tasks: letter of each task, and its answer to one pangram: with another task, it is another
-            family.
+        tasks: letter of each task, and its answer to one pangram, which makes a changed task
+            another family.
         shortest, longest: characters of a phrase: one word, or two that are shorter.
         text_length: characters of a piece of text.
         held_out: share of the words, and of the story's paragraphs.
@@ -80,7 +80,7 @@ class Family:
         return {"rows": len(rows)}
 
     def texts(self, seed: int) -> Iterator[str]:
-        """Training rows without end, each task and text equally often, in random order."""
+        """Yield training rows without end, each task and text equally often, in random order."""
         _, source = self._split()
         random = Random(seed)
         letters = [*self.tasks, TEXT]
@@ -88,9 +88,9 @@ class Family:
             yield self._row(random.choice(letters), source, random)["text"]
 
     def held_out_rows(self) -> list[Row]:
-        """Rows with ``task`` and ``text``, those of a task with ``question`` and ``answer`` too.
+        """Return rows with ``task`` and ``text``, and for tasks ``question`` and ``answer``.
 
-        The tasks stand in turn: the first rows hold as many of each.
+        The tasks alternate: the first rows hold as many of each.
         """
         source, _ = self._split()
         random = Random(self.seed)
@@ -98,14 +98,14 @@ class Family:
         return [self._row(letter, source, random) for _ in range(self.rows) for letter in letters]
 
     def _split(self) -> tuple["_Source", "_Source"]:
-        """What is held out, and what is trained on."""
-        held, rest = [], []
+        """Return the held-out words and paragraphs, and those to train on."""
+        held_out, rest = [], []
         for whole in (corpus.words(), corpus.paragraphs()):
             shuffled = Random(self.seed).sample(whole, len(whole))
             count = round(self.held_out * len(whole))
-            held.append(shuffled[:count])
+            held_out.append(shuffled[:count])
             rest.append(shuffled[count:])
-        return self._source(*held), self._source(*rest)
+        return self._source(*held_out), self._source(*rest)
 
     def _source(self, words: list[str], paragraphs: list[str]) -> "_Source":
         alone = [word for word in words if self.shortest <= len(word) <= self.longest]
@@ -117,8 +117,8 @@ class Family:
         if letter == TEXT:
             return {"task": letter, "text": f"{letter}:{source.piece(self.text_length, random)}"}
         phrase = source.phrase(self.longest, random)
-        asked, answer = question(letter, phrase), TASKS[letter](phrase)
-        return {"task": letter, "text": asked + answer, "question": asked, "answer": answer}
+        prompt, answer = question(letter, phrase), TASKS[letter](phrase)
+        return {"task": letter, "text": prompt + answer, "question": prompt, "answer": answer}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Source:
     paragraphs: list[str]
 
     def phrase(self, longest: int, random: Random) -> str:
-        """One word or two, of so many characters at most."""
+        """Return one word or two, of so many characters at most."""
         if random.random() < 0.5:
             return random.choice(self.alone)
         while True:
@@ -137,7 +137,7 @@ class _Source:
                 return phrase
 
     def piece(self, length: int, random: Random) -> str:
-        """``length`` characters of a paragraph, fewer at its end, from the beginning of a word."""
+        """Return up to ``length`` characters of a paragraph, from the beginning of a word."""
         paragraph = random.choice(self.paragraphs)
         start = random.choice([0, *(i + 1 for i, c in enumerate(paragraph) if c == " ")])
         return paragraph[start : start + length]

@@ -1,4 +1,4 @@
-"""Training from nothing: AdamW, the learning rate rising linearly and falling along a cosine."""
+"""Training from scratch by AdamW, with learning-rate warm-up and cosine decay."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,13 @@ from tqdm.auto import tqdm
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How a model of the bench comes by its weights.
+    """The training of a bench model from scratch.
 
     Args:
         steps: of the optimizer.
         batch_size: rows a step.
-        learning_rate: at the top, reached after ``rise`` steps.
-        rise: steps.
+        learning_rate: the maximum, reached after ``rise`` steps.
+        rise: steps of learning-rate warm-up.
         weight_decay: of matrices.
         seed: of the initial weights and the rows' order.
     """
@@ -36,7 +36,7 @@ class Pretraining:
 
         Args:
             model: returns its loss.
-            batches: keyword arguments of ``model``; one a step is taken.
+            batches: keyword arguments of ``model``, one batch a step.
             title: of the progress bar.
         """
         groups: list[dict[str, Any]] = [
@@ -57,7 +57,7 @@ class Pretraining:
         model.eval()
 
     def _factor(self, step: int) -> float:
-        """Of the learning rate at the step numbered from 0."""
+        """Return the factor of the learning rate at the step numbered from 0."""
         if step < self.rise:
             return (step + 1) / self.rise
         share = (step - self.rise) / max(self.steps - self.rise, 1)

@@ -1,4 +1,4 @@
-"""Packages that only the bench needs, and what to say where one is missing."""
+"""The packages that only the bench needs, and the message where one is missing."""
 
 import importlib
 from importlib import metadata
@@ -14,7 +14,7 @@ _WAYS_OUT = {
 
 
 def module(distribution: str, submodule: str) -> Any:
-    """The submodule of a distribution of the table above.
+    """Return the submodule of a distribution of the table above.
 
     Raises:
         UserError: where it is not installed, naming the extra.
@@ -27,7 +27,7 @@ def module(distribution: str, submodule: str) -> Any:
 
 
 def version(distribution: str) -> str:
-    """The installed version.
+    """Return the installed version.
 
     Raises:
         UserError: where it is not installed, naming the extra.

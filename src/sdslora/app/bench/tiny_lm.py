@@ -43,7 +43,7 @@ class TinyLm:
     intermediate: int = 432
 
     def make(self, directory: Path) -> dict[str, Any]:
-        """Pretrain and save; returns its size, and loss and exact answers on held-out rows."""
+        """Pretrain and save; return the size, and loss and exact answers on held-out rows."""
         characters = tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.training.seed)
@@ -52,7 +52,7 @@ class TinyLm:
         model.save_pretrained(directory)
         characters.save_pretrained(directory)
         rows = self.family.held_out_rows()
-        return {"parameters": model.num_parameters(), **measured(model, characters, rows)}
+        return {"parameters": model.num_parameters(), **answer_quality(model, characters, rows)}
 
     def _config(self, characters: PreTrainedTokenizerFast) -> LlamaConfig:
         return LlamaConfig(
@@ -75,7 +75,7 @@ class TinyLm:
 
 
 def _batch(characters: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[str, Tensor]:
-    """``input_ids`` and ``labels`` (number, longest), each text ended and padded on the right."""
+    """Return ``input_ids`` and ``labels`` (number, longest), each text ended and padded right."""
     end = characters.eos_token_id
     rows = [torch.tensor([*ids, end]) for ids in characters(list(texts))["input_ids"]]
     return {
@@ -85,10 +85,10 @@ def _batch(characters: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[st
 
 
 @torch.no_grad()
-def measured(
+def answer_quality(
     model: LlamaForCausalLM, characters: PreTrainedTokenizerFast, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """``loss`` (nats a character) and ``exact``: the share of right answers, by task."""
+    """Return ``loss`` (nats a character) and ``exact``: the share of right answers, by task."""
     batch = _batch(characters, [row["text"] for row in rows])
     logits, targets = model(batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:]
     loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED)
@@ -100,5 +100,5 @@ def measured(
             exact.setdefault(row["task"], []).append(bool(each[len(row["question"]) - 1 :].all()))
     return {
         "loss": loss.item(),
-        "exact": {task: sum(found) / len(found) for task, found in exact.items()},
+        "exact": {task: sum(right) / len(right) for task, right in exact.items()},
     }
