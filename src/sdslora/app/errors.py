@@ -1,4 +1,4 @@
-"""What a user did wrong, and what went wrong in a run: one line each, never a traceback."""
+"""Errors of a user or of a run, each reported in one line without a traceback."""
 
 import difflib
 import sys
@@ -9,12 +9,12 @@ from .processes import is_first
 from .secrets import masked
 
 _INTERRUPTED = 130
-# What the libraries below say in every run and a user can do nothing about.
+# Warnings that libraries print in every run, and that a user cannot act on.
 _NOISE = ("Unable to fetch remote file", "Could not find a config file")
 
 
 class UserError(ValueError):
-    """Specification, command line or data cannot work; found before anything is trained.
+    """A specification, command line or data cannot work; raised before any training.
 
     The message names the rule, the value that broke it, and the way out.
     """
@@ -23,27 +23,27 @@ class UserError(ValueError):
 
 
 class RunFailed(UserError):
-    """A run that started well and could not be finished, a loss that is not a number for one."""
+    """A run started well and could not be finished, for example by a loss that is not a number."""
 
     exit_status = 1
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean `x`?"`` for the known word most like ``word``, or an empty string."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{found[0]}`?" if found else ""
+    """Return ``"; did you mean `x`?"`` for the most similar known word, or an empty string."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{matches[0]}`?" if matches else ""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name where it has none."""
+    """Return the first line of an error's message, or its type's name where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
 
 def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
-    """Do ``work(argv)`` as a program: 0, or an error's own status and one line on stderr.
+    """Run ``work(argv)`` as a program; return 0, or an error's status with one line on stderr.
 
-    With ``--debug`` among the arguments errors are raised, and nothing is kept quiet.
+    With ``--debug`` among the arguments, errors are raised and no warning is silenced.
     """
     arguments = [argument for argument in argv if argument != "--debug"]
     debug = len(arguments) < len(argv)
@@ -61,7 +61,7 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
         if debug:
             raise
         status = getattr(error, "exit_status", 1)
-        # what cannot begin is wrong in all processes alike; later each may fail in its own way
+        # an error before the training is the same in all processes; later ones may differ
         if status == 1 or is_first():
             print(masked(f"error: {error or type(error).__name__}"), file=sys.stderr)
         return status

@@ -1,4 +1,4 @@
-"""Writing whole or not at all: every result appears under its name by a rename."""
+"""Atomic writing: every result appears under its name by a rename."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from .errors import UserError
 from .secrets import masked
 
 _PARTIAL = ".partial"
-"""Ends the name of what a process that was killed had not written to its end."""
+"""The ending of an incomplete file's name, which a killed process may leave behind."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,15 +24,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON; what JSON has no form for (a path, an enum) is written as its string.
+    """Write indented JSON; a value that JSON cannot hold (a path, an enum) as its string.
 
-    Tokens that stand in it are masked.
+    Tokens in it are masked.
     """
     write_text(path, masked(json.dumps(data, indent=2, default=str)) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is none.
+    """Return the content of a JSON file, or None where there is none.
 
     Raises:
         UserError: where it cannot be read.
@@ -52,13 +52,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def is_used(path: Path) -> bool:
-    """Whether ``path`` is a file, or a directory that holds anything written to its end."""
+    """Return whether ``path`` is a file, or a directory that holds any complete file."""
     if not path.is_dir():
         return path.exists()
-    return any(not found.name.endswith(_PARTIAL) for found in path.iterdir())
+    return any(not entry.name.endswith(_PARTIAL) for entry in path.iterdir())
 
 
-def refuse_used(path: Path) -> None:
+def reject_used(path: Path) -> None:
     """Raise ``UserError`` where ``path`` is a file or a directory that holds anything."""
     if is_used(path):
         raise UserError(
@@ -66,10 +66,11 @@ def refuse_used(path: Path) -> None:
         )
 
 
-def refuse_links_out(directory: Path) -> None:
+def reject_links_out(directory: Path) -> None:
     """Raise ``UserError`` where a link below ``directory`` leads out of it.
 
-    What goes on writing there would write, and delete, elsewhere. ``directory`` may be a link.
+    Later writes through such a link would write, and delete, elsewhere. ``directory`` itself may be
+    a link.
     """
     inside = directory.resolve()
     for folder, folders, names in os.walk(inside):  # follows no links
@@ -84,11 +85,11 @@ def refuse_links_out(directory: Path) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory that becomes ``path`` when the block ends, and vanishes if it fails.
+    """Yield a temporary directory that becomes ``path`` at the end, or vanishes on failure.
 
     Raises:
         UserError: where ``path`` is a file or a directory that holds anything.
     """
-    refuse_used(path)
+    reject_used(path)
     with written_whole(path) as temporary:
         yield temporary

@@ -1,7 +1,7 @@
-"""Is a name on the Hugging Face Hub? Asked once, with one short time limit, before any loading.
+"""A quick check that a name is on the Hugging Face Hub, before anything is loaded.
 
-``from_pretrained`` and ``load_dataset`` retry for about half a minute where there is no network;
-a single request answers at once.
+``from_pretrained`` and ``load_dataset`` retry for about half a minute without a network. A single
+request with a short time limit answers at once.
 """
 
 from typing import Literal
@@ -12,10 +12,10 @@ TIMEOUT = 10.0  # seconds
 
 
 def check(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> bool:
-    """Whether the Hub holds ``name``; False where the Hub cannot be reached.
+    """Return whether the Hub holds ``name``; False where the Hub cannot be reached.
 
     Raises:
-        UserError: where the Hub answers that it does not exist, or is not open to this user.
+        UserError: where the Hub answers that it does not exist, or that the user has no access.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

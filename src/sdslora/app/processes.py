@@ -1,6 +1,6 @@
 """A command in several processes, as ``torchrun`` and ``accelerate launch`` start it.
 
-All do the same, on their shares of the training rows; one, the first, writes and prints.
+All do the same work on their shares of the training rows. Only the first writes and prints.
 """
 
 import io
@@ -13,39 +13,39 @@ Value = TypeVar("Value")
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def count() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def prepared_together() -> Iterator[None]:
-    """Raises in every process, at the block's end, what the block raised in one.
+    """Raise in every process, at the block's end, what the block raised in one.
 
-    No process goes on before all are ready, so that none finds what another has begun to write.
+    No process continues before all are ready, so none finds the incomplete files of another.
     """
-    found: Exception | None = None
+    own: Exception | None = None
     try:
         yield
     except Exception as error:
-        found = error
-    for failure in _from_all(found):
+        own = error
+    for failure in _from_all(own):
         if failure is not None:
             raise failure
 
 
 def agreed(flag: bool) -> bool:
-    """Whether ``flag`` is set in any process."""
+    """Return whether ``flag`` is set in any process."""
     return any(_from_all(flag))
 
 
 @contextmanager
 def only_first_prints() -> Iterator[None]:
-    """Drops what the other processes print within the block, and parts from them at its end."""
+    """Silence the other processes in the block, and leave their group at its end."""
     if not is_first():
         from transformers.utils import logging
 
@@ -60,10 +60,10 @@ def only_first_prints() -> Iterator[None]:
 
 
 def _from_all(value: Value) -> list[Value]:
-    """The value of every process, in their order."""
+    """Return the value of every process, in their order."""
     if count() == 1:
         return [value]
-    # Late, so that the command line answers without it
+    # Imported late: the command line must answer without it
     import torch.distributed as dist
 
     values: list[Value] = [value] * count()

@@ -1,4 +1,4 @@
-"""Keeping tokens and passwords out of everything that is written or printed."""
+"""Tokens and passwords, kept out of everything that is written or printed."""
 
 import os
 import re
@@ -20,7 +20,7 @@ _MASK = "<secret>"
 
 
 def masked(text: str) -> str:
-    """``text`` without tokens of the Hub, and without the secrets that the environment holds."""
+    """Return ``text`` without tokens of the Hub and without secrets from the environment."""
     for variable in _VARIABLES:
         value = os.environ.get(variable, "")
         if len(value) >= _SHORTEST:
@@ -29,7 +29,10 @@ def masked(text: str) -> str:
 
 
 def without_secrets(tree: Any) -> Any:
-    """Nested options without the keys that hold secrets: absent, so that they can be used again."""
+    """Return nested options without the keys that hold secrets.
+
+    The keys are left out, not masked, so that the options can be used again.
+    """
     if isinstance(tree, Mapping):
         return {k: without_secrets(v) for k, v in tree.items() if k not in _KEYS}
     return [without_secrets(v) for v in tree] if isinstance(tree, list | tuple) else tree

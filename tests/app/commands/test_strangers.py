@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sdslora import SdsLoraConfig
 from sdslora.app.errors import UserError
-from sdslora.app.files import refuse_links_out, write_json
+from sdslora.app.files import reject_links_out, write_json
 from sdslora.app.run.record import as_json
 from tiny import MakeRecipe, Run
 
@@ -129,12 +129,12 @@ def test_links_that_stay_inside_and_a_folder_that_is_one(tmp_path: Path) -> None
     (real / "checkpoint-5").mkdir(parents=True)
     (real / "latest").symlink_to("checkpoint-5")
     (tmp_path / "run").symlink_to(real)
-    refuse_links_out(tmp_path / "run")
+    reject_links_out(tmp_path / "run")
     (real / "loop").symlink_to(real)
-    refuse_links_out(tmp_path / "run")
+    reject_links_out(tmp_path / "run")
     (real / "up").symlink_to(os.path.join("..", "x"))
     with pytest.raises(UserError, match="outside of"):
-        refuse_links_out(tmp_path / "run")
+        reject_links_out(tmp_path / "run")
 
 
 # ------------------------------------------------------------------------------------- secrets

@@ -138,7 +138,7 @@ def test_resumed_run_is_bit_identical(trained: Path, given: Train, sdslora: Run,
 
 
 def test_the_seed_draws_the_new_head(vit_dir: Path) -> None:
-    source = base_models.find(ModelSpec(str(vit_dir))).telling(["a", "b", "c"])
+    source = base_models.find(ModelSpec(str(vit_dir))).with_classes(["a", "b", "c"])
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -210,9 +210,9 @@ def test_dry_run_loads_no_weights(given: Train, sdslora: Run, tmp_path) -> None:
 def test_head_of_a_model_that_tells_the_classes_already(vit_dir: Path) -> None:
     source = base_models.find(ModelSpec(str(vit_dir)))
     assert source.classes == ["LABEL_0", "LABEL_1"]
-    assert source.telling(["LABEL_1", "LABEL_0"]) is source
+    assert source.with_classes(["LABEL_1", "LABEL_0"]) is source
     assert source.head == []
-    other = source.telling(["cat", "dog"])
+    other = source.with_classes(["cat", "dog"])
     assert other.head == ["classifier"]
     assert other.config.label2id == {"cat": 0, "dog": 1}
     assert source.classes == ["LABEL_0", "LABEL_1"]

@@ -11,7 +11,7 @@ from ..config.spec import DataSpec, EvalSpec
 from ..errors import UserError
 from ..evaluation.inference import to_accelerator
 from ..evaluation.text_metrics import Measurement, require_rows, summary
-from ..files import refuse_used
+from ..files import reject_used
 from ..models import base_models, saved_adapters
 from ..models.saved_adapters import BaseModelSpec
 from ..run import modality, record
@@ -64,7 +64,7 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
         UserError: where model, adapter or data are not there, or no row is held out.
     """
     if spec.output_dir is not None:
-        refuse_used(Path(spec.output_dir))
+        reject_used(Path(spec.output_dir))
     if spec.adapter_dir is not None:
         adapted = saved_adapters.find(spec.adapter_dir, spec.model)
         source, processor, load = adapted.source, adapted.processor(), adapted.load

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..evaluation.inference import to_accelerator
 from ..evaluation.tasks import harness
 from ..evaluation.tasks.harness import TaskResults
-from ..files import refuse_used
+from ..files import reject_used
 from ..models import base_models, saved_adapters
 from ..models.base_models import LanguageModel, Source
 from ..models.saved_adapters import BaseModelSpec, SavedAdapter
@@ -83,7 +83,7 @@ def evaluate(spec: TasksSpec) -> TaskResults:
     """
     names = harness.resolve(spec.tasks, spec.allow_code_execution)
     if spec.output_dir is not None:
-        refuse_used(Path(spec.output_dir))
+        reject_used(Path(spec.output_dir))
     if spec.adapter_dir is not None:
         found: SavedAdapter | Source = saved_adapters.find(spec.adapter_dir, spec.model)
     elif spec.model.name_or_path is not None:

@@ -13,7 +13,7 @@ from ...export.image_models import COMPONENTS
 from ...tuner import adapter_configs
 from ..config.parsing import parse
 from ..errors import UserError
-from ..files import refuse_used
+from ..files import reject_used
 from ..models import saved_adapters, weightless
 from ..models.base_models import is_classifier
 from ..models.saved_adapters import BaseModelSpec
@@ -76,7 +76,7 @@ def export(spec: ExportSpec) -> None:
     if spec.format == "merged":
         merge(MergeSpec(spec.adapter_dir, spec.output_dir, spec.model))
         return
-    refuse_used(Path(spec.output_dir))
+    reject_used(Path(spec.output_dir))
     model = _load(spec)
     try:
         done = _write(model, spec)

@@ -1,4 +1,4 @@
-"""The place and the state in which a model is measured."""
+"""Placement and inference mode of a model to measure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients, the former mode restored afterwards."""
+    """Run the block in evaluation mode without gradients, then restore the former mode."""
     was_training = model.training
     model.eval()
     try:
@@ -22,14 +22,14 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def to_accelerator(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Move ``model`` to the accelerator, where there is one and ``options`` do not place it."""
+    """Move ``model`` to the accelerator if there is one, unless ``options`` place it."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None and "device_map" not in options:
         model.to(accelerator)
 
 
 def classified(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
-    """``loss`` (mean cross-entropy, nats) and ``accuracy`` (top-1) of an image classifier.
+    """Return ``loss`` (mean cross-entropy, nats) and ``accuracy`` (top-1) of an image classifier.
 
     Args:
         model: takes ``pixel_values``, returns ``logits``.

@@ -1,13 +1,13 @@
-"""Python code that nobody has read, run where it can do no harm.
+"""A sandbox for untrusted Python code.
 
-Each program gets Linux namespaces of its own through util-linux's ``unshare``: it sees no other
-process, no network, and of the file system only the interpreter and system libraries, read-only,
-and an empty ``/tmp`` in memory. It runs without privileges, without environment, and within the
-kernel's limits of time, memory, processes and files. When it ends, or its time is up, the kernel
-kills whatever it started and forgets whatever it wrote, because both were its namespace's.
+Each program gets Linux namespaces of its own through util-linux's ``unshare``. It sees no other
+process and no network. Of the file system it sees only the interpreter and system libraries,
+read-only, and an empty ``/tmp`` in memory. It runs without privileges, without environment, and
+within the kernel's limits of time, memory, processes and files. When it ends, or its time is up,
+the kernel kills whatever it started and discards whatever it wrote.
 
-Where the system does not allow such namespaces, nothing is run: :func:`require` says why. A flaw in
-the kernel itself is not guarded against.
+Where the system does not allow such namespaces, nothing is run, and :func:`require` says why. The
+sandbox does not protect against a flaw in the kernel itself.
 """
 
 import os
@@ -32,9 +32,9 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _NOBODY = "65534"
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64")
 
-# Runs as the first process of the new namespaces; $1 are the directories to show, $2 those of
-# them to show empty, one a line, and the rest is the program. Everything is mounted below a tmpfs,
-# so that nothing of it is ever on a disk.
+# Runs as the first process of the new namespaces. $1 are the directories to show, one a line, $2
+# those of them to show empty, and the rest is the program. Everything is mounted below a tmpfs, so
+# nothing of it ever reaches a disk.
 _SETUP = """
 set -e
 directories=$1 hidden=$2; shift 2
@@ -60,11 +60,11 @@ for path in $hidden; do
     mount -t tmpfs -o ro,size=4k hidden "/tmp$path"
 done
 # Not exec: this shell stays the first process, which the program can neither kill nor trace.
-# In a changed root the kernel refuses new user namespaces, through which rights would come back.
+# In a changed root the kernel rejects new user namespaces, through which rights would come back.
 chroot /tmp "$@"
 """
 
-# What a program looks at to tell whether it is contained, and what it then prints.
+# A program that reports whether it is contained, and its output if it is.
 _PROBE = """
 import os, socket
 print(os.listdir("/tmp"), os.path.exists("/proc"), os.access("/usr", os.W_OK),
@@ -75,7 +75,7 @@ _CONTAINED = "[] False False ['lo']"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """The limits on one program.
 
     Attributes:
         cpu_seconds: of each of its processes.
@@ -84,7 +84,7 @@ class Limits:
         file_bytes: largest file. All its files together have 16 MiB.
         processes: at the same time, threads included.
         files: open at the same time in one process.
-        output_bytes: kept of what it prints; the rest is read and dropped.
+        output_bytes: of its output; the rest is read and dropped.
     """
 
     cpu_seconds: int = 3
@@ -98,12 +98,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """The end of a program.
 
     Attributes:
         status: exit status; 128 + the signal's number where a signal ended it.
-        output: what it printed, cut.
-        timed_out: whether its wall-clock time was up.
+        output: its output, cut.
+        timed_out: whether it reached its wall-clock limit.
     """
 
     status: int
@@ -114,28 +114,28 @@ class Outcome:
 def require() -> None:
     """Raise ``UserError`` where programs cannot be contained here, with the reason and a way out.
 
-    A program is run, and what it sees is looked at: that the tools are there does not tell whether
-    the system lets them work.
+    It runs a program and checks what that sees: the presence of the tools does not show that the
+    system lets them work.
     """
     missing = [tool for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
     if not sys.platform.startswith("linux") or missing:
         raise UserError(
             "generated code is run in Linux namespaces only, through util-linux"
-            f"{' (not found: ' + ', '.join(missing) + ')' if missing else ''}; evaluate on a Linux "
+            f"{' (not probe: ' + ', '.join(missing) + ')' if missing else ''}; evaluate on a Linux "
             "machine, or leave out the tasks that run code"
         )
-    found = run(["-c", _PROBE])
-    if found.output.strip() != _CONTAINED:
+    probe = run(["-c", _PROBE])
+    if probe.output.strip() != _CONTAINED:
         raise UserError(
             "generated code cannot be contained here: this system does not allow the namespaces "
-            f"({' '.join(found.output.split())[:200]}). A container needs the right to make them "
+            f"({' '.join(probe.output.split())[:200]}). A container needs the right to make them "
             "(docker run --security-opt seccomp=unconfined --cap-add SYS_ADMIN); some systems need "
             "`sysctl kernel.unprivileged_userns_clone=1`. Or leave out the tasks that run code"
         )
 
 
 def run(arguments: Sequence[str], limits: Limits = Limits()) -> Outcome:
-    """Run the interpreter with these arguments, its output and errors together; wait for its end.
+    """Run the interpreter with these arguments to its end, output and errors together.
 
     Raises:
         OSError: where an argument is longer than the kernel takes (128 KiB).
@@ -152,7 +152,7 @@ def started(
     stdout: int | IO[bytes] | None = subprocess.PIPE,
     stderr: int | IO[bytes] | None = subprocess.DEVNULL,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A sandboxed interpreter (``python -I -S``) that ends, with all it started, with the block."""
+    """Run the block with a sandboxed interpreter (``python -I -S``), and kill it afterwards."""
     process = subprocess.Popen(
         _command(arguments, limits),
         stdin=stdin,
@@ -172,7 +172,7 @@ def started(
 
 
 def outcome(process: subprocess.Popen[bytes], pipe: IO[bytes] | None, limits: Limits) -> Outcome:
-    """Read ``pipe`` until the process ends or its time is up; then nothing of it lives."""
+    """Read ``pipe`` until the process ends or its time is up, then kill all that remains."""
     assert pipe is not None
     deadline = time.monotonic() + limits.wall_seconds
     output, timed_out = bytearray(), False
@@ -195,8 +195,8 @@ def outcome(process: subprocess.Popen[bytes], pipe: IO[bytes] | None, limits: Li
 
 def _command(arguments: Sequence[str], limits: Limits) -> list[str]:
     is_root = os.geteuid() == 0
-    # Root needs no user namespace to make the others, and must become somebody for whom the limit
-    # on processes counts; for anybody else it counts in a user namespace of their own.
+    # Root needs no user namespace to create the others, and must become a user to whom the limit on
+    # processes applies. For other users it applies in a user namespace of their own.
     become_root = [] if is_root else ["--user", "--map-root-user"]
     become_nobody = [f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
     size = {
@@ -221,7 +221,7 @@ def _command(arguments: Sequence[str], limits: Limits) -> list[str]:
 
 
 def _shown() -> list[str]:
-    """The system's directories and the interpreter's, none within another."""
+    """Return the system's directories and the interpreter's, none within another."""
     paths = [path for path in _SYSTEM if os.path.exists(path)]
     for path in (sys.base_prefix, sys.base_exec_prefix):
         if not any(Path(path).is_relative_to(other) for other in paths):
@@ -230,7 +230,7 @@ def _shown() -> list[str]:
 
 
 def _hidden() -> list[str]:
-    """Installed packages, data sets with their answers among them, are not a program's business."""
+    """Return the directories of installed packages, which may hold data sets with answers."""
     scheme = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     paths = {sysconfig.get_path(kind, vars=scheme) for kind in ("purelib", "platlib")}
     paths |= {"/usr/lib/python3/dist-packages", *site.getsitepackages([sys.base_prefix])}
@@ -243,7 +243,7 @@ def _hidden() -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Kill the namespace's first process, and wait until the kernel has buried the others."""
+    """Kill the namespace's first process, and wait until the kernel has ended the others."""
     while process.poll() is None:
         # ``unshare`` itself reports the end only after that of everything in the namespace.
         for child in _children(process.pid) or [process.pid]:

@@ -1,4 +1,4 @@
-"""Is a generated answer right? One rule a function, text in, yes or no out."""
+"""Rules that score a generated answer: text in, right or wrong out. One rule a function."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,19 +11,19 @@ Rule = Callable[[str, Row], bool]
 
 
 def normalize(text: str) -> str:
-    """Runs of whitespace become one space; none is left at the ends."""
+    """Return the text with runs of whitespace as one space, and none at the ends."""
     return " ".join(text.split())
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether the two are equal once their whitespace is normalized."""
+    """Return whether the two are equal once their whitespace is normalized."""
     return normalize(answer) == normalize(expected)
 
 
 def score(
     examples: Sequence[Example], answers: Sequence[str], rule: Rule | None = None
 ) -> list[dict[str, Any]]:
-    """One record an example: prompt, expected and generated text, and each rule's verdict.
+    """Return one record an example: prompt, expected and generated text, each rule's verdict.
 
     ``exact_match`` is always there, ``task_score`` where the task has a ``rule`` of its own.
     """

@@ -1,4 +1,4 @@
-"""Mean loss per completion token, and answers by greedy generation, both in batches."""
+"""The loss per completion token and the greedily generated answers of a language model."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -44,7 +44,7 @@ def measure(
     rule: scoring.Rule | None = None,
     title: str = "evaluating",
 ) -> Measurement:
-    """Loss and answers of ``model`` on the first ``spec.limit`` rows.
+    """Measure loss and answers of ``model`` on the first ``spec.limit`` rows.
 
     Raises:
         UserError: where there are no rows.
@@ -67,13 +67,13 @@ def measure(
 
 
 def require_rows(number: int) -> None:
-    """Raise ``UserError`` where there is nothing to measure on."""
+    """Raise ``UserError`` where there are no rows to measure on."""
     if not number:
         raise UserError("there are no rows to evaluate on; set data.validation or data.holdout")
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """One line of an evaluation's figures; the task's own score where it differs."""
+    """Return one line of an evaluation's figures; the task's own score only where it differs."""
     parts = [f"loss {metrics['loss']:.4f}"]
     for name in ("exact_match", "accuracy"):
         if name in metrics:
@@ -86,7 +86,7 @@ def summary(metrics: dict[str, Any]) -> str:
 def mean_loss(
     model: nn.Module, rows: Sequence[Encoded], batch_size: int, pad_id: int, title: str = ""
 ) -> float:
-    """Mean negative log-likelihood over all completion tokens of all rows, in nats."""
+    """Return the mean negative log-likelihood over all completion tokens, in nats."""
     total, count = 0.0, 0
     # Rows of like length share a batch: less padding.
     ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
@@ -96,15 +96,15 @@ def mean_loss(
             # A position's logits predict the next position's token.
             targets = inputs.pop("labels")[:, 1:]
             logits = model(**inputs, use_cache=False).logits[:, :-1]
-            wanted = targets != _IGNORED
-            losses = cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+            scored = targets != _IGNORED
+            losses = cross_entropy(logits[scored].float(), targets[scored], reduction="none")
             total += losses.double().sum().item()
             count += losses.numel()
     return total / count
 
 
 def padded_batch(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask`` and ``labels`` (number, longest), padded on the right.
+    """Return ``input_ids``, ``attention_mask`` and ``labels`` (number, longest), padded right.
 
     Prompts and padding bear no loss.
     """
@@ -125,11 +125,12 @@ def generate(
     batch_size: int,
     title: str = "",
 ) -> list[str]:
-    """The greedy continuation of each row's prompt, in the rows' order, special tokens removed.
+    """Return the greedy continuation of each row's prompt, without special tokens.
 
-    Prompts are padded on the left, so that every continuation begins at the same position.
+    They are in the order of the rows. Prompts are padded on the left, so every continuation begins
+    at the same position.
     """
-    # Nothing else of the model's own generation settings (a temperature, a penalty) applies.
+    # No other generation setting of the model, such as a temperature or a penalty, applies.
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -138,7 +139,7 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=stop_tokens(model, tokenizer),
     )
-    # TRL makes mixtures of experts return them, and their balancing loss fails on a single token.
+    # TRL makes mixtures of experts return router logits, whose loss fails on a single token.
     has_routers = hasattr(model.config, "output_router_logits")
     routers = {"output_router_logits": False} if has_routers else {}
     answers: dict[int, str] = {}
@@ -158,7 +159,7 @@ def generate(
 
 
 def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that end a generation: the model's own and the tokenizer's."""
+    """Return the ids that end a generation: the model's own and the tokenizer's."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = own if isinstance(own, list) else [own]
     return sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None})
@@ -171,7 +172,7 @@ def _batches(items: Sequence[Any], size: int, title: str) -> Iterator[Sequence[A
 
 
 def _pad(sequences: Sequence[Tensor], value: int, side: str) -> Tensor:
-    """(length_i,) each -> (number, longest)."""
+    """Return sequences (length_i,) as one tensor (number, longest)."""
     return nn.utils.rnn.pad_sequence(
         list(sequences), batch_first=True, padding_value=value, padding_side=side
     )

@@ -1,1 +1,1 @@
-"""Base models and adapters: what is checked, loaded and saved."""
+"""Base models and adapters: checked, loaded and saved."""

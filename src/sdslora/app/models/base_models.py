@@ -1,4 +1,4 @@
-"""The base model: found, checked and outlined at once, its weights loaded only when asked for."""
+"""The base model: resolved and checked at once, its weights loaded only on request."""
 
 import copy
 import importlib.util
@@ -33,11 +33,11 @@ _SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class Source:
-    """A base model that exists: what all kinds have in common. Built by :func:`find`.
+    """A base model that exists: the attributes of all kinds. Built by :func:`find`.
 
     Attributes:
         spec: as the user wrote it.
-        path: what ``from_pretrained`` is given.
+        path: the argument of ``from_pretrained``.
         arguments: keyword arguments of every ``from_pretrained``.
         config: the model's configuration.
     """
@@ -56,12 +56,12 @@ class Source:
 
     @property
     def head(self) -> list[str]:
-        """Names of the modules that are new, to be trained whole beside the adapter."""
+        """The names of new modules, which are trained whole beside the adapter."""
         return []
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights once loaded."""
+        """The dtype of the loaded weights."""
         if self.spec.dtype != "auto":
             return getattr(torch, self.spec.dtype)
         on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -69,7 +69,7 @@ class Source:
 
     @property
     def load_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of ``from_pretrained`` for the weights."""
+        """The keyword arguments of ``from_pretrained`` for the weights."""
         arguments = {"dtype": str(self.dtype).removeprefix("torch."), **self.arguments}
         if "gguf_file" in self.arguments:
             # Plain weights: the packed ones can neither take an adapter nor be saved.
@@ -77,7 +77,7 @@ class Source:
         return arguments | self.spec.options
 
     def skeleton(self) -> PreTrainedModel:
-        """The model without weights, on the meta device."""
+        """Return the model without weights, on the meta device."""
         with torch.device("meta"):
             try:
                 return self.auto.from_config(
@@ -89,17 +89,17 @@ class Source:
                 raise self._unusable(error) from error
 
     def load(self) -> PreTrainedModel:
-        """The model with its weights, in evaluation mode."""
+        """Return the model with its weights, in evaluation mode."""
         try:
             model = self.auto.from_pretrained(self.path, config=self.config, **self.load_arguments)
         except (OSError, ValueError, TypeError, ImportError) as error:
             raise self._unusable(error) from error
-        # What the adapter's config will name as its base: the name this module resolves.
+        # The adapter's config will name this as its base model.
         model.name_or_path = model.config.name_or_path = self.spec.name_or_path
         return model
 
     def processor(self, directory: Path | None = None) -> Any:
-        """What turns data into the model's input: the one in ``directory``, or else its own.
+        """Return the tokenizer or image processor: the one in ``directory``, or the model's own.
 
         Raises:
             UserError: where there is none.
@@ -120,7 +120,7 @@ class LanguageModel(Source):
     task_type = "CAUSAL_LM"
 
     def processor(self, directory: Path | None = None) -> PreTrainedTokenizerBase:
-        """The tokenizer; the model's own with a padding token."""
+        """Return the tokenizer; the model's own gets a padding token."""
         if directory is not None and (directory / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(str(directory))
         try:
@@ -135,7 +135,7 @@ class LanguageModel(Source):
 
 @dataclass(frozen=True)
 class ImageClassifier(Source):
-    """A model that tells classes of images.
+    """A model that classifies images.
 
     Attributes:
         is_new: its head is for other classes than the checkpoint's.
@@ -149,11 +149,11 @@ class ImageClassifier(Source):
 
     @property
     def classes(self) -> list[str]:
-        """What it tells, in the order of its logits."""
+        """The names of the classes, in the order of the logits."""
         return [name for _, name in sorted((self.config.id2label or {}).items())]
 
-    def telling(self, classes: Sequence[str]) -> "ImageClassifier":
-        """The model with a new head for these classes; as it is where it tells these already."""
+    def with_classes(self, classes: Sequence[str]) -> "ImageClassifier":
+        """Return the model with a new head for these classes, or itself if it has them already."""
         if set(classes) == set(self.classes):
             return self
         config = copy.deepcopy(self.config)
@@ -163,29 +163,32 @@ class ImageClassifier(Source):
 
     @cached_property
     def head(self) -> list[str]:
-        """The modules whose shapes are those of another number of classes, where they are new."""
+        """The modules whose shapes depend on the number of classes, if they are new."""
         if not self.is_new:
             return []
         one_more = max(self.classes, key=len) + "'"  # no other name is as long
-        others = self.telling([*self.classes, one_more]).skeleton().state_dict()
+        others = self.with_classes([*self.classes, one_more]).skeleton().state_dict()
         own = self.skeleton().state_dict()
         grown = [name for name, tensor in own.items() if tensor.shape != others[name].shape]
         return list(dict.fromkeys(name.rpartition(".")[0] for name in grown))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights once loaded: such models are small, and a new head learns in float32."""
+        """The dtype of the loaded weights: float32, since such models are small.
+
+        A new head also learns better in float32.
+        """
         return torch.float32 if self.spec.dtype == "auto" else super().dtype
 
     @property
     def load_arguments(self) -> dict[str, Any]:
-        """Also for a head that is another than the checkpoint's."""
+        """The keyword arguments of ``from_pretrained``, which allow a head of another size."""
         return {"ignore_mismatched_sizes": True, **super().load_arguments}
 
     def processor(self, directory: Path | None = None) -> Any:
-        """The image processor, on Pillow; the classes of a saved adapter are beside it."""
-        held = directory is not None and (directory / "preprocessor_config.json").is_file()
-        path, arguments = (str(directory), {}) if held else (self.path, self.arguments)
+        """Return the image processor, on Pillow; a saved adapter's classes are beside it."""
+        is_saved = directory is not None and (directory / "preprocessor_config.json").is_file()
+        path, arguments = (str(directory), {}) if is_saved else (self.path, self.arguments)
         try:
             return AutoImageProcessor.from_pretrained(path, **arguments, backend="pil")
         except (OSError, ValueError, ImportError, KeyError) as error:
@@ -196,7 +199,7 @@ class ImageClassifier(Source):
 
 
 def find(spec: ModelSpec) -> Source:
-    """Resolve the name, ask the Hub where it is needed, and read the configuration.
+    """Resolve the name, ask the Hub if necessary, and read the configuration.
 
     Raises:
         UserError: where there is no such model.
@@ -206,7 +209,7 @@ def find(spec: ModelSpec) -> Source:
     if gguf_file:
         arguments["gguf_file"] = gguf_file
     if not Path(path).is_dir():
-        _refuse_missing_path(path)
+        _reject_missing_path(path)
         arguments["revision"] = spec.revision
         if not hub.check("model", path, spec.revision):
             arguments["local_files_only"] = True  # else half a minute of retries per file
@@ -224,7 +227,7 @@ def find(spec: ModelSpec) -> Source:
 
 
 def read_classes(directory: Path) -> list[str] | None:
-    """The classes that an adapter in ``directory`` tells; None where it says none.
+    """Return the classes of the adapter in ``directory``; None where it names none.
 
     Raises:
         UserError: where its ``config.json`` cannot be read.
@@ -240,24 +243,24 @@ def read_classes(directory: Path) -> list[str] | None:
 
 
 def is_classifier(config: object) -> bool:
-    """Whether a model's configuration is of a kind that classifies images."""
+    """Return whether a model's configuration is of a kind that classifies images."""
     return type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 
 def _resolve(spec: ModelSpec) -> tuple[str, str | None]:
-    """What to give ``from_pretrained``, and the GGUF file in it."""
+    """Return the argument of ``from_pretrained``, and the GGUF file in it."""
     if spec.name_or_path.startswith(bench.PREFIX):
         return str(bench.resolve(spec.name_or_path)), spec.gguf_file
     if spec.name_or_path != SMOLLM2:
         return spec.name_or_path, spec.gguf_file
-    # Found without importing it, which would import llama-cpp.
+    # Located without an import, which would import llama-cpp.
     package = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     if package is None or not package.submodule_search_locations:
         return _SMOLLM2_HUB_ID, None
     return package.submodule_search_locations[0], _SMOLLM2_FILE
 
 
-def _refuse_missing_path(path: str) -> None:
+def _reject_missing_path(path: str) -> None:
     looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
     if looks_like_path or Path(path).exists():
         raise UserError(f"model {path!r}: no such directory")

@@ -1,4 +1,4 @@
-"""Adapters on disk: found, and loaded onto their base model."""
+"""Saved adapters: read, and loaded onto their base model."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +11,7 @@ from torch import nn
 from ...tuner import refuse_pickle, refuse_slow
 from ..config.spec import ModelSpec
 from ..errors import UserError, first_line
-from ..files import new_directory, refuse_used
+from ..files import new_directory, reject_used
 from ..run import record
 from . import base_models
 from .base_models import ImageClassifier, Source
@@ -37,7 +37,7 @@ class SavedAdapter:
     source: Source
 
     def load(self) -> PeftModel:
-        """The base model with the adapter, in evaluation mode."""
+        """Return the base model with the adapter, in evaluation mode."""
         try:
             base = self.source.load()
             refuse_slow(self.config, (name for name, _ in base.named_modules()))
@@ -49,54 +49,54 @@ class SavedAdapter:
             ) from error
 
     def processor(self) -> Any:
-        """The tokenizer or image processor saved with the adapter, or else the base model's."""
+        """Return the tokenizer or image processor of the adapter, or else of the base model."""
         return self.source.processor(self.directory)
 
 
 def find(directory: str, model: ModelSpec) -> SavedAdapter:
-    """Read the adapter's configuration and find its base model; loads no weights.
+    """Read the adapter's configuration and find its base model; load no weights.
 
     Args:
         directory: an adapter, the output directory of a run, or one of its checkpoints.
         model: without a name, the model that the run's record or the adapter names.
 
     Raises:
-        UserError: where either is not there.
+        UserError: where either does not exist.
     """
     config = read_config(directory)
     path = Path(directory)
     source = base_models.find(_base(path, config, model))
     if isinstance(source, ImageClassifier):
-        source = source.telling(base_models.read_classes(path) or source.classes)
+        source = source.with_classes(base_models.read_classes(path) or source.classes)
     return SavedAdapter(path, config, source)
 
 
 def rewrite(
     directory: str, model: ModelSpec, output_dir: Path, make: Callable[[SavedAdapter], nn.Module]
 ) -> None:
-    """Write what ``make`` makes of an adapter, and its processor, whole or not at all.
+    """Convert an adapter by ``make``; save the result and its processor, whole or not at all.
 
     Args:
         directory: as for :func:`find`.
         model: as for :func:`find`.
         output_dir: must not exist, or be empty.
-        make: the model to save, with a ``save_pretrained``; called once all else is known to be
-            there.
+        make: returns the model to save, with a ``save_pretrained``; called once everything else is
+            known to exist.
 
     Raises:
         UserError: as :func:`find`, and where ``output_dir`` holds something.
     """
-    refuse_used(output_dir)
-    found = find(directory, model)
-    processor = found.processor()
-    made: Any = make(found)
+    reject_used(output_dir)
+    adapter = find(directory, model)
+    processor = adapter.processor()
+    rewritten: Any = make(adapter)
     with new_directory(output_dir) as folder:
-        made.save_pretrained(folder)
+        rewritten.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
 def read_config(directory: str) -> PeftConfig:
-    """The configuration of the adapter in ``directory``.
+    """Return the configuration of the adapter in ``directory``.
 
     Raises:
         UserError: where there is none, it cannot be read, or its tensors are in a pickle.
@@ -120,8 +120,8 @@ def _base(path: Path, config: PeftConfig, model: ModelSpec) -> ModelSpec:
         return model
     run = record.of_adapter(path)
     if run is not None:
-        given = {k: v for k, v in asdict(model).items() if v != getattr(BaseModelSpec(), k)}
-        return replace(ModelSpec(**run["config"]["model"]), **given)
+        overrides = {k: v for k, v in asdict(model).items() if v != getattr(BaseModelSpec(), k)}
+        return replace(ModelSpec(**run["config"]["model"]), **overrides)
     if not config.base_model_name_or_path:
         raise UserError(f"{path} names no base model; give --model.name_or_path")
     return replace(model, name_or_path=config.base_model_name_or_path)

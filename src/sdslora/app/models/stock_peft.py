@@ -1,11 +1,11 @@
-"""Does an exported adapter work where this package was never imported? Run as a script.
+"""A script that checks an exported adapter in a process without this package.
 
 Usage: python -P stock_peft.py ADAPTER_DIR PROBE_FILE MODEL_JSON
 
-PROBE_FILE holds ``input_ids``, ``attention_mask`` (n, t) and the ``logits`` (n, t, v) that the
-original adapter gave; MODEL_JSON the arguments of ``AutoModelForCausalLM.from_pretrained``. Prints
-JSON: the largest absolute difference of the logits, and, for scale, by how much the adapter changes
-those of the base model.
+PROBE_FILE holds ``input_ids``, ``attention_mask`` (n, t) and the ``logits`` (n, t, v) of the
+original adapter. MODEL_JSON holds the arguments of ``AutoModelForCausalLM.from_pretrained``. The
+script prints JSON: the largest absolute difference of the logits and, for scale, their largest
+change by the adapter.
 """
 
 import json
@@ -28,18 +28,18 @@ def main(adapter_dir: str, probe_file: str, model_json: str) -> None:
         logits = model(**inputs).logits
         with model.disable_adapter():
             base_logits = model(**inputs).logits
-    seen = probe["attention_mask"].bool()
+    tokens = probe["attention_mask"].bool()
 
     def largest(difference: torch.Tensor) -> float:
-        return difference.abs()[seen].max().item()
+        return difference.abs()[tokens].max().item()
 
     if "sdslora" in sys.modules:
         raise RuntimeError("sdslora was imported: this shows nothing about stock PEFT")
-    found = {
+    differences = {
         "max_logit_difference": largest(logits - probe["logits"]),
         "max_change_by_adapter": largest(logits - base_logits),
     }
-    print(json.dumps(found))
+    print(json.dumps(differences))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The adapter of a run: its configuration, the layers it finds, and whether it was trained."""
+"""The adapter of a run: its configuration, its layers, and the checks of its tensors."""
 
 import copy
 import re
@@ -18,7 +18,7 @@ from .base_models import Source
 
 
 def make_config(options: Mapping[str, Any]) -> SdsLoraConfig:
-    """``SdsLoraConfig`` of these options, on all linear layers."""
+    """Return an ``SdsLoraConfig`` with these options, by default for all linear layers."""
     try:
         return SdsLoraConfig(**{"target_modules": "all-linear", **options})
     except (ValueError, TypeError) as error:
@@ -26,13 +26,12 @@ def make_config(options: Mapping[str, Any]) -> SdsLoraConfig:
 
 
 def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> PeftModel:
-    """Wrap ``model``; ``config`` stays as it is. A is drawn from torch's generator.
+    """Wrap ``model`` with a copy of ``config``; A is drawn from torch's generator.
 
     Args:
         model: of ``source``, with its weights or without.
         config: of the adapter.
-        source: says what follows from the model: the task's type, and the head that is trained
-            beside the adapter where it is new.
+        source: gives the task's type, and the new head that is trained beside the adapter, if any.
 
     Raises:
         UserError: where a name in the configuration matches no module, naming the nearest one,
@@ -42,7 +41,7 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
         refuse_slow(config, (name for name, _ in model.named_modules()))
     except ValueError as error:
         raise UserError(f"adapter.{error}") from error
-    _refuse_unmatched(model, config)
+    _reject_unmatched(model, config)
     config = copy.deepcopy(config)
     config.task_type = config.task_type or source.task_type
     config.modules_to_save = [*(config.modules_to_save or []), *source.head] or None
@@ -65,12 +64,12 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
-    """The layers that have an adapter, by their name in the base model."""
+    """Return the layers that have an adapter, by their name in the base model."""
     return {name_in_base(name): layer for name, layer in adapted_layers(model)}
 
 
 def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable tensors: A and B of every layer, and what else the configuration trains."""
+    """Return the trainable tensors: A and B, and whatever else the configuration trains."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -81,8 +80,8 @@ def require_finite(model: nn.Module, step: int) -> None:
             raise RunFailed(f"{name} is not finite after step {step}")
 
 
-def _refuse_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:
-    """PEFT ignores a name in a list where another one matches."""
+def _reject_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:
+    """Raise where a name matches no module; PEFT ignores it if another one matches."""
     modules = [name for name, _ in model.named_modules() if name]
     for option in ("target_modules", "exclude_modules", "modules_to_save"):
         names = getattr(config, option)
@@ -103,5 +102,5 @@ def _refuse_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:
 
 
 def _last_names(modules: Iterable[str]) -> list[str]:
-    """``q_proj`` of ``model.layers.0.self_attn.q_proj``, each once, in order."""
+    """Return names such as ``q_proj``, the last part of each module's, once and in order."""
     return list(dict.fromkeys(m.rpartition(".")[2] for m in modules))

@@ -1,6 +1,6 @@
 """An adapter without its base model: on layers of the right shapes that hold no weights.
 
-What exporting an image model's adapter needs, whichever class of Diffusers the model is.
+The export of an image model's adapter needs it, whatever Diffusers class the model has.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ _KINDS: dict[int, Callable[..., nn.Module]] = {
 
 
 def load(directory: str, config: PeftConfig | None = None) -> PeftModel:
-    """The adapter in ``directory``, saved by PEFT, in evaluation mode.
+    """Return the adapter in ``directory``, saved by PEFT, in evaluation mode.
 
     Args:
         directory: the adapter.
@@ -42,7 +42,7 @@ def load(directory: str, config: PeftConfig | None = None) -> PeftModel:
 
 
 def _layers(file: Path) -> Iterator[tuple[str, nn.Module]]:
-    """Name and shape of every adapted layer, from its A (r, n, ...) and B (m, r, ...)."""
+    """Yield name and layer of every adapted layer, from its A (r, n, ...) and B (m, r, ...)."""
     down, up = (f".{key}" for key in LINEAR_KEYS)
     with safe_open(file, "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118  (it is no dict)
@@ -56,7 +56,7 @@ def _layers(file: Path) -> Iterator[tuple[str, nn.Module]]:
 def _layer(m: int, n: int, kernel: list[int]) -> nn.Module:
     size = [tuple(kernel)] if kernel else []
     layer = _KINDS[len(kernel)](n, m, *size, bias=False, device="meta")
-    # one zero, seen everywhere
+    # one stored zero, expanded to the shape
     layer.weight = nn.Parameter(torch.zeros(1).expand(m, n, *kernel), requires_grad=False)
     return layer
 

@@ -1,4 +1,4 @@
-"""Diagnostics of a model under any method: measured layer by layer, recorded while it trains."""
+"""Diagnostics of a model under any method, measured layer by layer, also while it trains."""
 
 from .layer_figures import KEYS, Figures
 from .model_figures import layer_means, measure_layers

@@ -58,7 +58,7 @@ KEYS = (
 ``relative_jump``      ``‖ΔW' − ΔW‖ / ‖ΔW‖``
 =====================  =============================================================================
 
-"That refresh" is the one that follows the step, or that would, where the schedule has none.
+"That refresh" is the one that follows the step, or would follow it where the schedule has none.
 """
 
 
@@ -71,12 +71,12 @@ def layer_figures(
 ) -> Figures:
     """Reduce the full gradient of a layer to numbers.
 
-    The largest matrices made are of G's size; singular value decompositions are of r-sized ones,
-    on the CPU.
+    The largest intermediate matrices have G's size. Singular value decompositions run on the CPU,
+    on r-sized matrices.
 
     Args:
-        method: what trains the layer.
-        state: of the layer, from ``method.layer_states``, at the weights that G is taken at.
+        method: the method that trains the layer.
+        state: of the layer, from ``method.layer_states``, at the weights of G.
         G: the full gradient (m, n). Where it is not finite, no figure exists.
         pair: ΔW.
         stepped: the layer's state after the optimizer's step from ``state``.
@@ -93,7 +93,7 @@ def layer_figures(
         figures["alignment_applied"] = _alignment_of_step(G, method.weight_change(state, stepped))
     last = state if stepped is None else stepped
     if isinstance(method, SdsMethod) and not last.in_warmup:
-        assert method.refresh_mode is not None  # its preset has seen to that
+        assert method.refresh_mode is not None  # set by its preset
         refreshed = refresh(last.factors, method.refresh_mode)
         figures |= _of_refresh(last.factors, refreshed)
         if stepped is not None:
@@ -134,7 +134,7 @@ def _of_refresh(before: SdsFactors, after: SdsFactors) -> Figures:
 
 
 def _alignment_of_step(G: Tensor, change: Tensor) -> float | None:
-    """With ``W_t − W_{t+1}``; a step of learning rate zero has no direction."""
+    """Return G's cosine with ``W_t − W_{t+1}``; None for a step of learning rate zero."""
     return _number(-gradient_alignment(G, change)) if change.any() else None
 
 
@@ -143,5 +143,5 @@ def _number(value: Tensor) -> float | None:
 
 
 def rounded(value: float) -> float:
-    """To six digits, which are what float32 has to say."""
+    """Return the value to six digits, the precision of float32."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""All layers of a model, measured on one batch."""
+"""The figures of all layers of a model, measured on one batch."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,15 +19,16 @@ def measure_layers(
     batch: Mapping[str, Any],
     stepped: Mapping[str, Any] | None = None,
 ) -> dict[str, Figures]:
-    """The figures of every linear layer that ``method`` trains, by its name in the base model.
+    """Return the figures of every linear layer that ``method`` trains, by base-model name.
 
-    One forward and one backward pass; see :func:`~sdslora.diagnostics.visit_full_gradients`. To
-    average G over several batches, concatenate them: it would have to be kept for every layer
-    otherwise. Embeddings and convolutions are left out.
+    It takes one forward and one backward pass; see
+    :func:`~sdslora.diagnostics.visit_full_gradients`. To average G over several batches,
+    concatenate them; otherwise every layer's G would stay in memory. Embeddings and convolutions
+    are left out.
 
     Args:
-        method: what the model was attached with.
-        model: as it is now, W_t.
+        method: the method that the model was attached with.
+        model: at the present weights, W_t.
         batch: keyword arguments of the model, labels among them, on its device.
         stepped: ``method.layer_states`` after a step that the optimizer took from W_t.
 
@@ -37,18 +38,18 @@ def measure_layers(
     states = method.layer_states(model)
     pairs = _pairs(method, model)
     stepped = stepped or {}
-    found: dict[str, Figures] = {}
+    figures: dict[str, Figures] = {}
 
     def visit(name: str, G: Tensor) -> None:
-        found[name] = layer_figures(method, states[name], G, pairs.get(name), stepped.get(name))
+        figures[name] = layer_figures(method, states[name], G, pairs.get(name), stepped.get(name))
 
     layers = linear_layers(model, states)
     visit_full_gradients(model, layers, batch, visit)
-    return {name: found.get(name) or dict.fromkeys(KEYS) for name in layers}
+    return {name: figures.get(name) or dict.fromkeys(KEYS) for name in layers}
 
 
 def layer_means(layers: Mapping[str, Figures]) -> dict[str, float]:
-    """The unweighted mean of each number over the layers that have it."""
+    """Return the unweighted mean of each number over the layers that have it."""
     means = {}
     for key in KEYS:
         values = [figures[key] for figures in layers.values()]
@@ -59,7 +60,7 @@ def layer_means(layers: Mapping[str, Figures]) -> dict[str, float]:
 
 
 def linear_layers(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Those of the adapted layers that have matrices; ``names`` are in the base model."""
+    """Return the layers with these base-model names that are linear, not convolutions."""
     base = getattr(model, "get_base_model", lambda: model)()
     layers = {name: base.get_submodule(name) for name in names}
     return {
@@ -70,7 +71,7 @@ def linear_layers(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Mo
 
 
 def _pairs(method: Method, model: nn.Module) -> dict[str, LowRankPair]:
-    """ΔW of each layer; none where it is not of low rank."""
+    """Return ΔW of each layer as a pair; none where it is not of low rank."""
     with suppress(ValueError):
         return method.plain_pairs(model)
     return {}

@@ -1,4 +1,4 @@
-"""Measuring while a ``transformers.Trainer`` trains."""
+"""A callback that measures diagnostics while a ``transformers.Trainer`` trains."""
 
 import copy
 import time
@@ -20,21 +20,20 @@ NAME = "diagnostics.jsonl"
 
 
 class DiagnosticsRecorder(TrainerCallback):
-    """Measures step 1 and every ``every``-th, into a file and into the trainer's log.
+    """A callback that measures step 1 and every ``every``-th, to a file and the trainer's log.
 
-    Everything is measured at the weights that the step started from, W_t, as the step's own loss
-    is: a copy of what is trained is kept from before the step, and put in place while the full
-    gradients are taken, so that ``W_t − W_{t+1}`` meets the G of W_t. The copy is of the factors'
-    size, or the model's for full fine-tuning. The training itself goes on bit for bit as it would
-    without.
+    Everything is measured at the weights W_t before the step, as the step's own loss is. A copy of
+    the trained tensors is made before the step and put in place for the full gradients, so that
+    ``W_t − W_{t+1}`` meets the G of W_t. The copy has the factors' size, or the model's for full
+    fine-tuning. The training itself stays the same, bit for bit.
 
     The means over the layers go into the log as ``diagnostics/<key>``, in an entry of the same
-    step. Trackers see them where this callback comes before theirs, as in our
-    :class:`~sdslora.app.run.trainer.GuardedTrainer`. What it cost is printed at the end. In
-    several processes the first one measures.
+    step. Trackers see them if this callback comes before theirs, as in our
+    :class:`~sdslora.app.run.trainer.GuardedTrainer`. The cost is printed at the end. In several
+    processes the first one measures.
 
     Args:
-        method: what the model is trained with.
+        method: the method that trains the model.
         batch: keyword arguments of the model, labels among them.
         every: steps between two measurements.
         path: of the file; a resumed training continues it.
@@ -61,7 +60,7 @@ class DiagnosticsRecorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the file; a resumed training drops what lies ahead of it."""
+        """Open the file; a resumed training drops the lines after its step."""
         self.cost, self.count, self._means, self._before = 0.0, 0, {}, None
         self._start = time.perf_counter()
         if state.is_world_process_zero:
@@ -72,7 +71,7 @@ class DiagnosticsRecorder(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep what the step is about to change."""
+        """Copy the tensors that the step is about to change."""
         step = state.global_step + 1
         if state.is_world_process_zero and (step == 1 or step % self.every == 0):
             with self._counted():
@@ -84,8 +83,8 @@ class DiagnosticsRecorder(TrainerCallback):
     ) -> None:
         """Measure, before the bases are refreshed."""
         model, before, self._before = kwargs["model"], self._before, None
-        # The step that changes the base weights, the end of the orthonormal ablation's warm-up,
-        # cannot be taken back bit for bit
+        # A step that changes the base weights cannot be undone bit for bit: it is the end of the
+        # orthonormal ablation's warm-up
         if before is None or _base_is_changed(model) != self._base_changed:
             return
         step = state.global_step + 1
@@ -104,7 +103,7 @@ class DiagnosticsRecorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the step logged, so that its figures appear at the step itself."""
+        """Request a log entry, so that the figures appear at the step itself."""
         if self._means and args.logging_strategy != "no":
             control.should_log = True
 
@@ -135,13 +134,13 @@ class DiagnosticsRecorder(TrainerCallback):
             )
 
     def _on(self, model: nn.Module) -> dict[str, Any]:
-        """The batch where the model is."""
+        """Return the batch on the model's device."""
         device = next(model.parameters()).device
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.batch.items()}
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Add to the cost; what a GPU has still to do of the training is waited for first."""
+        """Add the block's time to the cost, after waiting for the GPU's pending work."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
         start = time.perf_counter()
@@ -159,7 +158,7 @@ def _copies(values: Sequence[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _exchanged(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
-    """``values`` in the place of ``targets``."""
+    """Run the block with ``values`` in ``targets``, then restore them."""
     own = _copies(targets)
     torch._foreach_copy_(targets, values)
     try:
@@ -169,7 +168,7 @@ def _exchanged(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
 
 
 def _base_is_changed(model: nn.Module) -> bool:
-    """Whether anything was taken off the base weights (``methods/base/initial_pair.py``)."""
+    """Return whether an initial pair was subtracted (``methods/base/initial_pair.py``)."""
     return any(
         bool(buffer.any()) for name, buffer in model.named_buffers() if ".lora_initial." in name
     )

@@ -17,20 +17,20 @@ VERSION = 1
 
 
 class Recording:
-    """The file of a run that is going on.
+    """The diagnostics file of a running training.
 
     Args:
-        path: made, or continued: lines after ``step`` are dropped, a line cut short among them.
-        step: optimizer steps that are over.
+        path: created, or continued: lines after ``step`` and an incomplete line are dropped.
+        step: completed optimizer steps.
         header: for the first line.
     """
 
     def __init__(self, path: Path, step: int, header: Mapping[str, Any]) -> None:
         self.path = path
-        kept = [line for line in read(path) if line["step"] <= step]
-        self.seconds: float = kept[-1]["seconds"] if kept else 0.0
-        """Of the last line that was kept."""
-        write_jsonl(path, [{"version": VERSION, **header}, *kept])
+        earlier = [line for line in read(path) if line["step"] <= step]
+        self.seconds: float = earlier[-1]["seconds"] if earlier else 0.0
+        """The seconds of the last earlier line."""
+        write_jsonl(path, [{"version": VERSION, **header}, *earlier])
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one measurement."""
@@ -40,10 +40,10 @@ class Recording:
 
 @dataclass
 class Measurements:
-    """The measurements in a file in their order, each with the number of its line; none, no file.
+    """The measurements in a file, in order, each with its line number; empty without a file.
 
     Attributes:
-        cut: once they were read, whether the last line was cut short, by a kill, and left out.
+        cut: after reading, whether the last line was incomplete, as after a kill, and left out.
 
     Raises:
         UserError: in reading, where a line other than the last is no JSON object, naming it.
@@ -71,5 +71,5 @@ class Measurements:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The measurements alone, as :class:`Measurements` reads them."""
+    """Return the measurements alone, without their line numbers."""
     return (entry for _, entry in Measurements(path))

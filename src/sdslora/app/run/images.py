@@ -46,7 +46,7 @@ class Images:
             raise UserError(f"images have 1 or 3 channels, the model takes {channels}")
         self._mode = _MODES[channels]
         found = image_sources.load(spec, self._read, test)
-        self.source = source.telling(found.classes)
+        self.source = source.with_classes(found.classes)
         self._splits = found.splits
         # the model's label of the data's
         self._label = torch.tensor([self.source.classes.index(name) for name in found.classes])

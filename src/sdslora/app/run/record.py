@@ -16,7 +16,7 @@ import torch
 
 from ... import __version__
 from ..errors import UserError
-from ..files import is_used, new_directory, read_json, refuse_links_out, write_json, write_jsonl
+from ..files import is_used, new_directory, read_json, reject_links_out, write_json, write_jsonl
 from ..processes import is_first
 from ..secrets import masked, without_secrets
 
@@ -133,7 +133,7 @@ def claim(
     held = read(output_dir) if output_dir.is_dir() else None
     if held is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
-    refuse_links_out(output_dir)
+    reject_links_out(output_dir)
     differing = differing_keys(held["config"], as_json(config), as_json(defaults()), _FREE)
     if differing:
         raise UserError(

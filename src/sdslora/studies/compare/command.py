@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ...app.config.parsing import parse
 from ...app.config.spec import unset
 from ...app.errors import RunFailed, UserError
-from ...app.files import read_json, refuse_links_out, write_json, write_jsonl, write_text
+from ...app.files import read_json, reject_links_out, write_json, write_jsonl, write_text
 from ...app.run.record import as_json, differing_keys
 from ...methods import Settings
 from ..grid.contenders import Contender, contenders, next_rate, rates
@@ -37,9 +37,9 @@ def command(argv: Sequence[str]) -> None:
 
 
 def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison | None:
-    """Carry out what is missing of a comparison, and write its report.
+    """Carry out the missing runs of a comparison, and write its report.
 
-    Runs that are there already are kept; failed ones are tried again.
+    Existing runs are kept; failed ones are repeated.
 
     Args:
         spec: the comparison.
@@ -51,7 +51,7 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     Raises:
         UserError: for a recipe or data that cannot work, or a directory that holds another
             comparison.
-        RunFailed: where no run at all came to an end.
+        RunFailed: where no run finished.
     """
     field = contenders(spec)
     work = workload(spec)
@@ -72,10 +72,10 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
         return _conclude(spec, records)
 
 
-def _can_run(contender: Contender, skeleton: nn.Module, given: Settings) -> bool:
-    """Whether the method runs on the model; says why not."""
+def _can_run(contender: Contender, skeleton: nn.Module, settings: Settings) -> bool:
+    """Return whether the method runs on the model, and print why not."""
     try:
-        contender.make().check(skeleton, given)
+        contender.make().check(skeleton, settings)
     except ValueError as error:
         print(f"left out: {contender.label}: {' '.join(str(error).split())}", file=sys.stderr)
         return False
@@ -101,7 +101,7 @@ def _plan(spec: CompareSpec, field: Sequence[Contender], place: Engine, steps: i
 
 
 class _Schedule:
-    """Runs to be carried out, which grow while a best rate is at an end of its grid.
+    """The open runs of a comparison; a grid grows while its best rate is at one of its ends.
 
     Then each contender's best rate is run with the fresh seeds.
     """
@@ -114,14 +114,14 @@ class _Schedule:
         self.progress = tqdm(desc="runs", unit="run", disable=None)
 
     def finish(self) -> list[dict[str, Any]]:
-        """Carry out everything; returns the records of all contenders, in order."""
+        """Carry out all runs; return the records of all contenders, in order."""
         for contender in self.contenders.values():
             self._add(contender, rates(contender.center, self.spec.grid))
         for contender in self.contenders.values():
             self._go_on(contender)
         while self.open:
-            done, _ = wait(self.open, return_when=FIRST_COMPLETED)
-            for future in done:
+            finished, _ = wait(self.open, return_when=FIRST_COMPLETED)
+            for future in finished:
                 job = self.open.pop(future)
                 self._take(job, outcome(future, job))
                 self._go_on(job.contender)
@@ -134,11 +134,11 @@ class _Schedule:
                 self._start(Job(self.spec, contender, rate, seed, self.place.threads))
 
     def _start(self, job: Job) -> None:
-        held = read_json(job.folder / NAME)
+        record = read_json(job.folder / NAME)
         self.progress.total = (self.progress.total or 0) + 1
-        if held is not None and held["status"] in _KEPT:
-            # what the recipe says now, not when the run was made
-            self._take(job, held | {"default_rate": job.contender.center, "fresh": job.fresh})
+        if record is not None and record["status"] in _KEPT:
+            # the values of the present recipe, which may differ from the run's
+            self._take(job, record | {"default_rate": job.contender.center, "fresh": job.fresh})
         else:
             self.open[self.place.submit(carry_out, job)] = job
 
@@ -149,7 +149,7 @@ class _Schedule:
             self.progress.write(f"{job}: {record['status']}: {record['error']}", file=sys.stderr)
 
     def _go_on(self, contender: Contender) -> None:
-        """What follows when all of the contender's runs are over: one more rate, or fresh seeds."""
+        """Start one more rate, or the fresh seeds, once all of a contender's runs are over."""
         if any(job.contender is contender for job in self.open.values()):
             return
         records = [r for r in self.records[contender.label] if not r["fresh"]]
@@ -157,16 +157,16 @@ class _Schedule:
         end = end_of_grid(records)
         if end and len(tried) < self.spec.grid.number + self.spec.grid.extend:
             self._add(contender, [next_rate(tried, end, self.spec.grid)])
-            self._go_on(contender)  # the new runs may all be there already
+            self._go_on(contender)  # the new runs may all exist already
         elif len(records) == len(self.records[contender.label]):
             self._confirm(contender, best(rates_of(records)))
 
-    def _confirm(self, contender: Contender, chosen: Rate | None) -> None:
-        """The fresh seeds, at the chosen rate."""
-        if chosen is None:
+    def _confirm(self, contender: Contender, best_rate: Rate | None) -> None:
+        """Start the fresh seeds at the chosen rate."""
+        if best_rate is None:
             return
         for seed in self.spec.fresh_seed_list:
-            rate, threads = chosen.learning_rate, self.place.threads
+            rate, threads = best_rate.learning_rate, self.place.threads
             self._start(Job(self.spec, contender, rate, seed, threads, fresh=True))
 
 
@@ -174,7 +174,7 @@ def _conclude(spec: CompareSpec, records: Sequence[dict[str, Any]]) -> Compariso
     directory = Path(spec.output_dir)
     if all(record["status"] != "finished" for record in records):
         raise RunFailed(f"no run finished; the first error: {records[0]['error']}")
-    # without what all runs share, which is in compare.json
+    # without the configuration that all runs share, which is in compare.json
     rows = ({k: v for k, v in record.items() if k != "config"} for record in records)
     write_jsonl(directory / "runs.jsonl", rows)
     comparison = compare(records, spec.reference, metric_of(spec))
@@ -190,10 +190,10 @@ def _conclude(spec: CompareSpec, records: Sequence[dict[str, Any]]) -> Compariso
 
 @contextmanager
 def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
-    """Hold the comparison's directory, so that no second command writes into it.
+    """Hold the lock of the comparison's directory, so that no second command writes into it.
 
     Raises:
-        UserError: where another command is at work in it, or it holds another comparison.
+        UserError: where another command uses it, or it holds another comparison.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -206,15 +206,15 @@ def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
 
 
 def _claim(directory: Path, spec: CompareSpec) -> None:
-    refuse_links_out(directory)
-    wanted = as_json(spec.fixed())
-    held = read_json(directory / CONFIG)
-    if held is None and (directory / "runs").exists():
+    reject_links_out(directory)
+    config = as_json(spec.fixed())
+    former = read_json(directory / CONFIG)
+    if former is None and (directory / "runs").exists():
         raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
-    differing = differing_keys(held, wanted, as_json(unset(spec).fixed())) if held else []
+    differing = differing_keys(former, config, as_json(unset(spec).fixed())) if former else []
     if differing:
         raise UserError(
             f"{directory} holds a comparison with another configuration; it differs in "
             f"{', '.join(differing)}. Choose another output_dir"
         )
-    write_json(directory / CONFIG, wanted)
+    write_json(directory / CONFIG, config)

@@ -18,7 +18,7 @@ from ...app.data.examples import load_examples
 from ...app.errors import UserError
 from ...app.evaluation.inference import to_accelerator
 from ...app.evaluation.text_metrics import padded_batch
-from ...app.files import new_directory, refuse_used, write_json
+from ...app.files import new_directory, reject_used, write_json
 from ...app.models import saved_adapters
 from ...app.models.base_models import LanguageModel
 from ...app.models.saved_adapters import BaseModelSpec
@@ -41,7 +41,7 @@ _SECTIONS = ("model", "data")
 
 @dataclass
 class DiagnosedDataSpec(DataSpec):
-    """Rows to take gradients on; without a source, only the weights are looked at.
+    """Rows to take gradients on; without a source, only the weights are diagnosed.
 
     Args:
         source: As for training.
@@ -92,7 +92,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def diagnose(spec: DiagnoseSpec) -> Verdict:
-    """Measure, print the table and the verdict, and write them where ``spec.output_dir`` says.
+    """Measure, print the table and the verdict, and write both to ``spec.output_dir`` if given.
 
     Raises:
         UserError: where adapter, model or data are not there or do not belong together, the
@@ -100,23 +100,23 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
         RunFailed: where no layer that it changes has a finite gradient.
     """
     if spec.output_dir is not None:
-        refuse_used(Path(spec.output_dir))
+        reject_used(Path(spec.output_dir))
     config = saved_adapters.read_config(spec.adapter_dir)
     method = loaded_adapter.method_of(config, spec.adapter_dir)
-    hollow = loaded_adapter.load(config, spec.adapter_dir)
-    layers = of_weights(method, hollow)
-    if not any(found["rank_lost"] is not None for found in layers.values()):
+    factors_only = loaded_adapter.load(config, spec.adapter_dir)
+    layers = of_weights(method, factors_only)
+    if not any(figures["rank_lost"] is not None for figures in layers.values()):
         raise UserError(
             f"adapter {spec.adapter_dir} changes none of its {len(layers)} layers yet (B is zero): "
             "diagnose it after some steps of training"
         )
     if spec.data.source is not None or spec.model.name_or_path is not None:
-        found = saved_adapters.find(spec.adapter_dir, spec.model)
-        loaded_adapter.require_match(method, hollow, found.source)
+        adapter = saved_adapters.find(spec.adapter_dir, spec.model)
+        loaded_adapter.require_match(method, factors_only, adapter.source)
         if spec.data.source is not None:
-            model, batch = _prepare(spec, found)
+            model, batch = _prepare(spec, adapter)
             add_gradients(layers, method, model, batch)
-    main_stage = any(map(loaded_adapter.in_main_stage, method.layer_states(hollow).values()))
+    main_stage = any(map(loaded_adapter.in_main_stage, method.layer_states(factors_only).values()))
     verdict = judge(layers, main_stage=main_stage)
     _show(layers, verdict, spec.shown)
     if spec.output_dir is not None:
@@ -125,27 +125,27 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
 
 
 def _prepare(
-    spec: DiagnoseSpec, found: saved_adapters.SavedAdapter
+    spec: DiagnoseSpec, adapter: saved_adapters.SavedAdapter
 ) -> tuple[PeftModel, dict[str, Tensor]]:
-    """The whole model, and the batch beside it."""
-    batch = (_texts if isinstance(found.source, LanguageModel) else _images)(spec, found)
-    model = found.load()
+    """Return the whole model and the batch, on the same device."""
+    batch = (_texts if isinstance(adapter.source, LanguageModel) else _images)(spec, adapter)
+    model = adapter.load()
     to_accelerator(model, spec.model.options)
     return model, {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
-def _texts(spec: DiagnoseSpec, found: saved_adapters.SavedAdapter) -> dict[str, Tensor]:
-    """Those rows alone are tokenized."""
-    examples, tokenizer = load_examples(spec.data), found.processor()
-    chosen = (examples.validation or examples.train)[: spec.rows]
-    rows = tokenized.held_out(examples, chosen, tokenizer, spec.data, spec.max_length, "diagnostic")
+def _texts(spec: DiagnoseSpec, adapter: saved_adapters.SavedAdapter) -> dict[str, Tensor]:
+    """Return the batch of a language model; only its own rows are tokenized."""
+    examples, tokenizer = load_examples(spec.data), adapter.processor()
+    own = (examples.validation or examples.train)[: spec.rows]
+    rows = tokenized.held_out(examples, own, tokenizer, spec.data, spec.max_length, "diagnostic")
     return padded_batch(rows, tokenizer.pad_token_id)
 
 
-def _images(spec: DiagnoseSpec, found: saved_adapters.SavedAdapter) -> dict[str, Tensor]:
-    made = modality.make(found.source, found.processor(), spec.data)
-    modality.require_classes(made, found.source)
-    return made.batch("validation" if made.size("validation") else "train", slice(spec.rows))
+def _images(spec: DiagnoseSpec, adapter: saved_adapters.SavedAdapter) -> dict[str, Tensor]:
+    work = modality.make(adapter.source, adapter.processor(), spec.data)
+    modality.require_classes(work, adapter.source)
+    return work.batch("validation" if work.size("validation") else "train", slice(spec.rows))
 
 
 def _show(layers: Mapping[str, Figures], verdict: Verdict, shown: int) -> None:

@@ -44,7 +44,7 @@ def report(directories: Sequence[Path], output: Path) -> None:
     Raises:
         UserError: where a run cannot be read, or other files are where the report's would go.
     """
-    _refuse_foreign(output)
+    _reject_foreign(output)
     runs = read(directories)
     for run in runs:
         for note in run.notes:
@@ -53,7 +53,7 @@ def report(directories: Sequence[Path], output: Path) -> None:
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
         folder = Path(name)
         _write(runs, folder, output.name)
-        # the page first: it says that the folders beside it are its own
+        # the page first: its presence marks the folders beside it as its own
         for file in [folder / output.name, *(f for b in _BESIDE for f in (folder / b).iterdir())]:
             target = output.parent / file.relative_to(folder)
             target.parent.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ def _write(runs: Sequence[Run], folder: Path, name: str) -> None:
     (folder / name).write_text(page(runs, list(tables)), encoding="utf-8")
 
 
-def _refuse_foreign(output: Path) -> None:
+def _reject_foreign(output: Path) -> None:
     if output.suffix != ".html" or output.is_dir():
         raise UserError(f"--output must name a file that ends in .html, not {output}")
     for beside in _BESIDE:

@@ -17,7 +17,7 @@ from . import source
 
 NO_ANSWER = ""
 _RESPONSE = "### Response:"
-# Space for space the reference's: one at the end of the sentence, sixteen before each line.
+# The reference's spaces: one at the end of the sentence, sixteen before each line.
 _PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
     "the request. \n\n"
@@ -30,7 +30,7 @@ _PROMPT = (
 
 @dataclass(frozen=True)
 class _Set:
-    """One of the sets.
+    """One of the data sets.
 
     Attributes:
         folder: of LLM-Adapters, whose files hold ``instruction`` and ``answer``.
@@ -46,7 +46,7 @@ class _Set:
 
 
 def load(task: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The rows of ``task``: ``instruction``, ``answer`` and ``pattern``.
+    """Return the rows of ``task``: ``instruction``, ``answer`` and ``pattern``.
 
     Args:
         task: one of the eight names.
@@ -55,48 +55,48 @@ def load(task: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets
     Raises:
         UserError: where the data or one of its fields is not there.
     """
-    chosen = _SETS[task]
+    data_set = _SETS[task]
     if data_dir is not None:
-        found = source.local(data_dir, f"commonsense/{chosen.folder}/test.json")
-        kept = source.splits(task, found, ("instruction", "answer"))["test"]
+        rows = source.local(data_dir, f"commonsense/{data_set.folder}/test.json")
+        test = source.splits(task, rows, ("instruction", "answer"))["test"]
     else:
-        rendered = [chosen.render(row) for row in source.hub(*chosen.place)]
-        kept = datasets.Dataset.from_list([{"instruction": i, "answer": a} for i, a in rendered])
-    return {"test": kept.add_column("pattern", [chosen.pattern] * len(kept))}
+        rendered = [data_set.render(row) for row in source.hub(*data_set.place)]
+        test = datasets.Dataset.from_list([{"instruction": i, "answer": a} for i, a in rendered])
+    return {"test": test.add_column("pattern", [data_set.pattern] * len(test))}
 
 
 def prompt(doc: Mapping[str, str]) -> str:
-    """The instruction in LLM-Adapters' template."""
+    """Return the instruction in LLM-Adapters' template."""
     return _PROMPT.format(instruction=doc["instruction"])
 
 
 def first_part(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:
-    """A filter: LLM-Adapters reads up to where the model begins another ``### Response:``."""
-    return [[response.split(_RESPONSE)[0] for response in given] for given in responses]
+    """Filter by LLM-Adapters' rule: read up to the model's next ``### Response:``."""
+    return [[response.split(_RESPONSE)[0] for response in of_problem] for of_problem in responses]
 
 
 def last_part(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:
-    """A filter: DoRA reads what follows the last ``### Response:``."""
-    return [[response.split(_RESPONSE)[-1] for response in given] for given in responses]
+    """Filter by DoRA's rule: read what follows the last ``### Response:``."""
+    return [[response.split(_RESPONSE)[-1] for response in of_problem] for of_problem in responses]
 
 
 def first_match(
     responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, str]]
 ) -> list[list[str]]:
-    """A filter: the first match of the task's pattern, case-sensitive."""
+    """Filter the first match of the task's pattern, case-sensitive."""
     return [
-        [_found(doc["pattern"], response) for response in given]
-        for given, doc in zip(responses, docs, strict=True)
+        [_first_match(doc["pattern"], response) for response in of_problem]
+        for of_problem, doc in zip(responses, docs, strict=True)
     ]
 
 
 def process_results(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:
-    """Whether the answer is the right one, as strings, and whether there was none."""
+    """Score whether the answer equals the right one, and whether there is none."""
     (answer,) = results
     return {"exact_match": float(answer == doc["answer"]), "no_answer": answer == NO_ANSWER}
 
 
-def _found(pattern: str, text: str) -> str:
+def _first_match(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     return match.group() if match else NO_ANSWER
 
@@ -104,7 +104,7 @@ def _found(pattern: str, text: str) -> str:
 def _listed(
     kind: str, choices: Sequence[str], between: str = " ", before_format: str = "\n\n"
 ) -> str:
-    """``Answer1: ... Answer2: ...`` and the clause that names the format."""
+    """Return ``Answer1: ... Answer2: ...`` and the clause that names the format."""
     listed = between.join(f"{kind.capitalize()}{n}: {text}" for n, text in enumerate(choices, 1))
     names = "/".join(f"{kind}{n}" for n in range(1, len(choices) + 1))
     return f"{listed}{before_format}Answer format: {names}"
@@ -150,7 +150,7 @@ def _winogrande(row: Row) -> tuple[str, str]:
 
 
 def _multiple_choice(row: Row) -> tuple[str, str]:
-    """ARC and OpenBookQA; the key is a letter, or a number in some rows of ARC."""
+    """Render a row of ARC or OpenBookQA, whose key is a letter, or in ARC also a number."""
     text, choices = row.get("question") or row["question_stem"], row["choices"]
     right = list(choices["label"]).index(row["answerKey"]) + 1
     return _question(text, "answer", choices["text"]), f"answer{right}"

@@ -1,4 +1,4 @@
-"""A loaded model as lm-evaluation-harness calls it."""
+"""A loaded model behind the interface of lm-evaluation-harness."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ class Generator(HFLM):
     """lm-evaluation-harness's Hugging Face model, with transformers' own stopping.
 
     The harness's stopping criterion counts one sequence a prompt. Beam search has several, and
-    would be cut short for a whole batch when one of its beams ends.
+    would stop for the whole batch when one of its beams ends.
     """
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **options: Any
     ) -> Tensor:
-        """Continue ``context`` (rows, tokens), padded on the left; returns both together."""
+        """Continue ``context`` (rows, tokens), padded on the left; return both together."""
         if not options.get("do_sample"):
             options.pop("temperature", None)
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
@@ -36,7 +36,7 @@ class Generator(HFLM):
 def generator(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> Iterator[Generator]:
-    """``model`` for evaluation; of its own generation settings only the tokens that end apply."""
+    """Yield ``model`` for evaluation, without its own generation settings but the stop tokens."""
     own = model.generation_config
     model.generation_config = GenerationConfig(
         eos_token_id=stop_tokens(model, tokenizer), pad_token_id=tokenizer.pad_token_id

@@ -16,7 +16,7 @@ _AFTER_MARKS = re.compile(r"####\s*(\d+)")
 
 
 def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The test rows: ``question``, and ``answer`` that ends in ``#### N``.
+    """Return the test rows: ``question``, and ``answer`` that ends in ``#### N``.
 
     Args:
         data_dir: holds ``math/gsm8k/test.jsonl``; the Hub where not given.
@@ -25,30 +25,30 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
         UserError: where the data or one of its fields is not there.
     """
     if data_dir is not None:
-        found = source.local(data_dir, "math/gsm8k/test.jsonl")
+        rows = source.local(data_dir, "math/gsm8k/test.jsonl")
     else:
-        found = source.hub("openai/gsm8k", "test", "main")
-    return source.splits("gsm8k", found, ("question", "answer"))
+        rows = source.hub("openai/gsm8k", "test", "main")
+    return source.splits("gsm8k", rows, ("question", "answer"))
 
 
 def gold(doc: Mapping[str, str]) -> str:
-    """The right answer: what follows ``####``, without commas."""
+    """Return the right answer: what follows ``####``, without commas."""
     return doc["answer"].rpartition("####")[2].strip().replace(",", "")
 
 
 def number(text: str | None) -> int | None:
-    """MetaMath's reading of an answer: its first number, a fraction evaluated, rounded.
+    """Return MetaMath's reading of an answer: its first number, a fraction evaluated, rounded.
 
-    At most one comma, point or slash is within the number, so that 12,345,678 is read as 12345; a
-    fraction with the denominator 0 as its numerator.
+    A number has at most one comma, point or slash, so 12,345,678 is read as 12345. A fraction with
+    the denominator 0 is read as its numerator.
     """
     match = _NUMBER.search(text or "")
     if match is None:
         return None
-    found = match.group().replace(",", "")
-    numerator, slash, denominator = found.partition("/")
+    digits = match.group().replace(",", "")
+    numerator, slash, denominator = digits.partition("/")
     if not slash:
-        value = float(found)
+        value = float(digits)
         return round(value) if math.isfinite(value) else None
     if not numerator.lstrip("+-"):
         return None
@@ -56,7 +56,7 @@ def number(text: str | None) -> int | None:
 
 
 def process_metamath(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
-    """MetaMath's rule, and math-verify's equivalence of the first line after the marker."""
+    """Score by MetaMath's rule, and by math-verify on the first line after the marker."""
     (answer,) = results
     right, read = gold(doc), number(answer)
     return {
@@ -67,12 +67,12 @@ def process_metamath(doc: Mapping[str, str], results: Sequence[str | None]) -> d
 
 
 def after_marks(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
-    """A filter: LoRA-GA reads the digits after the first ``####``, without a sign or commas."""
-    return [[_digits(response) for response in given] for given in responses]
+    """Filter by LoRA-GA's rule: the digits after the first ``####``, without sign or commas."""
+    return [[_digits(response) for response in of_problem] for of_problem in responses]
 
 
 def process_lora_ga(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
-    """LoRA-GA's rule reads the right answer as it reads the model's; there, none counts as 0."""
+    """Score by LoRA-GA's rule, which reads both answers alike and takes none as 0."""
     (answer,) = results
     right = _digits(doc["answer"])
     return {

@@ -1,4 +1,4 @@
-"""The task files run by lm-evaluation-harness on a loaded model; its figures and its generations.
+"""The task files, run by lm-evaluation-harness on a loaded model: figures and generations.
 
 The harness builds the prompts, generates in batches, filters and scores.
 """
@@ -20,7 +20,7 @@ from .generator import generator
 
 @dataclass(frozen=True)
 class TaskResults:
-    """What came out.
+    """The figures and the generations of the tasks.
 
     Attributes:
         metrics: by task: ``rows``, and by rule (whose reading of an answer) the scores, shares of
@@ -33,21 +33,21 @@ class TaskResults:
 
 
 def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
-    """The tasks that a list with commas means, each once, in order.
+    """Return the tasks that a comma-separated list names, each once, in order.
 
     Raises:
         UserError: for an unknown name (naming the nearest), and for a task that runs code where
             that is not allowed, or cannot be contained.
     """
-    wanted: dict[str, None] = {}
+    tasks: dict[str, None] = {}
     for name in names.split(","):
         name = name.strip().removeprefix(PREFIX)
         known = (*TASKS, *GROUPS)
         if name not in known:
             hint = nearest(name, known) or f"; there are {', '.join(known)}"
             raise UserError(f"unknown task `{name}`{hint}")
-        wanted |= dict.fromkeys(GROUPS.get(name, (name,)))
-    running = [name for name in wanted if name in CODE]
+        tasks |= dict.fromkeys(GROUPS.get(name, (name,)))
+    running = [name for name in tasks if name in CODE]
     if running:
         if not allow_code_execution:
             raise UserError(
@@ -55,16 +55,16 @@ def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
                 "it with --allow_code_execution"
             )
         sandbox.require()
-    return list(wanted)
+    return list(tasks)
 
 
 def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
-    """The tasks with their rows, as lm-evaluation-harness has them.
+    """Return the tasks with their rows, as lm-evaluation-harness's objects.
 
     Raises:
         UserError: where the rows, or a field of one, are not there.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains itself at every step
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs every step
     manager = TaskManager(
         include_path=str(DIRECTORY), include_defaults=False, metadata={"data_dir": data_dir}
     )
@@ -85,7 +85,7 @@ def run(
     limit: int | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> TaskResults:
-    """Generate and score; ``loaded`` as :func:`load` gives it, the model where it shall run.
+    """Generate and score; ``loaded`` comes from :func:`load`, the model is on its device.
 
     Raises:
         UserError: where an answer's greatest length leaves the model no room for a prompt.
@@ -99,13 +99,13 @@ def run(
                     f"{task.config.task} generates up to {longest} tokens, the model takes "
                     f"{lm.max_length} with the prompt; set --generation.max_gen_toks"
                 )
-        set_seed(0)  # of sampling, where ``generation`` asks for it
+        set_seed(0)  # for sampling, if ``generation`` enables it
         output = lm_eval.evaluate(
             lm=lm,
             task_dict={"tasks": {task.config.task: task for task in loaded}},
             limit=limit,
             bootstrap_iters=0,
-            confirm_run_unsafe_code=True,  # asked for in resolve()
+            confirm_run_unsafe_code=True,  # the user has confirmed it, see resolve()
         )
     metrics, records = {}, []
     for full, samples in output["samples"].items():
@@ -116,7 +116,7 @@ def run(
 
 
 def summary(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line a task and rule."""
+    """Return one line a task and rule."""
     lines = []
     for task, figures in metrics.items():
         for rule, scores in figures.items():
@@ -129,17 +129,17 @@ def summary(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _metrics(results: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """From ``exact_match,dora`` and so on to scores by rule."""
-    found: dict[str, Any] = {"rows": rows}
+    """Return the scores by rule from keys such as ``exact_match,dora``."""
+    metrics: dict[str, Any] = {"rows": rows}
     for key, value in results.items():
         name, comma, rule = key.partition(",")
         if comma and not name.endswith("_stderr"):
-            found.setdefault(rule, {})[name] = value
-    return found
+            metrics.setdefault(rule, {})[name] = value
+    return metrics
 
 
 def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One record a row; the harness has one a row and rule."""
+    """Return one record a row; the harness has one a row and rule."""
     records: dict[int, dict[str, Any]] = {}
     for sample in samples:
         record = records.setdefault(

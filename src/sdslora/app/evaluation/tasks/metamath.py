@@ -1,4 +1,4 @@
-"""What MetaMath's evaluations of GSM8K and MATH share: the prompt, and where the answer stands."""
+"""The prompt and the answer's marker in MetaMath's evaluations of GSM8K and MATH."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ _MARKER = "The answer is: "
 
 
 def prompt(doc: Mapping[str, str]) -> str:
-    """The question of GSM8K, or the problem of MATH, in MetaMath's template."""
+    """Return the question of GSM8K, or the problem of MATH, in MetaMath's template."""
     return _PROMPT.format(problem=doc["question"] if "question" in doc else doc["problem"])
 
 
 def after_marker(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
-    """A filter: what follows the last ``The answer is: ``, or None."""
-    return [[_after_marker(response) for response in given] for given in responses]
+    """Filter what follows the last ``The answer is: ``, or None."""
+    return [[_after_marker(response) for response in of_problem] for of_problem in responses]
 
 
 def _after_marker(response: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a task's rows come from: a file below the directory that the user names, or the Hub."""
+"""The source of a task's rows: a file below the user's directory, or the Hub."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from ...errors import UserError
 
 
 def local(data_dir: str, file: str) -> Sequence[Row]:
-    """Rows of ``file`` below ``data_dir``.
+    """Read the rows of ``file`` below ``data_dir``.
 
     Raises:
         UserError: where there is no such file, or it cannot be read, or is empty.
@@ -23,14 +23,14 @@ def local(data_dir: str, file: str) -> Sequence[Row]:
         raise UserError(
             f"task data {path} does not exist; leave out --data_dir to read the Hugging Face Hub"
         )
-    found = readers.read_file(str(path))
-    if not found:
+    rows = readers.read_file(str(path))
+    if not rows:
         raise UserError(f"task data {path} is empty")
-    return found
+    return rows
 
 
 def hub(name: str, split: str, configuration: str | None = None) -> Sequence[Row]:
-    """Rows of one split of a data set on the Hub.
+    """Read the rows of one split of a data set on the Hub.
 
     Raises:
         UserError: where there is no such data set or split, or the Hub cannot be reached.
@@ -38,18 +38,18 @@ def hub(name: str, split: str, configuration: str | None = None) -> Sequence[Row
     return readers.read_hub(DataSpec(source=name, name=configuration), split)
 
 
-def splits(task: str, found: Iterable[Row], fields: Sequence[str]) -> dict[str, datasets.Dataset]:
-    """What lm-evaluation-harness takes as a data set: ``fields`` of every row, as the test split.
+def splits(task: str, rows: Iterable[Row], fields: Sequence[str]) -> dict[str, datasets.Dataset]:
+    """Return ``fields`` of every row as the test split of a data set for lm-evaluation-harness.
 
     Raises:
         UserError: where a row lacks a field.
     """
-    kept: list[dict[str, Any]] = []
-    for number, row in enumerate(found):
+    selected: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
         for field in fields:
             if row.get(field) is None:
                 raise UserError(
                     f"task {task}: row {number} has no field `{field}`; it has: {', '.join(row)}"
                 )
-        kept.append({field: row[field] for field in fields})
-    return {"test": datasets.Dataset.from_list(kept)}
+        selected.append({field: row[field] for field in fields})
+    return {"test": datasets.Dataset.from_list(selected)}

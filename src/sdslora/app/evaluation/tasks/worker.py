@@ -1,8 +1,8 @@
-"""What runs in the sandboxes of one HumanEval problem: the tests in one, the program in another.
+"""The two sandboxed processes of a HumanEval problem: one runs the tests, one the program.
 
-The tests call the program by messages, so that the program never shares a process with them: it
-cannot read the expected values, replace the checker, or end the tests before they have failed. It
-only receives arguments and sends values, and a value is plain data.
+The tests call the program by messages, so the program never shares a process with them. It cannot
+read the expected values, replace the checker, or end the tests before they fail. It only receives
+arguments and sends values, which are plain data.
 
 Run as ``python -I -S -c THIS_FILE solve SOURCE NAME`` and ``... judge PROMPT TESTS NAME``: only the
 standard library, nothing of ours. A message is one line of JSON.
@@ -17,8 +17,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, TextIO
 
-# Types that JSON lacks: how a value is taken apart, and how it is put together again. A subclass
-# (a Counter, a named tuple) crosses as what it is a subclass of, to which it compares equal.
+# Types that JSON lacks, each with a function that takes a value apart and one that rebuilds it. A
+# subclass (a Counter, a named tuple) becomes its base type, to which it compares equal.
 _TYPES: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "list": (list, lambda v: [pack(x) for x in v], lambda v: [unpack(x) for x in v]),
     "tuple": (tuple, lambda v: [pack(x) for x in v], lambda v: tuple(map(unpack, v))),
@@ -37,7 +37,7 @@ _TYPES: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 def pack(value: Any) -> Any:
-    """A value as JSON can hold it.
+    """Return a value in a form that JSON can hold.
 
     Raises:
         TypeError: where it is no plain data.
@@ -51,7 +51,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The value that :func:`pack` was given."""
+    """Return the value that was given to :func:`pack`."""
     if not isinstance(value, dict):
         return value
     ((name, parts),) = value.items()
@@ -78,11 +78,11 @@ def solve(source: str, name: str) -> None:
 
 
 def judge(prompt: str, tests: str, name: str) -> None:
-    """Run the tests on the program at the other end; the verdict is one line on stderr."""
+    """Run the tests on the program at the other end; write the verdict as one line to stderr."""
     replies, requests = _channel()
 
     def candidate(*arguments: Any, **named: Any) -> Any:
-        with suppress(BrokenPipeError):  # a program that has ended may have said why
+        with suppress(BrokenPipeError):  # a program that has ended may have sent its error
             _send(requests, pack([arguments, named]))
         line = replies.readline()
         if not line:
@@ -105,7 +105,7 @@ def judge(prompt: str, tests: str, name: str) -> None:
 
 
 def _channel() -> tuple[TextIO, TextIO]:
-    """What was stdin and stdout; what is printed, or asked for, from now on is nobody's."""
+    """Return the former stdin and stdout; later prints and reads go to the null device."""
     sys.set_int_max_str_digits(0)
     incoming, outgoing = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
