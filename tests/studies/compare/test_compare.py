@@ -386,7 +386,7 @@ def test_rows_in_two_splits_are_left_out_and_named(
     spec = make(data={"source": str(train), "validation": str(validation)}, test=str(test))
     run_comparison(spec, Here(by_seed))
     out = capsys.readouterr().out
-    assert "note: 10 of 20 validation rows have a prompt that is trained on" in out
+    assert "note: 10 of 20 validation rows have a prompt that training or tuning uses" in out
     assert "note: 5 of 15 test rows have a prompt" in out
     record = carry_out(Job(spec, contenders(spec)[0], 1e-2, 0, threads=1))
     assert (record["validation"]["rows"], record["test"]["rows"]) == (10, 10)

@@ -40,7 +40,7 @@ class _Style:
 
 
 def save(comparison: Comparison, directory: Path) -> list[Path]:
-    """Write each picture into ``directory`` as PNG and SVG; returns the files.
+    """Write each picture into ``directory`` as PNG and SVG; return the files.
 
     The same comparison gives the same bytes. A picture without data is left out: ``training_loss``
     without curves, ``forgetting`` where no run measured it.
@@ -61,11 +61,11 @@ def save(comparison: Comparison, directory: Path) -> list[Path]:
 
 
 def learning_rate(comparison: Comparison) -> Figure:
-    """Validation loss against learning rate, mean ± standard deviation over seeds.
+    """Draw validation loss against learning rate, mean ± standard deviation over seeds.
 
-    Losses beyond twice the median of the contenders' best are off the axis, so that one bad
-    contender leaves the others readable. They, and rates where a seed diverged, are marked in a
-    band above the axis's losses.
+    Losses beyond twice the median of the contenders' best are off the axis, which keeps the others
+    readable beside one bad contender. A band above the axis marks them, and the rates where a seed
+    diverged.
     """
     figure, axes = _blank("learning rate", "validation loss", "Validation loss by learning rate")
     axes.set_xscale("log")
@@ -97,7 +97,7 @@ def learning_rate(comparison: Comparison) -> Figure:
 
 
 def training_loss(comparison: Comparison) -> Figure:
-    """Training loss against steps at each contender's best rate, mean over seeds."""
+    """Draw training loss against steps at each contender's best rate, mean over seeds."""
     figure, axes = _blank("optimizer step", "training loss", "Training loss at the best rate")
     for contender, style in _styled(comparison):
         if contender.curve:
@@ -119,10 +119,10 @@ def training_loss(comparison: Comparison) -> Figure:
 
 
 def forgetting(comparison: Comparison) -> Figure:
-    """Test accuracy, or exact match, or loss, against forgetting, over all learning rates.
+    """Draw test accuracy, exact match or loss against forgetting, over all learning rates.
 
-    The best rate large, mean ± standard deviation; rates at which nothing is learned, with losses
-    beyond twice the median of the contenders' best, are left out.
+    The best rate is drawn large, with mean ± standard deviation. Rates at which nothing is learned
+    are left out: their losses are beyond twice the median of the contenders' best.
     """
     there = [c for c in comparison.contenders if c.forgetting is not None]
     metric = _metric(there)
@@ -135,10 +135,10 @@ def forgetting(comparison: Comparison) -> Figure:
     limit = _ZOOM * median(c.test["loss"].mean for c in there) if metric == "loss" else inf
     for contender, style in _styled(comparison):
         curve = [p for p in contender.trade_off.get(metric, ()) if p.is_finite]
-        kept = [p for p in curve if p.test.mean < limit]
+        learned = [p for p in curve if p.test.mean < limit]
         axes.plot(
-            [p.forgetting.mean for p in kept],
-            [unit.scale * p.test.mean for p in kept],
+            [p.forgetting.mean for p in learned],
+            [unit.scale * p.test.mean for p in learned],
             ".",
             color=style.colour,
             linestyle=style.dash,
@@ -155,7 +155,7 @@ def forgetting(comparison: Comparison) -> Figure:
 
 
 def _metric(contenders: Sequence[Contender]) -> Metric:
-    """The first of accuracy and exact match that all have, else the loss."""
+    """Return the first of accuracy and exact match that all contenders have, else the loss."""
     preferred: tuple[Metric, ...] = ("accuracy", "exact_match")
     return next((m for m in preferred if all(m in c.test for c in contenders)), "loss")
 
@@ -207,7 +207,7 @@ def _points(
 
 
 def _special(axes: Axes, contender: Contender, style: _Style) -> None:
-    """The best rate large with a black edge, the default rate in a ring."""
+    """Mark the best rate by size and a black edge, the default rate by a ring."""
     if contender.best is not None:
         axes.plot(
             contender.best.learning_rate,
@@ -244,7 +244,7 @@ def _off_axis(axes: Axes, tried: Rate, height: float, style: _Style) -> None:
 
 
 def _window(contenders: Sequence[Contender]) -> tuple[float, float]:
-    """The losses to show, from the lowest to the highest that is not off the axis."""
+    """Return the range of losses to show: the lowest to the highest that fits on the axis."""
     best = sorted(c.best.validation.mean for c in contenders if c.best is not None)
     if not best:
         return 0.0, 1.0

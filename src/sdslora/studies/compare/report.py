@@ -20,7 +20,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class _Grid:
-    """One table as text; the first column names the row."""
+    """A table as text; the first column names the row."""
 
     title: str
     note: str
@@ -29,22 +29,22 @@ class _Grid:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The whole report: the summary, and all tables."""
+    """Return the whole report as Markdown: the summary, and all tables."""
     lines = summary(comparison).splitlines()
-    said = ["\n".join(f"- {_escaped(line)}" for line in lines)] if lines else []
-    parts = ["# Comparison", *said]
+    bullets = ["\n".join(f"- {_escaped(line)}" for line in lines)] if lines else []
+    parts = ["# Comparison", *bullets]
     for grid in _grids(comparison):
         parts += [f"## {grid.title}", _escaped(grid.note), _pipes(grid)]
     return "\n\n".join(parts) + "\n"
 
 
 def table(comparison: Comparison) -> list[Table]:
-    """The tables, for a terminal."""
+    """Return the tables for a terminal."""
     return [_rich(grid) for grid in _grids(comparison)]
 
 
 def summary(comparison: Comparison) -> str:
-    """One sentence a line: the verdict of each pair, then what weakens a contender's result."""
+    """Return one sentence a line: the verdict of each pair, then what weakens a result."""
     verdicts = [sentences.verdict(pair, comparison) for pair in comparison.pairs]
     warned = [line for c in comparison.contenders for line in sentences.cautions(c)]
     return "\n".join([*verdicts, *warned])
@@ -91,8 +91,8 @@ def _results(comparison: Comparison) -> _Grid:
 
 def _forgetting_at(contender: Contender, metric: Metric, level: float) -> str:
     curve = contender.trade_off.get(metric, ())
-    found = forgetting_at(curve, level, HIGHER_IS_BETTER[metric])
-    return NONE if found is None else general(found)
+    lost = forgetting_at(curve, level, HIGHER_IS_BETTER[metric])
+    return NONE if lost is None else general(lost)
 
 
 def _best(contender: Contender) -> str:
@@ -100,7 +100,7 @@ def _best(contender: Contender) -> str:
 
 
 def _whose_seeds(comparison: Comparison) -> str:
-    """What the results are averaged over."""
+    """Return the kind of seeds that the results are averaged over."""
     chose = {
         seed
         for c in comparison.contenders
@@ -115,11 +115,11 @@ def _verdicts(comparison: Comparison) -> _Grid:
     unit = UNITS[comparison.metric]
     rows = []
     for pair in comparison.pairs:
-        found, p, needed = pair.difference, pair.adjusted_p, pair.seeds_needed
+        difference, p, needed = pair.difference, pair.adjusted_p, pair.seeds_needed
         rows.append(
             [
                 pair.rival,
-                *(sentences.difference(found, unit) if found else (NONE, NONE)),
+                *(sentences.difference(difference, unit) if difference else (NONE, NONE)),
                 NONE if p is None else f"{p:.2g}",
                 str(len(pair.reference_result.by_seed)),
                 pair.verdict,
@@ -163,11 +163,11 @@ def _tuning(comparison: Comparison) -> _Grid:
 
 
 def _tolerance(contender: Contender) -> str:
-    found = contender.tolerance
-    if found is None:
+    near = contender.tolerance
+    if near is None:
         return NONE
-    at_least = "≥ " if found.open_below or found.open_above else ""
-    return f"{at_least}{found.octaves:.1f} octaves ({rate(found.lower)} to {rate(found.upper)})"
+    at_least = "≥ " if near.open_below or near.open_above else ""
+    return f"{at_least}{near.octaves:.1f} octaves ({rate(near.lower)} to {rate(near.upper)})"
 
 
 def _rates(comparison: Comparison) -> _Grid:
@@ -254,7 +254,7 @@ def _pipes(grid: _Grid) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As Markdown shows it unchanged, within a cell of a table too."""
+    """Return the text so that Markdown shows it unchanged, in a table's cell too."""
     for special in "\\|*_`<[":
         text = text.replace(special, f"\\{special}")
     return " ".join(text.split())

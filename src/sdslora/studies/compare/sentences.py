@@ -9,13 +9,13 @@ from ..statistics.verdict import MOST_SEEDS, Difference, Pair
 
 
 def verdict(pair: Pair, comparison: Comparison) -> str:
-    """``a against b: better (...)``, with the figures that it rests on."""
+    """Return ``a against b: better (...)``, with the figures behind the verdict."""
     unit = UNITS[comparison.metric]
-    found, needed = pair.difference, pair.seeds_needed
+    measured, needed = pair.difference, pair.seeds_needed
     opening = f"{pair.reference} against {pair.rival}:"
-    if found is None:
+    if measured is None:
         return f"{opening} verdict withheld ({_why_withheld(pair, comparison)})."
-    mean, interval = difference(found, unit)
+    mean, interval = difference(measured, unit)
     facts = [
         _results(pair, unit),
         f"difference {mean}{unit.step}, 95% interval {interval}",
@@ -28,16 +28,16 @@ def verdict(pair: Pair, comparison: Comparison) -> str:
 
 
 def cautions(contender: Contender) -> Iterable[str]:
-    """What weakens the contender's result: an untuned rate, runs that diverged or failed."""
-    label, chosen = contender.label, contender.best
-    if chosen is None:
+    """Yield what weakens a contender's result: an untuned rate, diverged or failed runs."""
+    label, best = contender.label, contender.best
+    if best is None:
         yield f"{label} has no result: at no rate did every seed finish with a finite loss."
     elif sum(tried.counts for tried in contender.rates) == 1:
-        yield f"{label} stands at {rate(chosen.learning_rate)}, its only rate: it is not tuned."
+        yield f"{label} stands at {rate(best.learning_rate)}, its only rate: it is not tuned."
     elif contender.end:
         end = "highest" if contender.end > 0 else "lowest"
         yield (
-            f"{label}'s best rate, {rate(chosen.learning_rate)}, is the {end} of its grid: a "
+            f"{label}'s best rate, {rate(best.learning_rate)}, is the {end} of its grid: a "
             "better one may lie beyond."
         )
     for name, number in (("diverged", contender.diverged), ("failed", contender.failed)):
@@ -48,16 +48,16 @@ def cautions(contender: Contender) -> Iterable[str]:
         yield f"{label}: seeds are missing at {listed(incomplete)}, which could not be chosen."
 
 
-def difference(found: Difference, unit: Unit) -> tuple[str, str]:
-    """The mean difference and its interval, both with the decimals that the interval bears."""
-    low, high = (unit.scale * bound for bound in found.interval)
+def difference(measured: Difference, unit: Unit) -> tuple[str, str]:
+    """Return the mean difference and its interval, with the decimals that the interval supports."""
+    low, high = (unit.scale * bound for bound in measured.interval)
     places = decimals((high - low) / 2)
-    mean = fixed(unit.scale * found.mean, places)
+    mean = fixed(unit.scale * measured.mean, places)
     return mean, f"{fixed(low, places)} to {fixed(high, places)}"
 
 
 def seeds(number: float) -> str:
-    """``about 12 seeds``, ``more than 1,000 seeds``."""
+    """Return ``about 12 seeds``, or ``more than 1,000 seeds``."""
     return f"about {number:,.0f} seeds" if isfinite(number) else f"more than {MOST_SEEDS:,} seeds"
 
 

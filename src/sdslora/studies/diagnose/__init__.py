@@ -1,4 +1,4 @@
-"""A LoRA adapter that exists: are its singular values skewed, and would SDS-LoRA see more?"""
+"""Diagnosis of a LoRA adapter: are its singular values skewed, and would SDS-LoRA see more?"""
 
 from .command import DiagnoseSpec, command, diagnose
 

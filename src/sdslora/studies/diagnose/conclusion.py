@@ -1,4 +1,4 @@
-"""What the figures come to, in a sentence: skewed, in between, or nothing to gain."""
+"""The verdict on the figures, in a sentence: skewed, in between, or nothing to gain."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from ..plotting.markdown import number
 Outcome = Literal["skewed", "mixed", "nothing to gain"]
 
 SKEWED = 0.10
-"""Of the effective rank, the share lost from which on singular values count as skewed."""
+"""The lost share of the effective rank from which singular values count as skewed."""
 EVEN = 0.03
-"""The share below which nothing is lost to speak of."""
+"""The lost share below which the loss is negligible."""
 GAIN = 0.02
-"""The cosine that SDS-LoRA must be above LoRA's to see more. Conventions, all three."""
+"""The cosine by which SDS-LoRA must exceed LoRA to see more. All three are conventions."""
 THRESHOLDS = {"skewed": SKEWED, "even": EVEN, "gain": GAIN}
 
 
@@ -39,13 +39,13 @@ class Verdict:
 
 
 def judge(layers: Mapping[str, Figures], *, main_stage: bool) -> Verdict:
-    """The verdict on these layers, of which at least one has ``rank_lost``.
+    """Return the verdict on these layers, at least one of which has ``rank_lost``.
 
     Args:
         layers: of :func:`~.weights.of_weights`, with or without :func:`~.gradients.add_gradients`.
         main_stage: whether the adapter is in the main stage of SDS-LoRA.
     """
-    used = {name: found for name, found in layers.items() if found["rank_lost"] is not None}
+    used = {name: figures for name, figures in layers.items() if figures["rank_lost"] is not None}
     numbers = {key: _summary(key, used) for key in _keys(used)}
     lost, gain = numbers["rank_lost"], None
     assert lost is not None
@@ -105,7 +105,7 @@ def _keys(layers: Mapping[str, Figures]) -> list[str]:
 
 
 def _summary(key: str, layers: Mapping[str, Figures]) -> float | None:
-    values = [float(v) for found in layers.values() if isinstance(v := found[key], int | float)]
+    values = [float(v) for figures in layers.values() if isinstance(v := figures[key], int | float)]
     if key.startswith("condition"):
         # None is larger than any number
         values += [float("inf")] * (len(layers) - len(values))
@@ -117,10 +117,10 @@ def _summary(key: str, layers: Mapping[str, Figures]) -> float | None:
 def _notes(layers: Mapping[str, Figures]) -> list[str]:
     notes = []
     for what, names in (
-        ("change nothing yet", [n for n, found in layers.items() if not any(_values(found))]),
+        ("change nothing yet", [n for n, figures in layers.items() if not any(_values(figures))]),
         (
             "got no finite gradient",
-            [n for n, found in layers.items() if found.get("alignment", 0) is None],
+            [n for n, figures in layers.items() if figures.get("alignment", 0) is None],
         ),
     ):
         if names:

@@ -32,7 +32,7 @@ def add_gradients(
     model: nn.Module,
     batch: Mapping[str, Any],
 ) -> None:
-    """Add to each layer's figures those on ``batch``, and measure ``rank_lost`` anew.
+    """Add to each layer its figures on ``batch``, and recompute ``rank_lost`` from them.
 
     Beside the keys of :mod:`~sdslora.app.recording`:
 
@@ -78,8 +78,8 @@ def add_gradients(
 
 
 def _of_layer(method: FactorMethod[Any], state: Any, G: Tensor) -> Figures:
-    found = layer_figures(method, state, G)
-    figures = {key: found[key] for key in _FROM_PASS}
+    all_figures = layer_figures(method, state, G)
+    figures = {key: all_figures[key] for key in _FROM_PASS}
     if figures["alignment"] is None:  # G is not finite
         return figures
     factors = (

@@ -30,7 +30,7 @@ _GRADIENTS = {
 
 
 def table(layers: Mapping[str, Figures], numbers: Mapping[str, float | None], shown: int) -> Table:
-    """The ``shown`` layers that lose the most, and the means of all.
+    """Return the ``shown`` layers that lose the most, and the means of all.
 
     Args:
         layers: of all layers.

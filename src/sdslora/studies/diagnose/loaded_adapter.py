@@ -1,4 +1,4 @@
-"""The adapter to diagnose: of which kind it is, its factors without the base model, its base."""
+"""The adapter to diagnose: its kind, its factors without the base model, and its base model."""
 
 import copy
 from typing import Any
@@ -20,11 +20,11 @@ from ...tuner import SdsLoraConfig, sds_config
 
 
 def method_of(config: PeftConfig, directory: str) -> FactorMethod[Any]:
-    """SDS-LoRA, or plain LoRA.
+    """Return the method of the adapter: SDS-LoRA, or plain LoRA.
 
     Raises:
-        UserError: where the adapter is neither, or a variant that SDS-LoRA has no form of, or its
-            ΔW is multiplied with weights that are not read here.
+        UserError: where the adapter is neither, is a variant without an SDS-LoRA form, or
+            multiplies ΔW with weights that are not read here.
     """
     if isinstance(config, SdsLoraConfig):
         if config.use_hira:
@@ -47,12 +47,12 @@ def method_of(config: PeftConfig, directory: str) -> FactorMethod[Any]:
 
 
 def in_main_stage(state: Any) -> bool:
-    """Whether a layer's gradients pass through bases, as SDS-LoRA's do after its warm-up."""
+    """Return whether gradients pass through bases, as in SDS-LoRA after its warm-up."""
     return isinstance(state, SdsLayerState) and not state.in_warmup
 
 
 def load(config: PeftConfig, directory: str) -> PeftModel:
-    """The adapter on layers without weights; what was saved beside its factors is left out.
+    """Return the adapter's factors on layers without weights; skip what else was saved with them.
 
     Raises:
         UserError: where it cannot be read, adapts no linear layer, or holds NaN or infinity.
@@ -88,12 +88,12 @@ def require_match(method: FactorMethod[Any], adapter: PeftModel, source: Source)
                 f"the adapter does not belong to {base!r}, which has no layer {name!r}"
                 f"{nearest(name, modules)}; give its base model by --model.name_or_path"
             )
-        found = tuple(modules[name].weight.shape)
-        found = found[::-1] if isinstance(modules[name], Conv1D) else found
+        shape = tuple(modules[name].weight.shape)
+        shape = shape[::-1] if isinstance(modules[name], Conv1D) else shape
         pair = method.pair(states[name])
         expected = (pair.up.shape[0], pair.down.shape[1])
-        if found != expected:
+        if shape != expected:
             raise UserError(
-                f"the adapter does not belong to {base!r}, whose layer {name!r} has shape {found}, "
+                f"the adapter does not belong to {base!r}, whose layer {name!r} has shape {shape}, "
                 f"the adapter's {expected}; give its base model by --model.name_or_path"
             )

@@ -34,7 +34,7 @@ _GRADIENTS = {
 
 
 def all_of(layers: Mapping[str, Figures]) -> dict[str, Figure]:
-    """The pictures by the names of their files."""
+    """Return the pictures by the names of their files."""
     with_data = "alignment" in next(iter(layers.values()))
     return {
         "spectrum": spectrum(layers),
@@ -43,9 +43,9 @@ def all_of(layers: Mapping[str, Figures]) -> dict[str, Figure]:
 
 
 def spectrum(layers: Mapping[str, Figures]) -> Figure:
-    """Singular values of ΔW over the largest, a line a layer and their median."""
+    """Draw the singular values of ΔW over the largest: a line a layer, and their median."""
     figure, (axes,) = blank(1)
-    curves = [np.array(found["singular_values"]) for found in layers.values()]
+    curves = [np.array(figures["singular_values"]) for figures in layers.values()]
     # a layer without a change has no spectrum
     curves = [curve / curve[0] for curve in curves if curve[0] > 0]
     longest = max(map(len, curves))
@@ -67,7 +67,7 @@ def spectrum(layers: Mapping[str, Figures]) -> Figure:
 
 
 def by_layer(layers: Mapping[str, Figures], panels: Mapping[str, Mapping[str, str]]) -> Figure:
-    """A panel a measure, a row a layer; layers of a kind stand together."""
+    """Draw a panel a measure and a row a layer; layers of a kind stand together."""
     names = rows(pd.Series(list(layers)))
     figure, grid = blank(len(panels))
     figure.set_figheight(min(max(0.05 * len(names), 4.2), 11))

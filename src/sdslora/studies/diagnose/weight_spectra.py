@@ -15,7 +15,7 @@ from ..plotting.layer_names import by_depth
 
 
 def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures]:
-    """The figures of every linear layer, by its name in the base model.
+    """Return the figures of every linear layer, by its name in the base model.
 
     ====================  ==========================================================================
     ``rank``              rows of A
@@ -23,9 +23,9 @@ def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures
                           None where the smallest is zero, up to rounding
     ``effective_rank_*``  of the same
     ``stable_rank_*``     of the same
-    ``rank_lost``         the share of directions that equal singular values would have and those
-                          which scale the gradients have not, ``1 − erank / r``: the mean of the
-                          gradient of A and that of B; None where ΔW = 0
+    ``rank_lost``         the share of directions lost to unequal singular values of the factors
+                          that scale the gradients, ``1 − erank / r``: the mean over the gradients
+                          of A and B; None where ΔW = 0
     ``singular_values``   of ΔW, descending
     ====================  ==========================================================================
     """
@@ -54,7 +54,7 @@ def _of_layer(method: FactorMethod[Any], state: Any) -> Figures:
 
 
 def _of_spectrum(S: Tensor, name: str) -> Figures:
-    """Of descending singular values (k,)."""
+    """Return the figures of descending singular values (k,)."""
     noise = len(S) * torch.finfo(S.dtype).eps * S[0]
     # the diagonal matrix has the same singular values
     D = S.diag()

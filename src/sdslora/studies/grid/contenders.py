@@ -1,4 +1,4 @@
-"""Who is compared: methods with their options, each with its grid of learning rates."""
+"""The contenders: methods with their options, each with its grid of learning rates."""
 
 import math
 from collections.abc import Mapping
@@ -27,23 +27,23 @@ class Contender:
     center: float = 2e-4
 
     def make(self) -> Method:
-        """The method."""
+        """Return the method with its options."""
         return make_method(self.method, **self.options)
 
 
 def contenders(spec: CompareSpec) -> list[Contender]:
-    """The contenders of a comparison.
+    """Return the contenders of a comparison.
 
     Raises:
         UserError: for an unknown method or option, one named twice, a center or a reference that
             belongs to none.
     """
-    found = [_contender(entry, spec.grid) for entry in spec.methods]
-    labels = [contender.label for contender in found]
+    compared = [_contender(entry, spec.grid) for entry in spec.methods]
+    labels = [contender.label for contender in compared]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"methods: {label} is named {labels.count(label)} times")
-    known = {"*", *labels, *(contender.method for contender in found)}
+    known = {"*", *labels, *(contender.method for contender in compared)}
     for name in spec.grid.centers:
         if name not in known:
             raise UserError(f"grid.centers: `{name}` is not compared{nearest(name, known)}")
@@ -51,22 +51,22 @@ def contenders(spec: CompareSpec) -> list[Contender]:
         raise UserError(
             f"reference: `{spec.reference}` is not compared{nearest(spec.reference, labels)}"
         )
-    return found
+    return compared
 
 
 def rates(center: float, grid: GridSpec) -> list[float]:
-    """The grid to begin with, ascending."""
+    """Return the initial grid, ascending."""
     half = grid.number // 2
     return [_rate(center, grid.factor, k) for k in range(-half, half + 1)]
 
 
 def next_rate(tried: list[float], end: int, grid: GridSpec) -> float:
-    """The rate beyond the lowest (``end`` −1) or the highest (1) of those tried."""
+    """Return the rate beyond the lowest (``end`` −1) or the highest (1) of those tried."""
     return _rate(max(tried) if end > 0 else min(tried), grid.factor, end)
 
 
 def _rate(center: float, factor: float, steps: int) -> float:
-    """``center · factor^steps`` to three digits, so that recipes and folders stay readable."""
+    """Return ``center · factor^steps`` to three digits, for readable recipes and folders."""
     if steps == 0:
         return center
     value = center * factor**steps

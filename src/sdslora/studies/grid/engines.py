@@ -1,4 +1,4 @@
-"""Where runs are carried out: in processes of this machine, or as tasks of a Ray cluster."""
+"""The engines that carry out runs: processes of this machine, or tasks of a Ray cluster."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ Work = Callable[[Any], Any]
 
 
 class Engine(Protocol):
-    """A context that takes work; leaving it by an exception drops what is not finished."""
+    """A context that takes work; leaving it by an exception drops unfinished work."""
 
     slots: int
     """Runs at a time."""
@@ -31,7 +31,7 @@ class Engine(Protocol):
 
 
 def engine(spec: EngineSpec) -> Engine:
-    """The engine that a recipe asks for.
+    """Return the engine that a recipe names.
 
     Raises:
         UserError: where its package is not installed.
@@ -40,7 +40,7 @@ def engine(spec: EngineSpec) -> Engine:
 
 
 class LocalEngine:
-    """Processes of this machine, each of which carries out many runs."""
+    """An engine of processes on this machine, each of which carries out many runs."""
 
     def __init__(self, spec: EngineSpec) -> None:
         gpus = torch.cuda.device_count()
@@ -74,7 +74,7 @@ class LocalEngine:
 
 
 def _settle(started: Any, threads: int, gpus: int) -> None:
-    """What a new process does first: take a GPU in turn, keep to its threads."""
+    """Assign a new process its GPU, in turn, and its number of threads."""
     with started.get_lock():
         number = started.value
         started.value += 1
@@ -85,7 +85,7 @@ def _settle(started: Any, threads: int, gpus: int) -> None:
 
 
 class RayEngine:
-    """Tasks of Ray: a cluster that is there, or one started here and stopped at the end."""
+    """An engine of Ray tasks: a running cluster, or one started here and stopped at the end."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self._ray = _needed("ray", "ray")
@@ -110,7 +110,7 @@ class RayEngine:
             self._ray.shutdown()
 
     def submit(self, work: Work, job: Any) -> "Future[Any]":
-        """A task of its own."""
+        """Submit ``work(job)`` as a task of its own."""
         task = self._ray.remote(max_retries=0, **self._resources)(work)
         future: Future[Any] = task.remote(job).future()
         return future

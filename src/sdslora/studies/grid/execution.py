@@ -1,4 +1,4 @@
-"""One run of a comparison: one contender at one learning rate with one seed, to its record."""
+"""One run of a comparison, from job to record: one contender, learning rate and seed."""
 
 import math
 import time
@@ -38,11 +38,11 @@ class Job:
 
     Attributes:
         spec: of the comparison.
-        contender: who trains.
-        learning_rate: at the schedule's top.
+        contender: the method that trains.
+        learning_rate: the schedule's maximum.
         seed: of the initial adapter and the order of the rows.
         threads: of torch; the results depend on it by rounding.
-        fresh: the seed has no part in choosing the rate.
+        fresh: the seed is not used for tuning.
         every: steps between two measurements of the diagnostics, on the first calibration batch,
             into a file beside the record; None for none.
     """
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the run's record goes."""
+        """The folder of the run's record."""
         rate = f"rate-{self.learning_rate:.3g}"
         label = self.contender.label.replace(" ", "_").replace("/", "-")
         return Path(self.spec.output_dir) / "runs" / label / rate / f"seed-{self.seed}"
@@ -67,9 +67,9 @@ class Job:
 
 
 def carry_out(job: Job) -> dict[str, Any]:
-    """Train and measure; write the record, whole, at the end; returns it.
+    """Train and measure, write the complete record at the end, and return it.
 
-    A loss that is not a number makes the run ``diverged``, an error makes it ``failed``; neither is
+    A loss that is not a number makes the run ``diverged``, an error makes it ``failed``. Neither is
     raised.
     """
     torch.set_num_threads(job.threads)
@@ -85,7 +85,7 @@ def carry_out(job: Job) -> dict[str, Any]:
 
 
 def outline(job: Job) -> dict[str, Any]:
-    """The record of a run of which nothing is known yet."""
+    """Return the record of a run before anything is known about it."""
     return {
         "status": "finished",
         "method": job.contender.method,
@@ -112,7 +112,7 @@ def outline(job: Job) -> dict[str, Any]:
 
 
 def outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:
-    """The run's record; one of a failure where its process died."""
+    """Return the run's record, or the record of a failure where its process died."""
     error = future.exception()
     if error is None:
         record: dict[str, Any] = future.result()
@@ -121,7 +121,7 @@ def outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:
 
 
 class _Diverged(Exception):
-    """A loss or a weight that is not a number."""
+    """A loss or a weight is not a number."""
 
 
 def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
 def _train(
     job: Job, work: Workload, method: Method, model: nn.Module, data: dict[str, Any]
 ) -> None:
-    """Train; whatever happens, note the seconds and what was logged: (step, training loss)."""
+    """Train; in every case note the seconds and the logged (step, training loss)."""
     optimizer = method.optimizer(
         model, job.learning_rate, weight_decay=job.spec.training.weight_decay
     )
@@ -185,7 +185,7 @@ def _diagnostics(job: Job, work: Workload, method: Method) -> list[TrainerCallba
 
 
 def workload(spec: CompareSpec) -> Workload:
-    """The comparison's model and data, made once in a process."""
+    """Return the comparison's model and data, built once in a process."""
     return _workload(_Same(spec))
 
 
@@ -205,7 +205,7 @@ def _general_before(same: "_Same") -> float | None:
 
 
 class _Same:
-    """A specification as a key: equal where every run of the two has the same in common."""
+    """A specification as a key: equal where its runs have the same fixed settings."""
 
     def __init__(self, spec: CompareSpec) -> None:
         self.spec = spec

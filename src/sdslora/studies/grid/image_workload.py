@@ -16,10 +16,9 @@ from .workload import Workload
 
 
 class VisionWorkload(Workload):
-    """The model and data sections of a recipe, as in ``sdslora train``.
+    """An image classifier and its data, from the sections of a recipe as in ``sdslora train``.
 
-    What the model could do before is known of ``data.source: digits``: to classify the digits as
-    they are.
+    The general loss is defined for ``data.source: digits`` only: the loss on the unchanged digits.
 
     Raises:
         UserError: for data that cannot work, and sections that are for language models.
@@ -34,11 +33,11 @@ class VisionWorkload(Workload):
 
     @property
     def evaluation(self) -> EvalSpec:
-        """Of all images, whatever ``evaluation.limit`` says: nothing is generated."""
+        """The evaluation section for all images; ``limit`` is for generated text only."""
         return replace(self.spec.evaluation, limit=None)
 
     def general_loss(self, model: nn.Module) -> float | None:
-        """Loss on the test digits as they are."""
+        """Return the loss on the unchanged test digits."""
         if self.spec.data.source != digits.SOURCE:
             return super().general_loss(model)
         return classified(model, [self._upright])["loss"]

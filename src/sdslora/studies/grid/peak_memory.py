@@ -1,4 +1,4 @@
-"""The most memory that a piece of work held."""
+"""The peak memory of a piece of work."""
 
 import ctypes
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """Filled in when the work is over.
+    """The result of :func:`peak_memory`, filled in when the block ends.
 
     Attributes:
         bytes: on a GPU what the allocator held at most, on Linux the process's resident memory;
@@ -25,7 +25,7 @@ class Peak:
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the block; what the process holds before it counts as well."""
+    """Measure the block's peak memory, including what the process held before it."""
     peak = Peak()
     gpu = torch.cuda.is_available()
     if gpu:
@@ -41,7 +41,7 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def _reset() -> bool:
-    """Start the kernel's high-water mark anew; False where there is none."""
+    """Reset the kernel's high-water mark; return False where there is none."""
     if not _RESET.exists():
         return False
     _trim()
@@ -53,7 +53,7 @@ def _reset() -> bool:
 
 
 def _trim() -> None:
-    """Give back what was freed and is resident still, where the C library is glibc."""
+    """Return freed but resident memory to the system, where the C library is glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""The specification of a comparison: what its recipe may hold, with its defaults."""
+"""The specification of a comparison: the keys of its recipe, with their defaults."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from ..statistics.statistics import HIGHER_IS_BETTER, OURS, Metric
 
 @dataclass
 class GridSpec:
-    """The learning rates of each method: a logarithmic grid round the recommended rate.
+    """The learning rates of each method: a logarithmic grid around the recommended rate.
 
     Args:
         number: Rates to begin with; an odd number, the recommended one in the middle.
@@ -44,7 +44,7 @@ class GridSpec:
 
 @dataclass
 class ForgettingSpec:
-    """General text that the model is not tuned on, to see what it forgets.
+    """General text that the model is not tuned on, to measure forgetting.
 
     Args:
         source: Path of a .txt (paragraphs between blank lines), .json, .jsonl or .parquet file;
@@ -83,7 +83,7 @@ class TasksSection:
 
 @dataclass
 class EngineSpec:
-    """Where the runs are carried out.
+    """The engine that carries out the runs.
 
     Args:
         name: "local" (processes on this machine) or "ray" (tasks of a Ray cluster).
@@ -116,15 +116,15 @@ class CompareSpec:
 
     Args:
         output_dir: Directory of the comparison: one folder a run, the report, the plots.
-        methods: What to compare: a name, or a mapping with the key "method" and options of its own;
-            by default every method there is, and ours tuned.
+        methods: What to compare: a name, or a mapping with the key "method" and its options; by
+            default every method, and ours tuned as well.
         rank: r of every method.
         target_modules: Layers to adapt, as in PEFT.
         seeds: Seeds of the initial adapter and of the data's order: a number, or a list.
-        fresh_seeds: Further seeds, which run at each contender's best rate only. Where there are
-            any, the results are theirs, and the others have no part but to choose the rate.
-        test: Rows that the results are reported on and nothing is chosen by: a number, a fraction
-            below 1, another split of the Hub data set, or a path.
+        fresh_seeds: Further seeds, not used for tuning, which run at each contender's best rate
+            only. Where there are any, the results are theirs, and the others only choose the rate.
+        test: Rows that the results are reported on, not used for tuning: a number, a fraction below
+            1, another split of the Hub data set, or a path.
         metric: What is compared on the test rows: "loss", "accuracy" or "exact_match".
         reference: Label of the contender to set against every other; by default the first of
             method sds-lora, or of sds-hira.
@@ -178,14 +178,14 @@ class CompareSpec:
 
     @property
     def fresh_seed_list(self) -> Sequence[int]:
-        """Those that follow the highest of them."""
+        """The fresh seeds, which follow the highest of the others."""
         first = max(self.seed_list) + 1
         return range(first, first + self.fresh_seeds)
 
     def fixed(self) -> dict[str, Any]:
-        """What every run of the comparison has in common: with another, it is another comparison.
+        """Return the settings that all runs of the comparison share.
 
-        Methods, rates and seeds may be added to a comparison later.
+        With other settings it is another comparison. Methods, rates and seeds may be added later.
         """
         return {
             "model": asdict(self.model),
@@ -201,5 +201,5 @@ class CompareSpec:
 
 
 def metric_of(spec: CompareSpec) -> Metric:
-    """The metric, checked."""
+    """Return the metric, whose name has been checked."""
     return spec.metric  # type: ignore[return-value]

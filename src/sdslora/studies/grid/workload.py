@@ -1,4 +1,4 @@
-"""What is fine-tuned on what: the part of a comparison that its methods have nothing to do with."""
+"""The workload of a comparison: the model and the task, independent of the methods."""
 
 import copy
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ _CALIBRATION_BATCHES, _CALIBRATION_ROWS = 8, 8
 class Workload:
     """A pretrained model and a task.
 
-    Made anew in every process that carries out runs; the data are read and checked when it is
-    made, the weights are loaded with the first model.
+    Every process that carries out runs builds its own. The data are read and checked at once, the
+    weights are loaded with the first model.
 
     Attributes:
         notes: what the user should know of the data: rows dropped, and why.
 
     Raises:
-        UserError: where there are no rows to choose by, or to report on.
+        UserError: where there are no rows to tune on, or to report on.
     """
 
     def __init__(self, spec: CompareSpec, work: Work, notes: Sequence[str] = ()) -> None:
@@ -46,7 +46,7 @@ class Workload:
 
     @property
     def settings(self) -> Settings:
-        """What every method is given alike."""
+        """The settings that all methods share."""
         source = self.work.source
         return Settings(
             rank=self.spec.rank,
@@ -56,11 +56,11 @@ class Workload:
         )
 
     def skeleton(self) -> nn.Module:
-        """The model without weights, on the meta device."""
+        """Return the model without weights, on the meta device."""
         return self.work.source.skeleton()
 
     def model(self, seed: int) -> nn.Module:
-        """The pretrained model, a fresh one at each call; a new head is drawn by the seed."""
+        """Return a new copy of the pretrained model; the seed draws a new head."""
         if self.work.source.head:
             set_seed(seed)
             return self.work.source.load()
@@ -71,7 +71,7 @@ class Workload:
         return self.work.source.load()
 
     def calibration(self) -> Batches:
-        """A few training batches for methods that start from gradients."""
+        """Return a few training batches for methods that start from gradients."""
         rows = min(self.work.size("train"), _CALIBRATION_BATCHES * _CALIBRATION_ROWS)
         return (
             self.work.batch("train", slice(start, start + _CALIBRATION_ROWS))
@@ -79,28 +79,27 @@ class Workload:
         )
 
     def total_steps(self) -> int:
-        """Optimizer steps of a run."""
+        """Return the optimizer steps of a run."""
         return total_steps(self.work.size("train"), self.spec.training)
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
-        """``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``.
+        """Return ``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``.
 
-        The answers of a language model, where the evaluation section asks for them, on the test
-        rows alone.
+        A language model generates answers on the test rows only, if the evaluation section says so.
         """
-        asked = self.evaluation
-        asked = replace(asked, exact_match=asked.exact_match and split == "test")
-        return self.work.measure(model, split, asked, split).metrics
+        evaluation = self.evaluation
+        evaluation = replace(evaluation, exact_match=evaluation.exact_match and split == "test")
+        return self.work.measure(model, split, evaluation, split).metrics
 
     @property
     def evaluation(self) -> EvalSpec:
-        """How a model is measured."""
+        """The settings of an evaluation."""
         return self.spec.evaluation
 
     def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
-        """By task of the tasks section, rows and scores; None where none is asked for."""
+        """Return rows and scores of each task; None where no task is configured."""
         return None
 
     def general_loss(self, model: nn.Module) -> float | None:
-        """Loss on what the model could do before and is not tuned on; None where not asked for."""
+        """Return the loss on general data that is not trained on; None without such data."""
         return None

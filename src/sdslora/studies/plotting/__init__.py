@@ -1,1 +1,1 @@
-"""What all plots and tables share: colours, layer names, Markdown."""
+"""The parts that all plots and tables share: colours, layer names, Markdown."""

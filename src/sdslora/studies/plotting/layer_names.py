@@ -8,14 +8,14 @@ import pandas as pd
 
 
 def rows(layers: pd.Series) -> list[str]:
-    """Each layer once: layers whose names differ in numbers only beside each other, in order."""
+    """Return each layer once; names that differ only in numbers stand together, in order."""
     names = pd.Series(layers.unique())
     kinds = names.str.replace(r"\d+", "#", regex=True)
     return names.iloc[kinds.factorize()[0].argsort(kind="stable")].tolist()
 
 
 def shortened(layers: Sequence[str]) -> list[str]:
-    """The names without the parts that all begin with."""
+    """Return the names without the parts at the beginning that all have in common."""
     parts = [layer.split(".") for layer in layers]
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
     shared = min(len(list(alike)), min(map(len, parts)) - 1)
@@ -23,6 +23,6 @@ def shortened(layers: Sequence[str]) -> list[str]:
 
 
 def by_depth(layer: str) -> list[str | int]:
-    """Sorts names as the model has its layers: 2 before 10."""
+    """Return a key that sorts layer names by their numbers: 2 before 10."""
     parts = re.split(r"(\d+)", layer)
     return [int(part) if place % 2 else part for place, part in enumerate(parts)]

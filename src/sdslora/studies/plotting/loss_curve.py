@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""The picture of a run's loss."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _TRAIN, _EVAL, _MARK = "#4477aa", "#ee6677", "#228833"  # told apart by colour-b
 def loss_curve(
     history: Sequence[Mapping[str, Any]], schedule: RefreshSchedule, path: Path, title: str
 ) -> None:
-    """Training and evaluation loss by step, with the schedule's events, as a PNG.
+    """Draw training and evaluation loss by step, with the schedule's events, as a PNG.
 
     Args:
         history: the trainer's log: entries with ``step`` and ``loss`` or ``eval_loss``.

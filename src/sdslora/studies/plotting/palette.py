@@ -10,5 +10,5 @@ DASHES = ((1, 0), (6, 3), (2, 2))
 
 
 def dash(run: int) -> tuple[int, int]:
-    """Lengths of the strokes and gaps of a run's lines."""
+    """Return the lengths of the strokes and gaps of a run's lines."""
     return DASHES[run // len(LIGHT) % len(DASHES)]

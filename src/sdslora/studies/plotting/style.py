@@ -1,4 +1,4 @@
-"""How every picture looks: sizes, colours told apart by colour-blind readers, markers."""
+"""The style of all pictures: sizes, markers, and colours that colour-blind readers tell apart."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _MARKERS = "osD^vP"
 
 
 def blank(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with its panels, row by row."""
+    """Return a figure with its panels, row by row."""
     figure = Figure(figsize=(5.2 * columns, 4.2 * rows), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     panels: list[Axes] = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -22,7 +22,7 @@ def blank(columns: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def line(place: int) -> dict[str, Any]:
-    """Colour and marker of the series at this place."""
+    """Return colour and marker of the series at this place."""
     return {
         "color": _COLOURS[place % len(_COLOURS)],
         "marker": _MARKERS[place % len(_MARKERS)],

@@ -1,8 +1,7 @@
-"""What the page's charts share, in Vega-Lite by Altair: data, time axis, the schedule's marks.
+"""The parts that the page's charts share, in Vega-Lite by Altair: data, time axis, event marks.
 
-Colours are the page's: ``currentColor`` and the variables of its style sheet, so that a chart
-follows the reader's light or dark scheme. Names from files stand in data only, which is shown as
-text.
+Colours are ``currentColor`` and the variables of the page's style sheet, so a chart follows the
+reader's light or dark scheme. Names from files occur in data only, which is shown as text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ _ABOVE, _PITCH = 7, 8  # pixels from a chart to the first run's marks, and from 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart, and what the page says about it.
+    """A chart, and the page's text about it.
 
     Attributes:
         name: its id on the page.
@@ -42,14 +41,14 @@ class Chart:
 
 
 def table(frame: pd.DataFrame, numbers: Iterable[str]) -> alt.Data:
-    """A table as CSV, a third of JSON's size; ``numbers`` are the columns that are no text."""
+    """Return a table as CSV, a third of JSON's size; ``numbers`` are its numeric columns."""
     text = frame.to_csv(index=False, float_format="%.4g", lineterminator="\n")
     parse = dict.fromkeys(numbers, "number")
     return alt.Data(values=text, format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
 def spec(chart: alt.LayerChart | alt.FacetChart, description: str, **view: Any) -> dict[str, Any]:
-    """The chart as Vega-Lite, with the page's looks; a screen reader reads the description."""
+    """Return the chart as Vega-Lite in the page's style; screen readers read the description."""
     chart = chart.properties(
         width="container",
         background="transparent",
@@ -72,12 +71,12 @@ def spec(chart: alt.LayerChart | alt.FacetChart, description: str, **view: Any) 
 
 
 def last_step(runs: Sequence[Run]) -> int:
-    """Where the longest run ends."""
+    """Return the last step of the longest run."""
     return max(run.last_step for run in runs)
 
 
 def time(last: int) -> alt.X:
-    """The axis of optimizer steps, from 0."""
+    """Return the axis of optimizer steps, from 0."""
     axis = alt.Axis(
         title="optimizer step", grid=False, tickMinStep=1, labelFlush=True, labelSeparation=8
     )
@@ -86,13 +85,13 @@ def time(last: int) -> alt.X:
 
 
 def colour(runs: Sequence[Run]) -> alt.Color:
-    """Each run in its own colour; the page has the legend."""
+    """Return the colour of each run; the page has the legend."""
     variables = [f"var(--run-{place % len(LIGHT)})" for place in range(len(runs))]
     return alt.Color("run:N", scale=_by_name(runs, variables), legend=None)
 
 
 def strokes(runs: Sequence[Run]) -> alt.StrokeDash:
-    """Solid for the first runs, dashed for those that repeat a colour."""
+    """Return the stroke of each run: solid, or dashed where a colour repeats."""
     dashes = [list(dash(place)) for place in range(len(runs))]
     return alt.StrokeDash("run:N", scale=_by_name(runs, dashes), legend=None)
 
@@ -102,7 +101,7 @@ def _by_name(runs: Sequence[Run], values: list[Any]) -> alt.Scale:
 
 
 def marks(runs: Sequence[Run], last: int) -> list[alt.Chart]:
-    """Above the chart, a row for each run: its refreshes, and its re-parameterization, taller."""
+    """Return rows of marks above the chart, one a run: refreshes, and the re-parameterization."""
     drawn = []
     for place, run in enumerate(runs):
         events = thin.marks(run.events, run.last_step).assign(run=run.name)
@@ -123,26 +122,26 @@ def marks(runs: Sequence[Run], last: int) -> list[alt.Chart]:
 
 
 def marks_height(runs: Sequence[Run]) -> int:
-    """Pixels that the marks take above a chart."""
+    """Return the pixels that the marks take above a chart."""
     return _ABOVE + _PITCH * len(runs)
 
 
 def marks_caption(runs: Sequence[Run]) -> str:
-    """What the marks are, and how many of them are drawn."""
+    """Return the caption of the marks, with how many of them are drawn."""
     counts = [(len(run.events), len(thin.marks(run.events, run.last_step))) for run in runs]
-    done, drawn = map(sum, zip(*counts, strict=True))
-    if not done:
+    recorded, drawn = map(sum, zip(*counts, strict=True))
+    if not recorded:
         return ""
-    of_all = f" ({drawn:,} of {done:,} drawn)" if drawn < done else ""
+    of_all = f" ({drawn:,} of {recorded:,} drawn)" if drawn < recorded else ""
     return f"Marks above: the re-parameterization (tall) and the refreshes{of_all}. "
 
 
 def shown(drawn: int, recorded: int, what: str) -> str:
-    """How much of the data a chart shows, where that is not all of it."""
+    """Return the share of the data that a chart shows, or nothing where it shows all."""
     return f"{drawn:,} of {recorded:,} {what} are drawn. " if drawn < recorded else ""
 
 
 def choice(name: str, label: str, options: Sequence[Any], labels: Sequence[str]) -> alt.Parameter:
-    """A list that the reader selects one of ``options`` from; an HTML ``select``."""
+    """Return a list from which the reader selects one of ``options``: an HTML ``select``."""
     bind = alt.binding_select(options=list(options), labels=list(labels), name=label)
     return alt.param(name=name, value=options[0], bind=bind)

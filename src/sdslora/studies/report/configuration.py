@@ -13,20 +13,20 @@ _OF_THE_RUN = ("method", "options", "learning_rate", "seed")
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a key, dotted, and one column a run; values as JSON, absent ones empty."""
+    """Return one row a key, dotted, and one column a run; values as JSON, absent ones empty."""
     columns = {run.name: _flat(run.record) for run in runs}
     return pd.DataFrame(columns, dtype=str).fillna("").rename_axis("key")
 
 
 def differences(configurations: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose values differ."""
+    """Return the rows whose values differ."""
     return configurations[configurations.nunique(axis="columns") > 1]
 
 
 def environment(runs: Sequence[Run]) -> pd.DataFrame:
-    """Versions and hardware of each run, as :func:`table`."""
-    kept = ("versions", "hardware")
-    columns = {run.name: _leaves({k: run.record.get(k, {}) for k in kept}) for run in runs}
+    """Return the versions and hardware of each run, in the form of :func:`table`."""
+    sections = ("versions", "hardware")
+    columns = {run.name: _leaves({k: run.record.get(k, {}) for k in sections}) for run in runs}
     return pd.DataFrame(columns, dtype=str).fillna("").rename_axis("key")
 
 

@@ -13,7 +13,7 @@ from .runs import Run
 
 
 def loss(runs: Sequence[Run]) -> Chart | None:
-    """Training and evaluation loss by step; None where none was logged."""
+    """Return the chart of training and evaluation loss by step; None where none was logged."""
     training, evaluation = _logged(runs, "loss"), _logged(runs, "eval_loss")
     if training.empty and evaluation.empty:
         return None
@@ -34,7 +34,7 @@ def loss(runs: Sequence[Run]) -> Chart | None:
 
 
 def learning_rate(runs: Sequence[Run]) -> Chart | None:
-    """The learning rate by step; None where it was not logged."""
+    """Return the chart of the learning rate by step; None where it was not logged."""
     rates = _logged(runs, "learning_rate")
     if rates.empty:
         return None
@@ -49,7 +49,7 @@ def learning_rate(runs: Sequence[Run]) -> Chart | None:
 
 
 def means(runs: Sequence[Run]) -> Chart | None:
-    """Each diagnostic's mean over layers by step; None where none was recorded."""
+    """Return the chart of each diagnostic's mean over layers; None where none was recorded."""
     tables = {run.name: run.diagnostics.mean for run in runs if run.diagnostics is not None}
     if not any(len(table.columns) > 1 for table in tables.values()):
         return None
@@ -71,10 +71,10 @@ def means(runs: Sequence[Run]) -> Chart | None:
         + charts.marks_caption(runs)
     )
     parts = [base.mark_line(), base.mark_point(filled=True, size=30)]
-    chosen = charts.choice("measure", "Measure", list(keys.values()), list(titles.values()))
+    choice = charts.choice("measure", "Measure", list(keys.values()), list(titles.values()))
     families = measures.present(titles)
     return _chart(
-        "means", "Diagnostics, mean over layers", caption, parts, runs, chosen=chosen,
+        "means", "Diagnostics, mean over layers", caption, parts, runs, choice=choice,
         pictures=[f"mean_{family.name}" for family in families],
     )  # fmt: skip
 
@@ -141,13 +141,13 @@ def _chart(
     parts: Sequence[alt.Chart],
     runs: Sequence[Run],
     height: int = 260,
-    chosen: alt.Parameter | None = None,
+    choice: alt.Parameter | None = None,
     pictures: Sequence[str] = (),
 ) -> Chart:
     layered = alt.layer(*parts, *charts.marks(runs, charts.last_step(runs))).properties(
         height=height
     )
-    if chosen is not None:
-        layered = layered.add_params(chosen)
+    if choice is not None:
+        layered = layered.add_params(choice)
     description = f"{title} by optimizer step of {', '.join(run.name for run in runs)}. {caption}"
     return Chart(name, title, caption, charts.spec(layered, description), pictures or [name])

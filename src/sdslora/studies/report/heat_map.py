@@ -16,7 +16,7 @@ _LAYERS = alt.Axis(title=None, labelLimit=130, labelFontSize=11, labelOverlap="g
 
 
 def heat_map(runs: Sequence[Run]) -> Chart | None:
-    """Layer × step, the measure and the run being selected; None where nothing was recorded."""
+    """Return the chart of layer × step for a selected measure and run; None without records."""
     measured = [run for run in runs if run.measures]
     if not measured:
         return None
@@ -84,7 +84,7 @@ def heat_map(runs: Sequence[Run]) -> Chart | None:
 
 
 def _cells(runs: Sequence[Run]) -> tuple[int, pd.DataFrame]:
-    """The number of records, and the cells that are drawn for them, each with its run's place."""
+    """Return the number of records, and the cells drawn for them, each with its run's place."""
     tables = [run.diagnostics.layers for run in runs if run.diagnostics is not None]
     limit = thin.CELLS // len(tables)
     cells = [thin.cells(table, limit).assign(run=place) for place, table in enumerate(tables)]

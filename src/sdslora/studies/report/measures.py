@@ -1,4 +1,4 @@
-"""The diagnostics that are drawn: their keys in ``diagnostics.jsonl``, and their titles."""
+"""The diagnostics that the charts show: their keys in ``diagnostics.jsonl``, and their titles."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ FAMILIES = (
 
 
 def present(columns: Iterable[str]) -> list[Family]:
-    """The families with the measures among ``columns``; "other" holds the rest."""
+    """Return the families with the measures among ``columns``; "other" holds the rest."""
     left = list(columns)
     families = []
     for family in FAMILIES:
@@ -77,5 +77,5 @@ def present(columns: Iterable[str]) -> list[Family]:
 
 
 def titles(columns: Iterable[str]) -> dict[str, str]:
-    """The title of each measure among ``columns``, in the order they are shown."""
+    """Return the title of each measure among ``columns``, in their order on the page."""
     return {key: title for family in present(columns) for key, title in family.measures.items()}

@@ -9,21 +9,21 @@ from .runs import Run
 
 
 def tables(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """The tables that have rows, by name; a column ``run`` tells the runs apart."""
+    """Return the tables that have rows, by name; a column ``run`` tells the runs apart."""
     diagnostics = [(run, run.diagnostics) for run in runs if run.diagnostics is not None]
 
     def of_layers(part: str) -> pd.DataFrame:
-        return _joined([(run, getattr(found, part)) for run, found in diagnostics])
+        return _joined([(run, getattr(recorded, part)) for run, recorded in diagnostics])
 
-    found = {
+    by_name = {
         "log": _joined([(run, run.log) for run in runs]),
         "schedule": _joined([(run, run.events) for run in runs]),
         "diagnostics": of_layers("layers"),
-        "diagnostics_mean": _joined([(run, found.mean) for run, found in diagnostics]),
+        "diagnostics_mean": _joined([(run, recorded.mean) for run, recorded in diagnostics]),
         "singular_values": of_layers("spectra"),
         "configuration": configuration.table(runs).reset_index(),
     }
-    return {name: table for name, table in found.items() if len(table)}
+    return {name: table for name, table in by_name.items() if len(table)}
 
 
 def _joined(parts: Sequence[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:

@@ -16,7 +16,7 @@ _CHARTS = (curves.loss, curves.learning_rate, curves.means, heat_map)
 
 
 def page(runs: Sequence[Run], numbers: Sequence[str]) -> str:
-    """One HTML file that needs no other and asks no server.
+    """Return one HTML file that needs no other file and no server.
 
     Args:
         runs: of the report.

@@ -1,4 +1,4 @@
-"""The charts once more as pictures for papers and slides, by matplotlib."""
+"""The charts as pictures for papers and slides, drawn by matplotlib."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,24 +22,24 @@ _PITCH = 6  # points from one run's marks to the next
 
 
 def all_of(runs: Sequence[Run]) -> dict[str, Callable[[], Figure]]:
-    """What draws each picture, by the name that the charts refer to it by."""
-    found: dict[str, Callable[[], Figure]] = {}
+    """Return a function that draws each picture, by the name that the charts use for it."""
+    pictures: dict[str, Callable[[], Figure]] = {}
     logged = set().union(*(run.log["name"] for run in runs))
     if logged & {"loss", "eval_loss"}:
-        found["loss"] = partial(loss, runs)
+        pictures["loss"] = partial(loss, runs)
     if "learning_rate" in logged:
-        found["learning_rate"] = partial(learning_rate, runs)
+        pictures["learning_rate"] = partial(learning_rate, runs)
     recorded = [run for run in runs if run.measures]
     for family in measures.present(key for run in recorded for key in run.measures):
-        found[f"mean_{family.name}"] = partial(means, runs, family)
+        pictures[f"mean_{family.name}"] = partial(means, runs, family)
     for place, run in enumerate(recorded, 1):
         for family in measures.present(run.measures):
-            found[f"layers_{family.name}_{place}"] = partial(layers, run, family)
-    return found
+            pictures[f"layers_{family.name}_{place}"] = partial(layers, run, family)
+    return pictures
 
 
 def loss(runs: Sequence[Run]) -> Figure:
-    """Training loss as a line, evaluation loss as dots."""
+    """Draw training loss as a line, evaluation loss as dots."""
     figure, (axes,) = _blank(runs, ["Loss (dots: evaluation)"])
     for place, run in enumerate(runs):
         _line(axes, place, run.series("loss"), label=run.name)
@@ -48,7 +48,7 @@ def loss(runs: Sequence[Run]) -> Figure:
 
 
 def learning_rate(runs: Sequence[Run]) -> Figure:
-    """Of the first parameter group."""
+    """Draw the learning rate of the first parameter group."""
     figure, (axes,) = _blank(runs, ["Learning rate"])
     for place, run in enumerate(runs):
         _line(axes, place, run.series("learning_rate"), label=run.name)
@@ -56,7 +56,7 @@ def learning_rate(runs: Sequence[Run]) -> Figure:
 
 
 def means(runs: Sequence[Run], family: Family) -> Figure:
-    """The mean over layers of each measure of the family."""
+    """Draw the mean over layers of each measure of the family."""
     figure, panels = _blank(runs, [*family.measures.values()])
     for place, run in enumerate(runs):
         for axes, key in zip(panels, family.measures, strict=True):
@@ -68,7 +68,7 @@ def means(runs: Sequence[Run], family: Family) -> Figure:
 
 
 def layers(run: Run, family: Family) -> Figure:
-    """Each measure of the family, layer × step, as cells."""
+    """Draw each measure of the family, layer × step, as cells."""
     assert run.diagnostics is not None
     cells = thin.cells(run.diagnostics.layers)
     names = rows(cells["layer"])
@@ -93,7 +93,7 @@ def layers(run: Run, family: Family) -> Figure:
 def _blank(
     runs: Sequence[Run], titles: Sequence[str], height: float = 3.5, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Empty axes, two beside each other, with the runs' marks between title and axes."""
+    """Return empty axes, two in a row, with the runs' marks between title and axes."""
     columns = min(len(titles), 2)
     lines = -(-len(titles) // columns)
     size = (8 if columns == 1 else 12, height * lines + 0.5)
@@ -113,7 +113,7 @@ def _blank(
 
 
 def _line(axes: Axes, place: int, series: pd.DataFrame, **style: Any) -> None:
-    """One run's curve; a value that is not finite leaves a gap."""
+    """Draw one run's curve; a value that is not finite leaves a gap."""
     finite = series.where(np.isfinite(series["value"]))
     lengths = dash(place)
     axes.plot(
@@ -127,7 +127,7 @@ def _line(axes: Axes, place: int, series: pd.DataFrame, **style: Any) -> None:
 
 
 def _marks(axes: Axes, place: int, run: Run) -> None:
-    """Above the axes, the re-parameterization as a triangle and the refreshes as strokes."""
+    """Draw the re-parameterization as a triangle and the refreshes as strokes above the axes."""
     events = thin.marks(run.events, run.last_step)
     height = _PITCH * (place + 0.7)
     above = offset_copy(
@@ -147,7 +147,7 @@ def _marks(axes: Axes, place: int, run: Run) -> None:
 
 
 def _with_legend(figure: Figure) -> Figure:
-    """Which colour is which run's, where there are several."""
+    """Add the legend of the runs' colours, where there are several runs."""
     drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
     lines = {label: line for pair in drawn for line, label in zip(*pair, strict=True)}
     if len(lines) > 1:

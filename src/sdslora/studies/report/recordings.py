@@ -1,4 +1,4 @@
-"""What ``diagnostics.jsonl`` holds, as tables: one row a step and layer."""
+"""The content of ``diagnostics.jsonl`` as tables: one row a step and layer."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +41,7 @@ class Diagnostics:
 
 
 def read(directory: Path) -> Diagnostics | None:
-    """The diagnostics of a run, or None where none were recorded.
+    """Return the diagnostics of a run, or None where none were recorded.
 
     Where a step was recorded twice, as by a run that was resumed, the later record counts.
 
@@ -78,6 +78,6 @@ def _frame(path: Path, number: int, entry: dict[str, Any]) -> pd.DataFrame:
 
 
 def _spectra(layers: pd.DataFrame) -> pd.DataFrame:
-    found = layers[[*KEYS, _SPECTRUM]].dropna().reset_index(drop=True)
-    values = pd.DataFrame(found.pop(_SPECTRUM).tolist())
-    return found.join(values.rename(columns=lambda place: str(place + 1)))
+    spectra = layers[[*KEYS, _SPECTRUM]].dropna().reset_index(drop=True)
+    values = pd.DataFrame(spectra.pop(_SPECTRUM).tolist())
+    return spectra.join(values.rename(columns=lambda place: str(place + 1)))

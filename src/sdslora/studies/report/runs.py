@@ -22,7 +22,7 @@ _SCHEDULE = ("warmup_steps", "refresh_phases", "refresh_every")
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as far as it came.
+    """One run, as far as it went.
 
     Attributes:
         name: tells it from the report's other runs.
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The last of which anything is known; 0 for none."""
+        """The last step of which anything is known; 0 for none."""
         steps = [self.log["step"]]
         if self.diagnostics is not None:
             steps.append(self.diagnostics.layers["step"])
@@ -56,23 +56,23 @@ class Run:
         return [] if self.diagnostics is None else self.diagnostics.measures
 
     def series(self, name: str) -> pd.DataFrame:
-        """``step`` and ``value`` of one quantity of the log."""
+        """Return ``step`` and ``value`` of one quantity of the log."""
         rows = self.log[self.log["name"] == name]
         return rows[["step", "value"]].reset_index(drop=True)
 
     @cached_property
     def events(self) -> pd.DataFrame:
-        """``step`` and ``action`` of the re-parameterization and the refreshes that were done."""
+        """The re-parameterization and the refreshes that happened, as ``step`` and ``action``."""
         schedule = self.schedule
-        # what follows the last known step may not have been done
+        # actions after the last known step may not have happened
         steps = range(1, min(self.last_step, schedule.total_steps) + 1) if schedule else ()
         actions = [(step, schedule.action(step)) for step in steps] if schedule else []
-        done = [(step, action) for step, action in actions if action != "none"]
-        return pd.DataFrame(done, columns=["step", "action"])
+        events = [(step, action) for step, action in actions if action != "none"]
+        return pd.DataFrame(events, columns=["step", "action"])
 
 
 def read(directories: Sequence[Path]) -> list[Run]:
-    """Read the runs of a report; what is missing of a run is noted, not refused.
+    """Read the runs of a report; note what a run lacks, without raising.
 
     Raises:
         UserError: where a directory is not there, holds no run, is given twice, or holds a file
@@ -98,7 +98,7 @@ def _record(directory: Path) -> dict[str, Any]:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """The last names of each path, as many as tell the paths apart."""
+    """Return the last parts of each path, as many as tell the paths apart."""
     for depth in range(1, max(len(directory.parts) for directory in directories) + 1):
         names = ["/".join(directory.parts[-depth:]) for directory in directories]
         if len(set(names)) == len(names):
@@ -109,17 +109,17 @@ def _names(directories: Sequence[Path]) -> list[str]:
 def _run(name: str, directory: Path, data: dict[str, Any]) -> Run:
     history, total = _history(directory, data)
     log = _log(history)
-    found = recordings.read(directory)
+    diagnostics = recordings.read(directory)
     notes = [*_ending(data, log), *_broken(log)]
-    if found is not None and found.cut:
+    if diagnostics is not None and diagnostics.cut:
         notes.append(f"the last line of {NAME} was cut short and is left out")
-    return Run(name, directory, data, log, found, _schedule(data, total), notes)
+    return Run(name, directory, data, log, diagnostics, _schedule(data, total), notes)
 
 
 def _history(directory: Path, data: Mapping[str, Any]) -> tuple[list[Any], int | None]:
-    """What the trainer logged, and the steps it planned.
+    """Return the trainer's log, and the number of steps that it planned.
 
-    A run that did not come to its end left the log in its last whole checkpoint.
+    An unfinished run left its log in its last complete checkpoint.
     """
     planned = data["config"].get("training", {}).get("max_steps", 0)
     if "curve" in data:  # of a comparison
@@ -166,7 +166,7 @@ def _ending(data: Mapping[str, Any], log: pd.DataFrame) -> list[str]:
 
 
 def _broken(log: pd.DataFrame) -> list[str]:
-    """Losses that are not finite: where, and how many."""
+    """Return a note on losses that are not finite: at which steps, and how many."""
     losses = log[log["name"].isin(["loss", "eval_loss"])]
     steps = sorted(set(losses.loc[~losses["value"].abs().lt(float("inf")), "step"]))
     if not steps:

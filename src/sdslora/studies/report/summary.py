@@ -1,4 +1,4 @@
-"""How each run ended, in a few lines."""
+"""The end of each run in a few lines."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _METRICS = {"loss": "loss {}", "exact_match": "exact match {}", "accuracy": "acc
 
 
 def table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a fact and one column a run; an unknown fact is empty."""
+    """Return one row a fact and one column a run; an unknown fact is empty."""
     return pd.DataFrame({run.name: dict(_facts(run)) for run in runs}, dtype=str).fillna("")
 
 

@@ -16,7 +16,7 @@ MARKS = 300  # along one time axis
 
 
 def curve(series: pd.DataFrame, points: int = POINTS) -> pd.DataFrame:
-    """At most ``points`` rows of ``step`` and ``value``, first and last among them.
+    """Return at most ``points`` rows of ``step`` and ``value``, first and last among them.
 
     Args:
         series: with finite values, in order of steps.
@@ -29,7 +29,7 @@ def curve(series: pd.DataFrame, points: int = POINTS) -> pd.DataFrame:
 
 
 def cells(layers: pd.DataFrame, limit: int = CELLS) -> pd.DataFrame:
-    """Means over so many successive steps that at most ``limit`` cells, or one a layer, are left.
+    """Average over successive steps, so that at most ``limit`` cells, or one a layer, are left.
 
     Returns:
         ``layers`` with ``step`` the first of a cell's and ``end`` the next cell's.
@@ -37,7 +37,7 @@ def cells(layers: pd.DataFrame, limit: int = CELLS) -> pd.DataFrame:
     steps = np.sort(layers["step"].unique())
     number = max(1, min(len(steps), limit // layers["layer"].nunique()))
     firsts = np.array([part[0] for part in np.array_split(steps, number)])
-    # the last cell is as wide as its steps are usually apart
+    # the last cell has the usual width
     ends = np.append(firsts[1:], steps[-1] + (np.median(np.diff(steps)) if len(steps) > 1 else 1))
     place = np.searchsorted(firsts, layers["step"], side="right") - 1
     binned = layers.assign(step=firsts[place], end=ends[place].astype(int))
@@ -45,6 +45,6 @@ def cells(layers: pd.DataFrame, limit: int = CELLS) -> pd.DataFrame:
 
 
 def marks(events: pd.DataFrame, last_step: int, limit: int = MARKS) -> pd.DataFrame:
-    """At most one event of a kind in each of ``limit`` stretches of the time axis."""
+    """Return at most one event of a kind in each of ``limit`` stretches of the time axis."""
     stretch = events["step"] * limit // (last_step + 1)
     return events[~events.assign(stretch=stretch).duplicated(["stretch", "action"])]

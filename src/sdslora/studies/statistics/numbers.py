@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: as many decimals as the spread over seeds bears."""
+"""Numbers for readers: as many decimals as the spread over seeds supports."""
 
 from dataclasses import dataclass
 from math import floor, isfinite, log10
@@ -11,7 +11,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Unit:
-    """How a metric is written.
+    """The written form of a metric.
 
     Attributes:
         name: of the metric, with its unit where it stands in a heading.
@@ -34,7 +34,7 @@ UNITS: dict[Metric, Unit] = {
 
 
 def mean_std(sample: Sample | None, unit: Unit = UNITS["loss"]) -> str:
-    """``0.330 ± 0.040``; the mean alone for one seed; a dash without any."""
+    """Return ``0.330 ± 0.040``; the mean alone for one seed; a dash without any."""
     if sample is None or not sample.by_seed:
         return NONE
     mean, std = sample.mean * unit.scale, sample.std * unit.scale
@@ -47,38 +47,38 @@ def mean_std(sample: Sample | None, unit: Unit = UNITS["loss"]) -> str:
 
 
 def decimals(spread: float) -> int:
-    """Decimals that show two digits of ``spread``; four where there is none."""
+    """Return the decimals that show two digits of ``spread``; four where there is none."""
     if not spread or not isfinite(spread):
         return 4
     return min(max(1 - floor(log10(abs(spread))), 0), 12)
 
 
 def fixed(value: float, places: int) -> str:
-    """With so many decimals, a true minus and no negative zero."""
+    """Return the value with so many decimals, a true minus and no negative zero."""
     return f"{value:z.{places}f}".replace("-", "−")
 
 
 def general(value: float) -> str:
-    """To four digits."""
+    """Return the value to four digits."""
     return f"{value:.4g}".replace("-", "−").replace("inf", "∞")
 
 
 def rate(value: float) -> str:
-    """A learning rate: ``2e-4``, ``3.2e-5``."""
+    """Return a learning rate as ``2e-4`` or ``3.2e-5``."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def share(value: float) -> str:
-    """A relative excess: ``+3.1%``."""
+    """Return a relative excess as ``+3.1%``."""
     return f"+{100 * value:.1f}%" if isfinite(value) else "diverged"
 
 
 def count(number: int, noun: str) -> str:
-    """``1 seed``, ``2 seeds``."""
+    """Return ``1 seed``, or ``2 seeds``."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def listed(items: list[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Return ``a``, ``a and b``, or ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -1,4 +1,4 @@
-"""The learning rates of one contender: which is best, how far from it is still good."""
+"""The learning rates of one contender: the best one, and the range of good ones around it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Rate:
 
     @property
     def counts(self) -> bool:
-        """Whether it may be chosen: an incomplete rate's mean is not comparable."""
+        """True where this rate may be chosen: an incomplete rate's mean is not comparable."""
         return bool(self.validation.by_seed) and not self.missing
 
     @property
@@ -42,7 +42,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The range of rates round the best whose mean validation loss is within 5% of the best.
+    """The range of rates around the best whose mean validation loss is within 5% of the best.
 
     Attributes:
         lower: the range's lower end, interpolated between two rates of the grid.
@@ -58,12 +58,12 @@ class Tolerance:
 
     @property
     def octaves(self) -> float:
-        """Width in doublings; with an open end a lower bound."""
+        """The width in doublings; a lower bound where an end is open."""
         return log2(self.upper / self.lower)
 
 
 def rates_of(runs: Sequence[Run]) -> tuple[Rate, ...]:
-    """The rates of one contender's runs, ascending.
+    """Return the rates of one contender's runs, ascending.
 
     Raises:
         ValueError: for two runs of the same rate and seed.
@@ -94,68 +94,70 @@ def rates_of(runs: Sequence[Run]) -> tuple[Rate, ...]:
 
 
 def best(rates: Sequence[Rate]) -> Rate | None:
-    """The rate of lowest mean validation loss, the smaller of equals; None where none is finite.
+    """Return the rate of lowest mean validation loss, the smaller of equals, or None.
 
-    Rates that do not count are passed over. The test split has no part in this.
+    Rates that do not count are skipped, and None means that no rate is finite. The test rows are
+    not used.
     """
     finite = [rate for rate in rates if rate.counts and isfinite(rate.validation.mean)]
     return min(finite, key=lambda rate: rate.validation.mean, default=None)
 
 
 def end_of_grid(runs: Sequence[Run]) -> int:
-    """Where the best rate of one contender's runs lies: −1 lowest, 1 highest, 0 between others.
+    """Return −1 where the best rate is the lowest, 1 where it is the highest, else 0.
 
-    Only rates that count are looked at. A diverged rate above the best one closes the grid. Where
-    every rate diverged, and for a lone rate, the answer is −1; where none counts, 0.
+    Only rates that count are considered. A diverged rate above the best one closes the grid. The
+    result is −1 where every rate diverged and for a single rate, and 0 where none counts.
     """
     counted = [rate for rate in rates_of(runs) if rate.counts]
     if not counted:
         return 0
-    chosen = best(counted)
-    if chosen in (None, counted[0]):
+    best_rate = best(counted)
+    if best_rate in (None, counted[0]):
         return -1
-    return int(chosen == counted[-1])
+    return int(best_rate == counted[-1])
 
 
 def tolerance(rates: Sequence[Rate]) -> Tolerance | None:
-    """The range of good rates round the best; None where there is no best rate.
+    """Return the range of good rates around the best; None where there is no best rate.
 
     Between two rates the loss is taken as linear in log₂ of the rate. Towards a diverged rate the
     range ends at the last finite one.
     """
-    chosen = best(rates)
-    if chosen is None:
+    best_rate = best(rates)
+    if best_rate is None:
         return None
     counted = [rate for rate in rates if rate.counts]
-    at = counted.index(chosen)
-    limit = (1 + WITHIN) * chosen.validation.mean
+    at = counted.index(best_rate)
+    limit = (1 + WITHIN) * best_rate.validation.mean
     lower, open_below = _reach(counted[at::-1], limit)
     upper, open_above = _reach(counted[at:], limit)
     return Tolerance(lower, upper, open_below, open_above)
 
 
 def regret(rates: Sequence[Rate], default_rate: float) -> float | None:
-    """(loss at ``default_rate`` − best loss) / best loss, on validation; infinite if it diverged.
+    """Return ``(loss at default_rate − best loss) / best loss`` on the validation rows.
 
-    None where the default is not among the rates that count, or no rate is finite.
+    It is infinite where the default rate diverged, and None where the default is not among the
+    rates that count, or no rate is finite.
     """
-    chosen, default = best(rates), at_rate(rates, default_rate)
-    if chosen is None or default is None or not default.counts:
+    best_rate, default = best(rates), at_rate(rates, default_rate)
+    if best_rate is None or default is None or not default.counts:
         return None
-    excess = default.validation.mean - chosen.validation.mean
+    excess = default.validation.mean - best_rate.validation.mean
     if not excess:
         return 0.0
-    return excess / chosen.validation.mean if chosen.validation.mean else inf
+    return excess / best_rate.validation.mean if best_rate.validation.mean else inf
 
 
 def at_rate(rates: Sequence[Rate], learning_rate: float) -> Rate | None:
-    """The rate of this value, up to rounding."""
+    """Return the rate of this value, up to rounding."""
     near = (rate for rate in rates if isclose(rate.learning_rate, learning_rate, rel_tol=1e-6))
     return next(near, None)
 
 
 def _reach(path: Sequence[Rate], limit: float) -> tuple[float, bool]:
-    """How far along ``path``, best rate first, the loss is within ``limit``; if the path ends."""
+    """Return where the loss along ``path`` exceeds ``limit``, and whether the path ends first."""
     for inner, outer in pairwise(path):
         low, high = inner.validation.mean, outer.validation.mean
         if high > limit:
@@ -166,6 +168,6 @@ def _reach(path: Sequence[Rate], limit: float) -> tuple[float, bool]:
 
 
 def _loss(run: Run) -> float:
-    """Validation loss; infinite for a diverged run, and for one whose loss is not a number."""
+    """Return the validation loss; infinite for a diverged run or a loss that is not a number."""
     loss = inf if run["status"] == "diverged" else run["validation"]["loss"]
     return loss if isfinite(loss) else inf

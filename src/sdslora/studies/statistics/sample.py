@@ -19,20 +19,20 @@ class Sample:
 
     @property
     def values(self) -> list[float]:
-        """In the seeds' order."""
+        """The figures in the seeds' order."""
         return [self.by_seed[seed] for seed in sorted(self.by_seed)]
 
     @property
     def mean(self) -> float:
-        """Infinite where one seed diverged, not a number without seeds."""
+        """The mean; infinite where one seed diverged, not a number without seeds."""
         return float(np.mean(self.values)) if self.by_seed else nan
 
     @property
     def std(self) -> float:
-        """Over n − 1; not a number for fewer than two seeds, or where one diverged."""
+        """The deviation over n − 1; not a number below two seeds, or where one diverged."""
         usable = len(self.by_seed) > 1 and all(map(isfinite, self.values))
         return float(np.std(self.values, ddof=1)) if usable else nan
 
     def only(self, seeds: Iterable[int]) -> "Sample":
-        """Of these seeds."""
+        """Return the sample of these seeds."""
         return Sample({seed: self.by_seed[seed] for seed in seeds})

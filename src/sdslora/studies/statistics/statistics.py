@@ -1,7 +1,7 @@
-"""From the records of all runs to the conclusions.
+"""The conclusions of a comparison, computed from the records of all its runs.
 
-Each contender stands at the learning rate that is best on the validation split, averaged over
-seeds; its result is the one on the test split there, of fresh seeds where there are any. See
+Each contender uses the learning rate that is best on the validation split, averaged over seeds. Its
+result is the test result at that rate, of seeds not used for tuning where there are any. See
 :mod:`.rates` and :mod:`.verdict`.
 """
 
@@ -24,7 +24,7 @@ Metric = Literal["loss", "accuracy", "exact_match"]
 HIGHER_IS_BETTER: dict[Metric, bool] = {"loss": False, "accuracy": True, "exact_match": True}
 
 OURS = ("sds-lora", "sds-hira")
-"""The methods that are set against the others, the first of them that is there."""
+"""The methods that may be the reference; the first one in the comparison is."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Contender:
         tolerance: the rates about as good as the best.
         default_rate: the recommended rate.
         regret: what the default costs, as a share of the best validation loss.
-        seeds: of the results: the fresh ones at the best rate, or else those that chose it.
+        seeds: of the results: those not used for tuning at the best rate, or else the tuning seeds.
         test: figures of the test split at the best rate, by metric; infinitely bad for a fresh seed
             that diverged.
         forgetting: loss on general text after training minus before, at the best rate, if measured.
         trade_off: what is learned against what is forgotten at each rate that counts, by metric.
-        curve: (step, training loss) at the best rate, mean over seeds, of the steps all have.
+        curve: (step, training loss) at the best rate, mean over seeds, at the steps all have.
         seconds: mean of the finished runs.
         peak_bytes: highest of the finished runs, if measured.
         trainable_parameters: their number, None where no run tells.
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def baseline(self) -> Contender:
-        """Whose time and memory the others' are given in: LoRA if there, else the first."""
+        """The contender to which time and memory are relative: LoRA, or else the first."""
         lora = (contender for contender in self.contenders if contender.method == "lora")
         return next(lora, self.contenders[0])
 
@@ -101,7 +101,7 @@ class Comparison:
 def compare(
     runs: Sequence[Run], reference: str | None = None, metric: Metric = "loss"
 ) -> Comparison:
-    """Conclusions from the records of all runs.
+    """Return the conclusions from the records of all runs.
 
     Args:
         runs: the records; those of one contender share a ``label``.
@@ -133,8 +133,8 @@ def _contender(runs: Sequence[Run]) -> Contender:
     choosing = [run for run in runs if not run["fresh"]]
     fresh = [run for run in runs if run["fresh"]]
     rates = rates_of(choosing)
-    chosen = best(rates)
-    results = _at(chosen, fresh) or _at(chosen, choosing)
+    best_rate = best(rates)
+    results = _at(best_rate, fresh) or _at(best_rate, choosing)
     finished = [run for run in runs if run["status"] == "finished"]
     peaks = [run["peak_bytes"] for run in finished if run["peak_bytes"] is not None]
     sizes = (run["trainable_parameters"] for run in runs)
@@ -143,7 +143,7 @@ def _contender(runs: Sequence[Run]) -> Contender:
         label=runs[0]["label"],
         method=runs[0]["method"],
         rates=rates,
-        best=chosen,
+        best=best_rate,
         end=end_of_grid(choosing),
         tolerance=tolerance(rates),
         default_rate=runs[0]["default_rate"],
@@ -162,17 +162,17 @@ def _contender(runs: Sequence[Run]) -> Contender:
     )
 
 
-def _at(chosen: Rate | None, runs: Sequence[Run]) -> list[Run]:
-    """The runs at the rate that came to a result."""
+def _at(rate: Rate | None, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs at the chosen rate that have a result."""
     return [
         run
         for run in runs
-        if chosen and run["learning_rate"] == chosen.learning_rate and run["status"] != "failed"
+        if rate and run["learning_rate"] == rate.learning_rate and run["status"] != "failed"
     ]
 
 
 def _test(runs: Sequence[Run]) -> dict[Metric, Sample]:
-    """The metrics that all of ``runs`` have."""
+    """Return the metrics that all of ``runs`` have."""
     tested = {run["seed"]: run["test"] for run in runs}  # None: diverged
     known = [figures for figures in tested.values() if figures is not None]
     worst = {metric: -inf if higher else inf for metric, higher in HIGHER_IS_BETTER.items()}
@@ -192,14 +192,14 @@ def _forgetting(runs: Sequence[Run]) -> Sample | None:
 
 
 def _trade_off(rates: Sequence[Rate], runs: Sequence[Run]) -> dict[Metric, tuple[Learned, ...]]:
-    found: dict[Metric, list[Learned]] = {}
+    curves: dict[Metric, list[Learned]] = {}
     for rate in rates:
         at = _at(rate, runs) if rate.counts else []
         lost = _forgetting(at)
         if lost is not None:
             for metric, figures in _test(at).items():
-                found.setdefault(metric, []).append(Learned(rate.learning_rate, figures, lost))
-    return {metric: tuple(curve) for metric, curve in found.items()}
+                curves.setdefault(metric, []).append(Learned(rate.learning_rate, figures, lost))
+    return {metric: tuple(curve) for metric, curve in curves.items()}
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[int, float], ...]:
@@ -219,7 +219,7 @@ def _reference(contenders: Sequence[Contender], label: str | None) -> str:
 
 
 def _result(contender: Contender, metric: Metric) -> Sample:
-    """The test figures; none where the contender has no best rate."""
+    """Return the test figures; none where the contender has no best rate."""
     if contender.best is None:
         return Sample({})
     if metric not in contender.test:

@@ -1,4 +1,4 @@
-"""What is learned against what is forgotten: a contender's curve over its learning rates."""
+"""Learning against forgetting: a contender's curve over its learning rates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .sample import Sample
 
 @dataclass(frozen=True)
 class Learned:
-    """One learning rate, by its means over seeds.
+    """One learning rate with its means over seeds.
 
     Attributes:
         learning_rate: the rate.
@@ -24,15 +24,15 @@ class Learned:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no seed diverged."""
+        """True where no seed diverged."""
         return isfinite(self.test.mean) and isfinite(self.forgetting.mean)
 
 
 def forgetting_at(curve: Sequence[Learned], level: float, higher_is_better: bool) -> float | None:
-    """The forgetting with which a contender first reaches ``level``, its rate raised step by step.
+    """Return the forgetting at the lowest learning rate that reaches ``level``.
 
-    Between two rates both figures are taken as linear; where the lowest rate is past the level
-    already, its forgetting is an upper bound, and returned. None where no rate reaches it.
+    Both figures are interpolated linearly between two rates. Where the lowest rate exceeds the
+    level already, its forgetting is returned as an upper bound. None where no rate reaches it.
     """
     sign = -1 if higher_is_better else 1
     path = [(sign * p.test.mean, p.forgetting.mean) for p in curve if p.is_finite]

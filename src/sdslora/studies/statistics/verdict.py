@@ -1,9 +1,9 @@
-"""Contenders paired over seeds: is there a difference, and how many seeds would show one.
+"""Paired comparison over seeds: is there a difference, and how many seeds would show one?
 
 A difference is shown when the p-value of a paired t-test, adjusted after Holm for the number of
-rivals, is below ``ALPHA`` and the bootstrap interval excludes zero. The interval alone would not
-do: over five seeds it misses zero in more than a tenth of the cases where there is no difference.
-The rule is wrong in at most 5% of those, if differences are normal or longer-tailed.
+rivals, is below ``ALPHA`` and the bootstrap interval excludes zero. The interval alone is not
+enough: over five seeds it excludes zero in more than a tenth of the cases without a difference. The
+rule is wrong in at most 5% of those, if differences are normal or longer-tailed.
 """
 
 from bisect import bisect_left
@@ -35,9 +35,9 @@ class Difference:
         std: of the differences, over n − 1; exactly 0 where they are equal up to rounding.
         interval: 95% bootstrap interval of the mean: BCa, or percentile where the differences are
             equal and BCa is undefined.
-        p: two-sided, of the paired t-test. Where the differences are equal t is undefined, and a
-            zero spread over few seeds proves nothing: then of the sign-flip test, 2^(1−n), or 1
-            for differences of zero.
+        p: two-sided, of the paired t-test. Where the differences are equal, t is undefined and a
+            zero spread over few seeds proves nothing: then p is that of the sign-flip test,
+            2^(1−n), or 1 for differences of zero.
     """
 
     mean: float
@@ -58,8 +58,8 @@ class Pair:
         difference: None where the verdict is withheld.
         adjusted_p: ``difference.p``, adjusted for the number of rivals.
         verdict: of the reference.
-        seeds_needed: where no difference is shown: seeds that would show one of the size seen, with
-            the spread seen, in 80% of the cases; infinite for more than ``MOST_SEEDS``.
+        seeds_needed: where no difference is significant: seeds that would show one of the observed
+            size and spread in 80% of the cases; infinite for more than ``MOST_SEEDS``.
     """
 
     reference: str
@@ -75,7 +75,7 @@ class Pair:
 def against_rivals(
     reference: str, results: Mapping[str, Sample], higher_is_better: bool
 ) -> tuple[Pair, ...]:
-    """The reference paired with each other contender, in their order.
+    """Return the reference paired with each other contender, in their order.
 
     The verdict is withheld for fewer than two common seeds, or a figure that is not finite.
 
@@ -97,18 +97,18 @@ def against_rivals(
     adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
     pairs = []
     for rival, (ours, theirs) in matched.items():
-        found, p = differences.get(rival), adjusted.get(rival)
-        verdict = _verdict(found, p, higher_is_better)
+        paired, p = differences.get(rival), adjusted.get(rival)
+        verdict = _verdict(paired, p, higher_is_better)
         needed = None
-        if found is not None and verdict == "no difference shown":
-            # Holm never asks for less than ALPHA / rivals: as many seeds suffice in any order.
-            needed = seeds_needed(found.mean, found.std, ALPHA / len(differences))
-        pairs.append(Pair(reference, rival, ours, theirs, found, p, verdict, needed))
+        if paired is not None and verdict == "no difference shown":
+            # Holm's level is ALPHA / rivals or more: as many seeds suffice in any order.
+            needed = seeds_needed(paired.mean, paired.std, ALPHA / len(differences))
+        pairs.append(Pair(reference, rival, ours, theirs, paired, p, verdict, needed))
     return tuple(pairs)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """The paired difference ``ours − theirs`` (n,), n ≥ 2, finite."""
+    """Return the paired difference ``ours − theirs`` (n,), n ≥ 2, finite."""
     a, b = np.asarray(ours, float), np.asarray(theirs, float)
     d = a - b
     if np.ptp(d) <= 1e-12 * max(np.abs(a).max(), np.abs(b).max()):
@@ -120,7 +120,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm's step-down: p₍ᵢ₎ becomes max over j ≤ i of (m − j + 1) p₍ⱼ₎."""
+    """Adjust p-values by Holm's step-down: p₍ᵢ₎ becomes max over j ≤ i of (m − j + 1) p₍ⱼ₎."""
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -129,7 +129,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(mean: float, std: float, alpha: float = ALPHA) -> float:
-    """Fewest seeds with which a two-sided paired t-test at ``alpha`` has 80% power.
+    """Return the fewest seeds that give a two-sided paired t-test at ``alpha`` 80% power.
 
     Args:
         mean: the true difference.
@@ -151,7 +151,7 @@ def seeds_needed(mean: float, std: float, alpha: float = ALPHA) -> float:
 
 
 def power(effect: float, n: int, alpha: float = ALPHA) -> float:
-    """Probability that a two-sided paired t-test over ``n`` seeds is below ``alpha``.
+    """Return the probability that a two-sided paired t-test over ``n`` seeds is below ``alpha``.
 
     Args:
         effect: mean difference over the spread of the differences, not negative.
@@ -181,10 +181,10 @@ def _interval(d: NDArray[np.float64]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _verdict(found: Difference | None, p: float | None, higher_is_better: bool) -> Verdict:
-    if found is None or p is None:
+def _verdict(paired: Difference | None, p: float | None, higher_is_better: bool) -> Verdict:
+    if paired is None or p is None:
         return "withheld"
-    low, high = found.interval
+    low, high = paired.interval
     if p >= ALPHA or low <= 0 <= high:
         return "no difference shown"
-    return "better" if (found.mean > 0) == higher_is_better else "worse"
+    return "better" if (paired.mean > 0) == higher_is_better else "worse"
