@@ -29,11 +29,12 @@ def orthonormal_basis(M: Tensor, previous: Tensor | Callable[[], Tensor] | None 
     Returns:
         Q in float32 (float64 for float64 input), finite whenever ``M`` is.
 
-    >>> import torch
-    >>> M = torch.tensor([[3.0, 1.0], [4.0, 0.0], [0.0, 2.0]])
-    >>> Q = orthonormal_basis(M)
-    >>> bool(torch.allclose(Q.T @ Q, torch.eye(2), atol=1e-6))
-    True
+    Examples:
+        >>> import torch
+        >>> M = torch.tensor([[3.0, 1.0], [4.0, 0.0], [0.0, 2.0]])
+        >>> Q = orthonormal_basis(M)
+        >>> bool(torch.allclose(Q.T @ Q, torch.eye(2), atol=1e-6))
+        True
     """
     *batch, rows, columns = M.shape
     width = min(rows, columns)
@@ -172,9 +173,10 @@ def subspace_cosine(Q: Tensor, Q_new: Tensor) -> Tensor:
 
     It is 1 where no column moved (Fig. 4). Surplus zero columns do not count.
 
-    >>> import torch
-    >>> float(subspace_cosine(torch.eye(4)[:, :2], torch.eye(4)[:, 1:3]))
-    0.0
+    Examples:
+        >>> import torch
+        >>> float(subspace_cosine(torch.eye(4)[:, :2], torch.eye(4)[:, 1:3]))
+        0.0
     """
     columns = (Q != 0).any(dim=-2).sum(dim=-1).clamp_min(1)
     return (Q * Q_new).sum(dim=(-2, -1)) / columns

@@ -61,13 +61,14 @@ def sds_linear(
         scaling: s.
         gate: shape (1,), 1 in the warm-up and 0 in the main stage; None is 0.
 
-    >>> import torch
-    >>> from sdslora.core import delta_weight, reparameterize
-    >>> A, B, x = torch.randn(2, 6), torch.randn(4, 2), torch.randn(3, 6)
-    >>> factors = reparameterize(A, B, scaling=2.0)
-    >>> y = sds_linear(x, *factors, scaling=2.0)
-    >>> bool(torch.allclose(y, x @ delta_weight(*factors, scaling=2.0).T, atol=1e-4))
-    True
+    Examples:
+        >>> import torch
+        >>> from sdslora.core import delta_weight, reparameterize
+        >>> A, B, x = torch.randn(2, 6), torch.randn(4, 2), torch.randn(3, 6)
+        >>> factors = reparameterize(A, B, scaling=2.0)
+        >>> y = sds_linear(x, *factors, scaling=2.0)
+        >>> bool(torch.allclose(y, x @ delta_weight(*factors, scaling=2.0).T, atol=1e-4))
+        True
     """
     return sds_branch(
         x,

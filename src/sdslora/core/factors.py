@@ -12,11 +12,12 @@ class SdsFactors(NamedTuple):
     Shapes: ``A`` (..., r, n), ``B`` (..., m, r), ``Q_A`` (..., n, r), ``Q_B`` (..., m, r). The
     bases have orthonormal columns; where ``r`` exceeds ``min(m, n)``, the surplus columns are zero.
 
-    >>> import torch
-    >>> A, B = torch.zeros(2, 6), torch.zeros(4, 2)
-    >>> factors = SdsFactors(A, B, Q_A=torch.eye(6)[:, :2], Q_B=torch.eye(4)[:, :2])
-    >>> factors.Q_A.shape
-    torch.Size([6, 2])
+    Examples:
+        >>> import torch
+        >>> A, B = torch.zeros(2, 6), torch.zeros(4, 2)
+        >>> factors = SdsFactors(A, B, Q_A=torch.eye(6)[:, :2], Q_B=torch.eye(4)[:, :2])
+        >>> factors.Q_A.shape
+        torch.Size([6, 2])
     """
 
     A: Tensor
@@ -41,10 +42,11 @@ def lora_delta_weight(A: Tensor, B: Tensor, scaling: float | Tensor) -> Tensor:
 def delta_weight(A: Tensor, B: Tensor, Q_A: Tensor, Q_B: Tensor, scaling: float | Tensor) -> Tensor:
     """Return SDS-LoRA's ΔW, Eq. (5), (..., m, n), in the dtype that the factors promote to.
 
-    >>> import torch
-    >>> A, B = torch.zeros(2, 6), torch.zeros(4, 2)
-    >>> delta_weight(A, B, torch.eye(6)[:, :2], torch.eye(4)[:, :2], scaling=2.0).shape
-    torch.Size([4, 6])
+    Examples:
+        >>> import torch
+        >>> A, B = torch.zeros(2, 6), torch.zeros(4, 2)
+        >>> delta_weight(A, B, torch.eye(6)[:, :2], torch.eye(4)[:, :2], scaling=2.0).shape
+        torch.Size([4, 6])
     """
     dtype = torch.promote_types(A.dtype, Q_A.dtype)
     A, B, Q_A, Q_B = (factor.to(dtype) for factor in (A, B, Q_A, Q_B))

@@ -30,6 +30,16 @@ def refresh(factors: SdsFactors, mode: RefreshMode = "qr") -> SdsFactors:
 
     Raises:
         ValueError: for another mode.
+
+    Examples:
+        >>> import torch
+        >>> from sdslora.core import delta_weight, reparameterize
+        >>> factors = reparameterize(torch.randn(2, 6), torch.randn(4, 2), scaling=2.0)
+        >>> factors = factors._replace(A=torch.randn(2, 6))
+        >>> refreshed = refresh(factors, "preserve")
+        >>> before, after = (delta_weight(*f, scaling=2.0) for f in (factors, refreshed))
+        >>> bool(torch.allclose(before, after, atol=1e-4))
+        True
     """
     if mode not in REFRESH_MODES:
         raise ValueError(f"refresh mode must be one of {', '.join(REFRESH_MODES)}, not {mode!r}")

@@ -14,12 +14,13 @@ def reparameterize(A: Tensor, B: Tensor, scaling: float | Tensor) -> SdsFactors:
     The function is unchanged. Where ``r > min(m, n)``, the surplus rows and columns are zero. A
     zero ΔW gives zero factors with orthonormal bases.
 
-    >>> import torch
-    >>> from sdslora.core import delta_weight
-    >>> A, B = torch.randn(2, 6), torch.randn(4, 2)
-    >>> factors = reparameterize(A, B, scaling=2.0)
-    >>> bool(torch.allclose(delta_weight(*factors, scaling=2.0), 2.0 * B @ A, atol=1e-4))
-    True
+    Examples:
+        >>> import torch
+        >>> from sdslora.core import delta_weight
+        >>> A, B = torch.randn(2, 6), torch.randn(4, 2)
+        >>> factors = reparameterize(A, B, scaling=2.0)
+        >>> bool(torch.allclose(delta_weight(*factors, scaling=2.0), 2.0 * B @ A, atol=1e-4))
+        True
     """
     rank = A.shape[-2]
     # s cancels: with U Σ Vᵀ the SVD of ΔW / s, the equation's Σ / (2 s) becomes Σ / 2

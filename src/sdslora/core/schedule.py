@@ -19,9 +19,10 @@ class RefreshSchedule:
     Raises:
         ValueError: for a number out of range, or a training that ends within its warm-up.
 
-    >>> schedule = RefreshSchedule(total_steps=100, warmup_steps=10)
-    >>> [schedule.action(step) for step in (9, 10, 11, 23, 24)]
-    ['none', 'reparameterize', 'refresh', 'none', 'refresh']
+    Examples:
+        >>> schedule = RefreshSchedule(total_steps=100, warmup_steps=10)
+        >>> [schedule.action(step) for step in (9, 10, 11, 23, 24)]
+        ['none', 'reparameterize', 'refresh', 'none', 'refresh']
     """
 
     total_steps: int

@@ -13,10 +13,11 @@ def gradient_alignment(G: Tensor, G_eff: Tensor) -> Tensor:
     the weights. The result (...) is float32 or better, and 0 where either is a zero matrix.
     Fig. 1(b) and 3(b).
 
-    >>> import torch
-    >>> G = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    >>> float(gradient_alignment(G, 3 * G))
-    1.0
+    Examples:
+        >>> import torch
+        >>> G = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+        >>> float(gradient_alignment(G, 3 * G))
+        1.0
     """
     (G, size), (G_eff, size_eff) = _scaled(G), _scaled(G_eff)
     sizes = size * size_eff

@@ -13,9 +13,10 @@ def effective_rank(M: Tensor) -> Tensor:
     one, k for orthonormal rows, 0 for a zero matrix. Float32 or better. Roy and Vetterli, EUSIPCO
     2007; Fig. 1(a).
 
-    >>> import torch
-    >>> round(float(effective_rank(torch.eye(3))), 3)
-    3.0
+    Examples:
+        >>> import torch
+        >>> round(float(effective_rank(torch.eye(3))), 3)
+        3.0
     """
     S = torch.linalg.svdvals(upcast(M))
     total = S.sum(dim=-1, keepdim=True)
@@ -30,9 +31,10 @@ def stable_rank(M: Tensor) -> Tensor:
 
     It is 1 for rank one, k for orthonormal rows, 0 for a zero matrix. Fig. 5.
 
-    >>> import torch
-    >>> float(stable_rank(torch.diag(torch.tensor([2.0, 2.0, 1.0]))))
-    2.25
+    Examples:
+        >>> import torch
+        >>> float(stable_rank(torch.diag(torch.tensor([2.0, 2.0, 1.0]))))
+        2.25
     """
     S = torch.linalg.svdvals(upcast(M))
     largest = S[..., :1]

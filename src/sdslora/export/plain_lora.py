@@ -72,6 +72,16 @@ def to_plain_lora(
     Raises:
         ValueError: for another rank, where there is no such adapter, or where it has ``use_hira``.
         FileExistsError: where ``output_dir`` holds something.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from peft import get_peft_model
+        >>> from sdslora import SdsLoraConfig
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> model = get_peft_model(base, SdsLoraConfig(r=2, target_modules=["0"]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(to_plain_lora(model, f"{folder}/plain").rank)
+        2
     """
     check_rank(rank)
     with written_whole(Path(output_dir)) as folder:

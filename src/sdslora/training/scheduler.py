@@ -51,6 +51,20 @@ class SdsLoraScheduler:
         ValueError: where no adapter is trainable, the training would end within the warm-up, the
             optimizer is of a kind whose state cannot be reset, or there is no such check.
         RuntimeError: where the optimizer does not hold the adapters' parameters.
+
+    Examples:
+        >>> import torch
+        >>> from peft import get_peft_model
+        >>> from sdslora import SdsLoraConfig
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> model = get_peft_model(base, SdsLoraConfig(r=2, target_modules=["0"], warmup_steps=2))
+        >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+        >>> scheduler = SdsLoraScheduler(model, optimizer, total_steps=5)
+        >>> for _ in range(5):
+        ...     model(torch.randn(3, 6)).square().mean().backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+        ...     optimizer.zero_grad()
     """
 
     def __init__(

@@ -63,6 +63,11 @@ class SdsLoraConfig(LoraConfig):
         ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
             does not support"), a number out of range, a value of another type, or a pattern that
             is no regular expression.
+
+    Examples:
+        >>> config = SdsLoraConfig(r=8, target_modules=["q_proj", "v_proj"], preset="tuned")
+        >>> config.refresh_mode, config.refresh_every
+        ('qr', 1)
     """
 
     lora_alpha: int = field(
