@@ -22,7 +22,7 @@ class BaseModelSpec(ModelSpec):
     """The base model of a saved adapter.
 
     Args:
-        name_or_path: As for training; the one that the adapter was trained on where not given.
+        name_or_path: As for training; by default the model that the adapter was trained on.
     """
 
     name_or_path: str | None = None  # type: ignore[assignment]

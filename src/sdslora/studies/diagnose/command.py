@@ -45,7 +45,7 @@ class DiagnosedDataSpec(DataSpec):
 
     Args:
         source: As for training.
-        holdout: As for training. Rows that are held out are taken, where there are any.
+        holdout: As for training. Held-out rows are used, if there are any.
     """
 
     source: str | None = None  # type: ignore[assignment]
@@ -59,13 +59,13 @@ class DiagnoseSpec:
     Args:
         adapter_dir: An SDS-LoRA or plain LoRA adapter as PEFT saves it, or the output directory of
             a run, whose data and model then are the defaults.
-        data: Rows to take gradients on; without a source, only the weights are looked at, and no
+        data: Rows to take gradients on; without a source, only the weights are diagnosed, and no
             base model is needed.
-        model: The base model; the one that the adapter names where not given.
+        model: The base model; by default the one that the adapter names.
         rows: Rows that the gradients are taken on, in one batch.
         max_length: Longest row in tokens; longer ones as examples.overlong says.
-        shown: Layers in the table, those that lose the most; the rest is in the means.
-        output_dir: Where to write diagnosis.json, layers.csv and pictures; nothing is written else.
+        shown: Layers in the table, those that lose the most; the means cover all.
+        output_dir: Where to write diagnosis.json, layers.csv and pictures; by default nowhere.
     """
 
     adapter_dir: str
@@ -95,7 +95,7 @@ def diagnose(spec: DiagnoseSpec) -> Verdict:
     """Measure, print the table and the verdict, and write both to ``spec.output_dir`` if given.
 
     Raises:
-        UserError: where adapter, model or data are not there or do not belong together, the
+        UserError: where adapter, model or data do not exist or do not belong together, or the
             adapter is no LoRA, holds a number that is not finite, or changes nothing yet.
         RunFailed: where no layer that it changes has a finite gradient.
     """

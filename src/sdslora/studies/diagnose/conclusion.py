@@ -42,7 +42,8 @@ def judge(layers: Mapping[str, Figures], *, main_stage: bool) -> Verdict:
     """Return the verdict on these layers, at least one of which has ``rank_lost``.
 
     Args:
-        layers: of :func:`~.weights.of_weights`, with or without :func:`~.gradients.add_gradients`.
+        layers: of :func:`~.weight_spectra.of_weights`, with or without the figures of
+            :func:`~.gradient_figures.add_gradients`.
         main_stage: whether the adapter is in the main stage of SDS-LoRA.
     """
     used = {name: figures for name, figures in layers.items() if figures["rank_lost"] is not None}

@@ -107,7 +107,7 @@ class EngineSpec:
 
 
 TUNED = [{"method": name, "preset": "tuned"} for name in OURS]
-"""What to use for the lowest loss. By default every verdict is about the first one."""
+"""Our methods tuned for the lowest loss. By default every verdict is about the first one."""
 
 
 @dataclass

@@ -31,8 +31,8 @@ class Learned:
 def forgetting_at(curve: Sequence[Learned], level: float, higher_is_better: bool) -> float | None:
     """Return the forgetting at the lowest learning rate that reaches ``level``.
 
-    Both figures are interpolated linearly between two rates. Where the lowest rate exceeds the
-    level already, its forgetting is returned as an upper bound. None where no rate reaches it.
+    Both figures are interpolated linearly between two rates. Where the lowest rate tried reaches
+    the level already, its forgetting is returned as an upper bound. None where no rate reaches it.
     """
     sign = -1 if higher_is_better else 1
     path = [(sign * p.test.mean, p.forgetting.mean) for p in curve if p.is_finite]

@@ -50,10 +50,10 @@ def load(task: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets
 
     Args:
         task: one of the eight names.
-        data_dir: holds ``commonsense/<folder>/test.json``; the Hub's originals where not given.
+        data_dir: holds ``commonsense/<folder>/test.json``; by default the originals on the Hub are read.
 
     Raises:
-        UserError: where the data or one of its fields is not there.
+        UserError: where the data or one of its fields is missing.
     """
     data_set = _SETS[task]
     if data_dir is not None:

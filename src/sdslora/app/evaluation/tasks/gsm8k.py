@@ -19,10 +19,10 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Return the test rows: ``question``, and ``answer`` that ends in ``#### N``.
 
     Args:
-        data_dir: holds ``math/gsm8k/test.jsonl``; the Hub where not given.
+        data_dir: holds ``math/gsm8k/test.jsonl``; by default the Hub is read.
 
     Raises:
-        UserError: where the data or one of its fields is not there.
+        UserError: where the data or one of its fields is missing.
     """
     if data_dir is not None:
         rows = source.local(data_dir, "math/gsm8k/test.jsonl")

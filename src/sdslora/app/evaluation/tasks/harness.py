@@ -62,7 +62,7 @@ def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
     """Return the tasks with their rows, as lm-evaluation-harness's objects.
 
     Raises:
-        UserError: where the rows, or a field of one, are not there.
+        UserError: where the rows, or a field of one, are missing.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs every step
     manager = TaskManager(

