@@ -50,7 +50,7 @@ def load(task: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets
 
     Args:
         task: one of the eight names.
-        data_dir: holds ``commonsense/<folder>/test.json``; by default the originals on the Hub are read.
+        data_dir: holds ``commonsense/<folder>/test.json``; by default the Hub is read.
 
     Raises:
         UserError: where the data or one of its fields is missing.
