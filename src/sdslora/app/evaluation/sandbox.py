@@ -121,7 +121,7 @@ def require() -> None:
     if not sys.platform.startswith("linux") or missing:
         raise UserError(
             "generated code is run in Linux namespaces only, through util-linux"
-            f"{' (not probe: ' + ', '.join(missing) + ')' if missing else ''}; evaluate on a Linux "
+            f"{' (not found: ' + ', '.join(missing) + ')' if missing else ''}; evaluate on a Linux "
             "machine, or leave out the tasks that run code"
         )
     probe = run(["-c", _PROBE])
