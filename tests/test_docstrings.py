@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import sdslora
 from sdslora import core, diagnostics, optim
@@ -154,7 +155,11 @@ def test_the_rules_find_a_planted_violation(source: str, number: int) -> None:
 @pytest.mark.parametrize("item", WITH_EXAMPLE, ids=lambda item: item.__name__)
 def test_an_example_runs(item: type) -> None:
     torch.manual_seed(0)
-    (test,) = doctest.DocTestFinder(recurse=False).find(item, item.__name__)
+    config = sdslora.SdsLoraConfig(r=2, target_modules=["0"])
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 4)), config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    finder = doctest.DocTestFinder(recurse=False)
+    (test,) = finder.find(item, item.__name__, extraglobs={"model": model, "optimizer": optimizer})
     assert test.examples
     output: list[str] = []
     result = doctest.DocTestRunner().run(test, out=output.append)

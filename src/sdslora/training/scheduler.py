@@ -53,18 +53,8 @@ class SdsLoraScheduler:
         RuntimeError: where the optimizer does not hold the adapters' parameters.
 
     Examples:
-        >>> import torch
-        >>> from peft import get_peft_model
-        >>> from sdslora import SdsLoraConfig
-        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
-        >>> model = get_peft_model(base, SdsLoraConfig(r=2, target_modules=["0"], warmup_steps=2))
-        >>> optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-        >>> scheduler = SdsLoraScheduler(model, optimizer, total_steps=5)
-        >>> for _ in range(5):
-        ...     model(torch.randn(3, 6)).square().mean().backward()
-        ...     optimizer.step()
-        ...     scheduler.step()
-        ...     optimizer.zero_grad()
+        >>> scheduler = SdsLoraScheduler(model, optimizer, total_steps=100)
+        >>> scheduler.step()  # after each optimizer.step()
     """
 
     def __init__(
