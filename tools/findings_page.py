@@ -30,7 +30,7 @@ TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
-TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=10"
+TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=20"
 """What ``preset="tuned"`` stands for."""
 MULTIPLIED = OURS.replace("sds-lora", "sds-lora-multiplied")
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
