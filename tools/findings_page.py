@@ -30,7 +30,7 @@ TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
 OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
-TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=10"
+TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=20"
 """What ``preset="tuned"`` stands for."""
 MULTIPLIED = OURS.replace("sds-lora", "sds-lora-multiplied")
 HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
@@ -193,23 +193,23 @@ def refreshes() -> str:
 
 
 def ramps() -> str:
-    """One line a refresh and a ramp: each task's test loss, the best rate in brackets."""
-    names = [f"{task}-{change}" for task in TASKS for change in ("ramp", "ramp-warmed")]
-    if not all((RESULTS / name).exists() for name in names):
-        return NOT_YET
-    found = [results(name) for name in names]
-    rows = []
-    for mode, k in product(("qr", "preserve", "retract"), (0, 10, 20)):
-        options = [f"refresh_mode={mode}"] * (mode != "qr")
-        options += ["refresh_every=1", "transport_momentum=True", *[f"ramp_steps={k}"] * (k > 0)]
-        label = escaped(" ".join(["sds-lora", *options]))
-        cells = [at_best(those[label]) if label in those else "–" for those in found]
-        if set(cells) != {"–"}:
-            rows.append([f"`{mode}`", k or "none", *cells])
-    header = ["refresh", "ramp"]
+    """One line a task, refresh and ramp: the validation loss at each learning rate."""
+    found: dict[tuple[str, str], dict[float, Sample]] = {}
     for task in TASKS:
-        header += [task.replace("-", " "), "with warm-up"]
-    return table(header, rows)
+        for contender in contenders_of(f"{task}-ramp"):
+            options = contender.label.replace(
+                "sds-lora refresh_every=1 ", "sds-lora refresh_mode=qr "
+            )
+            words = dict(word.split("=") for word in options.split()[1:])
+            name = f"`{words['refresh_mode']}`, {words.get('ramp_steps', 'none')}"
+            found[task.replace("-", " "), name] = {
+                r.learning_rate: r.validation for r in contender.rates
+            }
+    if not found:
+        return NOT_YET
+    rates = sorted(set().union(*found.values()))
+    rows = [[*name, *(mean_std(losses.get(x)) for x in rates)] for name, losses in found.items()]
+    return table(["task", "refresh, ramp", *map(rate, rates)], rows)
 
 
 def side_by_side(change: str) -> str:
@@ -328,7 +328,9 @@ def texts() -> dict[str, str]:
         "ramps": ramps(),
         **{
             f"{task}-default": either_schedule(
-                [("without", f"{task}-default"), ("with", f"{task}-default-warmed")], TUNED
+                [("without", f"{task}-default"), ("with", f"{task}-default-warmed")],
+                TUNED,
+                [TUNED.replace("ramp_steps=20", "ramp_steps=10")],
             )
             for task in TASKS
         },

@@ -217,7 +217,7 @@ def test_a_preset_reaches_the_method():
     config = tuned.config(Settings())
     for found in (tuned, config):
         assert (found.refresh_mode, found.refresh_every) == ("qr", 1)
-        assert (found.transport_momentum, found.ramp_steps) == (True, 10)
+        assert (found.transport_momentum, found.ramp_steps) == (True, 20)
     assert make_method("sds-lora").refresh_every is None
     with pytest.raises(ValueError, match="preset must be one of paper, tuned, not 'best'"):
         make_method("sds-lora", preset="best")

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from .basis import orthonormal_basis, widened
-from .factors import SdsFactors, plain_pair
+from .factors import SdsFactors
 from .inner import inner
 from .precision import upcast
-from .svd import factored_svd
 
-RefreshMode = Literal["qr", "preserve", "retract"]
+RefreshMode = Literal["qr", "preserve"]
 REFRESH_MODES: tuple[str, ...] = get_args(RefreshMode)
 
 
@@ -43,8 +42,6 @@ def refresh(factors: SdsFactors, mode: RefreshMode = "qr") -> SdsFactors:
     """
     if mode not in REFRESH_MODES:
         raise ValueError(f"refresh mode must be one of {', '.join(REFRESH_MODES)}, not {mode!r}")
-    if mode == "retract":
-        return _retract(factors)
     A, B, _, _ = factors
     rank = basis_rank(A, B)
     Q_A = refreshed_basis(A.mT, rank, lambda: factors.Q_A)
@@ -87,21 +84,3 @@ def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:
     A = (R_B @ old_A.mT).add_(X @ Q_A.mT)
     B = (old_B @ R_A).sub_(Q_B @ X)
     return SdsFactors(A, B, Q_A, Q_B)
-
-
-def _retract(factors: SdsFactors) -> SdsFactors:
-    """The nearest ΔW of rank r, with its bases as near to the old ones as they can be."""
-    factors = SdsFactors(*map(upcast, factors))
-    rank = basis_rank(factors.A, factors.B)
-    U, S, V = factored_svd(plain_pair(factors)).truncate(rank)
-
-    def nearest(basis: Tensor, old: Tensor) -> Tensor:
-        P, _, Rh = torch.linalg.svd(basis.mT @ old[..., :rank])
-        return P @ Rh
-
-    O_A, O_B = nearest(V, factors.Q_A), nearest(U, factors.Q_B)
-    Q_A, Q_B = V @ O_A, U @ O_B
-    core = O_B.mT @ (S.unsqueeze(-1) * O_A) / 2
-    width = factors.A.shape[-2]
-    A, B = widened((core @ Q_A.mT).mT, width).mT, widened(Q_B @ core, width)
-    return SdsFactors(A, B, widened(Q_A, width), widened(Q_B, width))

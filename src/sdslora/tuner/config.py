@@ -44,7 +44,7 @@ class SdsLoraConfig(LoraConfig):
 
     Args:
         preset: ``"paper"``, or ``"tuned"``, the recommended one: ``refresh_mode="qr"``,
-            ``refresh_every=1``, ``transport_momentum=True`` and ``ramp_steps=10``. It is what the
+            ``refresh_every=1``, ``transport_momentum=True`` and ``ramp_steps=20``. It is what the
             four are where they are None when the configuration is made; in a copy of a
             configuration they are given already.
         warmup_steps: optimizer steps of plain LoRA before the main stage begins.

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refresh_mode": "qr",
         "refresh_every": 1,
         "transport_momentum": True,
-        "ramp_steps": 10,
+        "ramp_steps": 20,
     },
 }
 """The paper's refresh by phases; or one after every step, which the momentum follows, and a ramp.

@@ -86,7 +86,7 @@ def test_what_is_given_beside_it_counts(recipe: MakeRecipe) -> None:
     assert read("--config", str(path), "--adapter.r=2").adapter.r == 2
     tuned = read(path, "--adapter.preset=tuned").adapter
     assert (tuned.refresh_mode, tuned.refresh_every) == ("qr", 1)
-    assert (tuned.transport_momentum, tuned.ramp_steps) == (True, 10)
+    assert (tuned.transport_momentum, tuned.ramp_steps) == (True, 20)
     path = recorded(read(recipe(adapter__preset="tuned", adapter__refresh_mode="preserve")))
     paper = read(path, "--adapter.preset=paper").adapter
     assert (paper.refresh_mode, paper.refresh_every) == ("preserve", None)
