@@ -15,7 +15,7 @@ from torch import nn
 
 from sdslora.core import RefreshSchedule
 from sdslora.methods import METHODS, Batches, Settings
-from sdslora.methods.layers import ADAPTER
+from sdslora.methods.base.layers import ADAPTER
 from sdslora.methods.sds_lora import SdsLora
 from sdslora.studies.compare.command import command
 from sdslora.tuner import SdsLoraConfig
