@@ -100,11 +100,11 @@ def test_steps_are_those_of_the_slow_definition(zero_B: bool) -> None:
     problem.assert_equals(layers)
 
 
+# ḡ of these problems has root mean squares of 0.4 to 1
 LIMITS = {
     "clipped": {"clip_norm": 1.0},
-    "one skipped": {"skip_rms": 1.5},
-    "all skipped": {"skip_rms": 1e-3},
-    "the authors'": {"clip_norm": 1.0, "skip_rms": 1.5},
+    "some skipped": {"skip_rms": 0.7},
+    "skipped, then clipped": {"clip_norm": 1.0, "skip_rms": 0.7},
 }
 
 
@@ -127,7 +127,7 @@ def test_limits_do_not_depend_on_how_the_product_is_factored() -> None:
     for A, B in problems[1].pairs:
         A.data, B.data = torch.linalg.inv(R) @ A.data, B.data @ R
     for problem in problems:
-        problem.train(LoraRite(problem.params, lr=0.05, clip_norm=1.0, skip_rms=1.5), 12)
+        problem.train(LoraRite(problem.params, lr=0.05, clip_norm=1.0, skip_rms=0.7), 12)
     for (A, B), (A_other, B_other) in zip(*(problem.pairs for problem in problems), strict=True):
         torch.testing.assert_close(B @ A, B_other @ A_other, rtol=1e-6, atol=1e-8)
 

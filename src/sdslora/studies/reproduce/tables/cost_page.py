@@ -57,13 +57,14 @@ def texts(content: Mapping[str, Any]) -> dict[str, str]:
 
 def setting(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     """Return what was measured, and where, in sentences."""
-    return (
+    sentences = (
         "The paper's figures are of whole trainings on an H200; it does not name the model. Its "
         "times include the warm-up stage.\n"
         f"Ours are medians of one step: {config['model']}, rank {config['rank']}, "
         f"{config['rows']} x {config['tokens']} random tokens, {config['rounds']} rounds on "
         f"{measured['device']} ({measured['threads']} threads). Only the ratios can be compared."
     )
+    return f"{sentences}\n{page.SMALL}" if config["scale"] == "small" else sentences
 
 
 def _ours(kind: str, measured: Mapping[str, Any]) -> list[str]:
