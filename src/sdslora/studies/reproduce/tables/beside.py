@@ -19,7 +19,7 @@ _OTHER_UNITS = {paper.SHARE: Unit("share"), _LOSS: UNITS["loss"]}
 
 @dataclass(frozen=True)
 class OurRow:
-    """What our runs give for one model, method and rank.
+    """Our figures for one model, method and rank.
 
     Attributes:
         model: as in the settings.
@@ -34,7 +34,7 @@ class OurRow:
     samples: Mapping[str, Sample]
 
     def matches(self, row: PaperRow) -> bool:
-        """Whether this is the paper's row: the same model, method and rank."""
+        """Return whether this is the paper's row: the same model, method and rank."""
         return (
             self.is_method(row.method)
             and paper.MODELS.get(self.model) == row.model
@@ -42,12 +42,12 @@ class OurRow:
         )
 
     def is_method(self, method: str) -> bool:
-        """Whether this is the paper's ``method``, of whatever model and rank."""
+        """Return whether this is the paper's ``method``, of any model and rank."""
         return self.method in paper.METHODS[method]
 
 
 def our_rows(table: str, runs: Sequence[Mapping[str, Any]]) -> list[OurRow]:
-    """Gather runs by model, method and rank; the average as the paper's, where all is there."""
+    """Gather runs by model, method and rank, with the paper's average if no column lacks."""
     printed = paper.columns(table)
     grouped: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
     for run in runs:
@@ -107,7 +107,7 @@ def compared(printed: Sequence[PaperRow], ours: Sequence[OurRow]) -> list[bool]:
 def _ordered(
     printed: Sequence[PaperRow], ours: Sequence[OurRow]
 ) -> Iterator[PaperRow | tuple[OurRow, PaperRow | None]]:
-    """By method: the paper's rows, each with ours of the same cell, then ours of other cells."""
+    """Yield, by method, the paper's rows, each with ours of its cell, then our other rows."""
     left = list(ours)
     for method in dict.fromkeys(row.method for row in printed):
         for theirs in (row for row in printed if row.method == method):

@@ -33,7 +33,7 @@ _WARM_STEPS = 12  # past the ten of plain LoRA, the re-parameterization, and a f
 
 @dataclass
 class CostSpec:
-    """LoRA's and SDS-LoRA's training steps in turn, on random tokens.
+    """Measure training steps of LoRA and of SDS-LoRA in turn, on random tokens.
 
     Args:
         output_dir: Directory of the results.
@@ -63,11 +63,11 @@ class CostSpec:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Table 6."""
+    """Table 6, which compares costs."""
 
     @property
     def title(self) -> str:
-        """What it shows, in a few words."""
+        """The title, in a few words."""
         return "Table 6: time and memory of a training step"
 
     @property

@@ -21,7 +21,7 @@ from .paper_settings import Entry, Model, Part, Scale, Table
 
 @dataclass
 class TableSpec:
-    """One of the paper's tables, at the paper's scale or small.
+    """Reproduce one of the paper's tables, at the paper's scale or small.
 
     Args:
         output_dir: Directory of the runs, which tables share, and of one folder a table.
@@ -63,7 +63,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared in one place of a table: one model on one part at one rank.
+    """One place of a table: several methods on one model, part and rank.
 
     ``rank`` is None for full fine-tuning, which has a cell of its own, shared by tables and ranks.
     """

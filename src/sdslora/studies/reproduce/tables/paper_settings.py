@@ -34,7 +34,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Part:
-    """What a model is trained on, and what it is measured by.
+    """A training set of the tables, and what a trained model is measured by.
 
     Attributes:
         data: the data section.
@@ -103,7 +103,7 @@ MATH = Part({"source": "metamathqa-100k", "holdout": 120}, ("math", "gsm8k"), _P
 CODE = Part({"source": "code-feedback-100k", "holdout": 120}, ("humaneval",), _PAPER, 100_000, 1023)
 
 _QUERY_VALUE = ["q_proj", "v_proj"]
-# The paper's rate of full fine-tuning is not at hand: a tenth, as on language.
+# Assumed: full fine-tuning has a tenth of the rate, as on language.
 VIT_BASE = Model("google/vit-base-patch16-224-in21k", 2e-3, 2e-4, _QUERY_VALUE)
 VIT_LARGE = Model("google/vit-large-patch16-224-in21k", 1e-3, 1e-4, _QUERY_VALUE)
 _HELD_OUT = 120
@@ -112,7 +112,7 @@ _HELD_OUT = 120
 def _images(
     source: str, folder: str, rows: int, epochs: int, rate_factor: float = 1.0, test: str = "test"
 ) -> Part:
-    """A data set of images; ``rows`` are those of its training split."""
+    """Return the part of a data set of images with ``rows`` in its training split."""
     return Part(
         {"source": source, "holdout": _HELD_OUT},
         training={
