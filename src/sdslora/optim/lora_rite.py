@@ -132,21 +132,25 @@ class LoraRite(PairOptimizer):
         """Skip and clip, in the gradients: ḡ is linear in them, so that one factor scales both."""
         if self.clip_norm is None and self.skip_rms is None:
             return
-        moving = [pair for group in self._own_groups() for pair in pairs_of(group)]
-        squares: dict[Tensor, Tensor] = {}
-        for A, B in filter(has_gradients, moving):
-            g_A, g_B = (gradient.flatten(1) for gradient in gradients([A, B]))
-            squares[A] = unmagnified(g_A, B.flatten(1)).square()
-            squares[B] = unmagnified(g_B.mT, A.flatten(1).mT).square()
+        limited: list[tuple[Tensor, Tensor]] = []
+        for A, B in self._moving_pairs():
+            g_A, g_B = gradients([A, B])
+            limited.append((g_A, unmagnified(g_A.flatten(1), B.flatten(1)).square()))
+            limited.append((g_B, unmagnified(g_B.flatten(1).mT, A.flatten(1).mT).square()))
         if self.skip_rms is not None:
-            for parameter in [p for p, g in squares.items() if g.mean().sqrt() > self.skip_rms]:
-                parameter.grad.zero_()
-                del squares[parameter]
-        if self.clip_norm is not None and squares:
-            norm = torch.stack([g.sum().cpu() for g in squares.values()]).sum().sqrt().item()
+            for gradient, squares in limited:
+                if squares.mean().sqrt() > self.skip_rms:
+                    gradient.zero_()
+                    squares.zero_()
+        if self.clip_norm is not None and limited:
+            norm = torch.stack([squares.sum().cpu() for _, squares in limited]).sum().sqrt().item()
             if norm > self.clip_norm:
-                for parameter in squares:
-                    parameter.grad.mul_(self.clip_norm / norm)
+                for gradient, _ in limited:
+                    gradient.mul_(self.clip_norm / norm)
+
+    def _moving_pairs(self) -> list[Pair]:
+        own = [group for group in self.param_groups if group[self.own]]
+        return [pair for group in own for pair in pairs_of(group) if has_gradients(pair)]
 
     def _step_pairs(self, group: Group, pairs: list[Pair]) -> None:
         for alike in self._alike(filter(has_gradients, pairs)):

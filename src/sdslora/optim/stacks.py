@@ -35,9 +35,6 @@ class StackOptimizer(Optimizer):
     def _prepare(self) -> None:
         """Do what concerns all groups at once, before any moves; nothing by default."""
 
-    def _own_groups(self) -> list[Group]:
-        return [group for group in self.param_groups if group[self.own]]
-
     def _step_own(self, group: Group) -> None:
         raise NotImplementedError
 

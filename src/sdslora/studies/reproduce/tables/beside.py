@@ -49,7 +49,7 @@ class OurRow:
 def our_rows(table: str, runs: Sequence[Mapping[str, Any]]) -> list[OurRow]:
     """Gather runs by model, method and rank, with the paper's average if no column lacks."""
     printed = paper.columns(table)
-    grouped: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
+    grouped: dict[tuple[str, str, int | None], dict[str, dict[int, float]]] = {}
     for run in runs:
         method = run["method"].replace(" preset=paper", "")
         by_column = grouped.setdefault((run["model"], method, run["rank"]), defaultdict(dict))
@@ -67,8 +67,10 @@ def our_rows(table: str, runs: Sequence[Mapping[str, Any]]) -> list[OurRow]:
                 for seed in sorted(seeds)
             }
     return [
-        OurRow(*key, {column: Sample(values) for column, values in by_column.items()})
-        for key, by_column in grouped.items()
+        OurRow(
+            model, method, rank, {column: Sample(values) for column, values in by_column.items()}
+        )
+        for (model, method, rank), by_column in grouped.items()
     ]
 
 

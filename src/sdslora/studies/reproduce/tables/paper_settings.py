@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ....tuner import Preset
+
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
-PRESET = "paper"
+PRESET: Preset = "paper"
 """The preset that every reproduction names."""
 Entry = str | Mapping[str, Any]
 """A method by name, or with options."""
