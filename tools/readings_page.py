@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keep_comparison import kept_runs
 from page import main, table
@@ -49,12 +50,18 @@ def _ticks(schedule: RefreshSchedule, steps: int) -> float:
 
 
 def clock() -> str:
-    """Return the losses of both clocks on both small tasks."""
+    """Return the losses of both clocks on both small tasks, where both have run."""
     names = {
-        "sds-lora preset=paper": "the start of the training (ours)",
+        "sds-lora": "the start of the training (ours)",
         "sds-lora-main-stage-clock preset=paper": "the start of the main stage",
     }
-    return _compared(["small-language-clock", "small-vision-clock"], "the clock counts from", names)
+    runs = {}
+    for task in ("small-language", "small-vision"):
+        other = kept_runs(f"{task}-clock")
+        tried = {(run["learning_rate"], run["seed"]) for run in other}
+        ours = [run for run in kept_runs(task) if run["label"] == "sds-lora"]
+        runs[task] = [r for r in ours if (r["learning_rate"], r["seed"]) in tried] + other
+    return _compared(runs, "the clock counts from", names)
 
 
 def head() -> str:
@@ -63,20 +70,23 @@ def head() -> str:
         "sds-lora-with-head resets=everything preset=paper": "all states (the paper)",
         "sds-lora-with-head resets=adapter preset=paper": "the states of A and B",
     }
-    return _compared(["small-vision-head"], "the reset is of", names)
+    return _compared({"small-vision": kept_runs("small-vision-head")}, "the reset is of", names)
 
 
-def _compared(comparisons: list[str], kind: str, names: dict[str, str]) -> str:
+def _compared(
+    runs_of_task: dict[str, list[dict[str, Any]]], kind: str, names: dict[str, str]
+) -> str:
     """Return each variant's loss at its best rate, and the first variant's less the other's."""
     first, rows = next(iter(names)), []
-    for name in comparisons:
-        comparison = statistics.compare(kept_runs(name), first)
+    for task, runs in runs_of_task.items():
+        comparison = statistics.compare(runs, first)
         pairs = {pair.rival: pair for pair in comparison.pairs}
         for contender in sorted(comparison.contenders, key=lambda c: [*names].index(c.label)):
             assert contender.best is not None
             tried = ", ".join(rate(each.learning_rate) for each in contender.rates)
             result = mean_std(contender.test["loss"])
-            row = [name.rpartition("-")[0], names[contender.label], tried, result]
+            seeds = str(len(contender.test["loss"].by_seed))
+            row = [task, names[contender.label], tried, seeds, result]
             pair = pairs.get(contender.label)
             if pair is None or pair.difference is None:
                 rows.append([*row, "–", "–", "–"])
@@ -84,7 +94,7 @@ def _compared(comparisons: list[str], kind: str, names: dict[str, str]) -> str:
             low, high = (fixed(end, 3) for end in pair.difference.interval)
             difference = f"{fixed(pair.difference.mean, 3)} ({low} to {high})"
             rows.append([*row, difference, f"{pair.adjusted_p:.2g}", pair.verdict])
-    header = ["task", kind, "rates tried", "test loss", "first less second (95% interval)"]
+    header = ["task", kind, "rates tried", "seeds", "test loss", "first less second (95% interval)"]
     return table([*header, "p", "the first is"], rows)
 
 
