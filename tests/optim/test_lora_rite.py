@@ -109,9 +109,8 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
-@pytest.mark.parametrize("zero_B", [False, True])
-def test_limited_steps_are_those_of_the_slow_definition(zero_B, limits) -> None:
-    problem, free = Problem(zero_B=zero_B), Problem(zero_B=zero_B)
+def test_limited_steps_are_those_of_the_slow_definition(limits) -> None:
+    problem, free = Problem(), Problem()
     layers = problem.slow()
     options = {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}
     rate = scheduled(LoraRite(problem.params, lr=0.05, **options, **limits), problem, 10)
