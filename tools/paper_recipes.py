@@ -1,7 +1,7 @@
-"""The recipes of the tables' SDS-LoRA runs, made from :mod:`.settings`, for ``sdslora train``.
+"""Write the recipes of the tables' SDS-LoRA runs, for ``sdslora train``.
 
-``python tools/paper_recipes.py recipes/paper``; with ``--check`` nothing
-is written, and it fails where a file is another.
+``python tools/paper_recipes.py recipes/paper`` writes what ``paper_settings`` says. With
+``--check`` it writes nothing, and fails if a file differs.
 """
 
 import sys
@@ -13,11 +13,21 @@ import yaml
 
 from sdslora.app.errors import UserError, exit_status
 from sdslora.app.files import write_text
-from sdslora.studies.reproduce.tables.paper_settings import TABLES, Model, Part, Table
+from sdslora.studies.reproduce.tables.paper_settings import (
+    LLAMA2_RECIPES,
+    PRESET,
+    TABLES,
+    Model,
+    Part,
+    Table,
+)
+
+FOLDERS = {**TABLES, "llama2-7b": LLAMA2_RECIPES}
+"""The tables with recipes, by folder."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the recipes into a folder, or check it."""
+    """Write the recipes into a folder, or check the folder."""
     folders = [argument for argument in argv if argument != "--check"]
     if len(folders) != 1:
         raise UserError("it takes one folder, recipes/paper")
@@ -34,16 +44,18 @@ def main(argv: Sequence[str]) -> None:
         if name not in wanted or name not in there or (folder / name).read_text() != wanted[name]
     )
     if differing:
-        raise UserError(f"{folder / differing[0]} is not what the settings say: make it anew")
+        raise UserError(
+            f"{folder / differing[0]} is not what the settings say: write it again, without --check"
+        )
 
 
 def recipes() -> dict[str, str]:
-    """The text of every recipe, by path below the folder."""
+    """Return the text of every recipe, by its path below the folder."""
     return {
         f"{path}.yaml": _text(path, table, model, part, rank)
-        for name, table in TABLES.items()
-        for scale in [table.scales.get("paper")]
-        if scale is not None and "sds-lora" in scale.methods
+        for name, table in FOLDERS.items()
+        for scale in [table.scales["paper"]]
+        if {"method": "sds-lora", "preset": PRESET} in scale.methods
         for model_name, model in scale.models.items()
         for part_name, part in scale.parts.items()
         for rank in scale.ranks
@@ -62,12 +74,12 @@ def _text(path: str, table: Table, model: Model, part: Part, rank: int) -> str:
         "output_dir": output,
         "model": {"name_or_path": model.name},
         "data": data,
-        "adapter": {"r": rank, "target_modules": model.target_modules},
+        "adapter": {"r": rank, "target_modules": model.target_modules, "preset": PRESET},
         "training": {"learning_rate": part.rate_factor * model.rate, **part.training},
         "evaluation": {"exact_match": False} if part.tasks else {"limit": None},
     }
     header = (
-        f"# {table.title}: SDS-LoRA. Made from the table of settings; do not edit.\n"
+        f"# {table.title}: SDS-LoRA. Written by tools/paper_recipes.py; do not edit.\n"
         f"#   sdslora evaluate {output}{tasks}\n"
     )
     return header + yaml.safe_dump(recipe, sort_keys=False)

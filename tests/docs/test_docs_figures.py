@@ -12,7 +12,7 @@ from pages import ROOT
 FIGURE = re.compile(r"\d[\d.]* ± [\d.]*\d")
 
 
-@pytest.mark.parametrize("program", ["findings_page.py", "evaluation_page.py"])
+@pytest.mark.parametrize("program", ["findings_page.py", "evaluation_page.py", "readings_page.py"])
 def test_a_page_is_what_the_results_say(program: str) -> None:
     command = [sys.executable, str(ROOT / "tools" / program), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

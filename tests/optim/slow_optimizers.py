@@ -134,11 +134,22 @@ def lora_rite(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    clip_norm: float = np.inf,
+    skip_rms: float = np.inf,
 ) -> None:
     """Both at once, each in the other's polar basis."""
     for t in range(1, steps + 1):
+        given = []
         for layer in layers:
             g_A, g_B = layer.gradients()
+            for g, partner in ((g_A, layer.B), (g_B.T, layer.A.T)):
+                plain = _polar(partner)[1] @ g
+                skipped = np.sqrt(np.mean(plain**2)) > skip_rms
+                given.append((0 * g, 0 * plain) if skipped else (g, plain))
+        norm = np.sqrt(sum(np.sum(plain**2) for _, plain in given))
+        shorter = min(1.0, clip_norm / norm)
+        for i, layer in enumerate(layers):
+            g_A, g_B = shorter * given[2 * i][0], shorter * given[2 * i + 1][0].T
             b1, b2 = (sum(b**i for i in range(1, t)) / sum(b**i for i in range(t)) for b in betas)
             of_A = _lora_rite(layer, "A", g_A, layer.B, b1, b2, eps)
             of_B = _lora_rite(layer, "B", g_B.T, layer.A.T, b1, b2, eps).T
@@ -151,9 +162,7 @@ def _lora_rite(
     layer: Layer, name: str, g: Array, partner: Array, b1: float, b2: float, eps: float
 ) -> Array:
     r, k = g.shape
-    # B = U Σ Vᵀ = (U Vᵀ) (V Σ Vᵀ)
-    U, S, Vt = np.linalg.svd(partner, full_matrices=False)
-    Q, H = U @ Vt, np.linalg.pinv(Vt.T @ np.diag(S) @ Vt)
+    Q, H = _polar(partner)
     old, M, V = layer.memory.get(name, (np.zeros_like(Q), np.zeros((r, k)), np.zeros((r, r))))
     P = Q.T @ old
     plain = H @ g
@@ -163,6 +172,12 @@ def _lora_rite(
     M = b1 * P @ M + (1 - b1) * whitened
     layer.memory[name] = Q, M, V
     return H @ M
+
+
+def _polar(partner: Array) -> tuple[Array, Array]:
+    """The orthonormal factor, and the inverse of the other: B = U Σ Vᵀ = (U Vᵀ) (V Σ Vᵀ)."""
+    U, S, Vt = np.linalg.svd(partner, full_matrices=False)
+    return U @ Vt, np.linalg.pinv(Vt.T @ np.diag(S) @ Vt)
 
 
 def _altlora_A(

@@ -98,3 +98,41 @@ def test_steps_are_those_of_the_slow_definition(zero_B: bool) -> None:
     rate = scheduled(LoraRite(problem.params, lr=0.05, **options), problem, 10)
     slow.lora_rite(layers, 10, rate, **options)
     problem.assert_equals(layers)
+
+
+# ḡ of these problems has root mean squares of 0.4 to 1
+LIMITS = {
+    "clipped": {"clip_norm": 1.0},
+    "some skipped": {"skip_rms": 0.7},
+    "skipped, then clipped": {"clip_norm": 1.0, "skip_rms": 0.7},
+}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_limited_steps_are_those_of_the_slow_definition(limits) -> None:
+    problem, free = Problem(), Problem()
+    layers = problem.slow()
+    options = {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}
+    rate = scheduled(LoraRite(problem.params, lr=0.05, **options, **limits), problem, 10)
+    slow.lora_rite(layers, 10, rate, **options, **limits)
+    problem.assert_equals(layers)
+    scheduled(LoraRite(free.params, lr=0.05, **options), free, 10)
+    assert any(not torch.allclose(p, q) for p, q in zip(problem.params, free.params, strict=True))
+
+
+def test_limits_do_not_depend_on_how_the_product_is_factored() -> None:
+    problems = [Problem(), Problem()]
+    R = random(r, r, seed=8)
+    for A, B in problems[1].pairs:
+        A.data, B.data = torch.linalg.inv(R) @ A.data, B.data @ R
+    for problem in problems:
+        problem.train(LoraRite(problem.params, lr=0.05, clip_norm=1.0, skip_rms=0.7), 12)
+    for (A, B), (A_other, B_other) in zip(*(problem.pairs for problem in problems), strict=True):
+        torch.testing.assert_close(B @ A, B_other @ A_other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("limit", [{"clip_norm": 0.0}, {"skip_rms": -1.0}])
+def test_a_limit_must_leave_something(limit) -> None:
+    [name] = limit
+    with pytest.raises(ValueError, match=f"{name} must be above 0, or None"):
+        LoraRite(Problem().params, **limit)

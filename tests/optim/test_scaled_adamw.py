@@ -102,3 +102,37 @@ def test_ten_steps_are_pefts():
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert p.dtype == torch.float64
         torch.testing.assert_close(p, q, atol=1e-12, rtol=1e-12)
+
+
+def authors_step(A: Tensor, B: Tensor, moments: list[Tensor], step: int, lr: float) -> None:
+    """Their order and their ε: A moves first, B is preconditioned with the new A."""
+    reg, eps, (b1, b2) = 1e-6, 1e-8, (0.9, 0.999)
+    g_A, g_B = lora_gradients(A, B, S * B @ A - G, S)
+    eye = torch.eye(r, dtype=A.dtype)
+    for place, (factor, raw) in enumerate(((A, g_A), (B, g_B))):
+        if factor is A:
+            g = torch.linalg.inv(B.mT @ B + reg * eye) @ raw
+        else:
+            g = raw @ torch.linalg.inv(A @ A.mT + reg * eye)
+        m, v = moments[2 * place : 2 * place + 2]
+        m.mul_(b1).add_(g, alpha=1 - b1)
+        v.mul_(b2).addcmul_(g, g, value=1 - b2)
+        corrected = lr * (1 - b2**step) ** 0.5 / (1 - b1**step)
+        factor -= corrected * m / (v.sqrt() + eps)
+
+
+def test_the_authors_code_differs_by_little():
+    """What the two differences that the docstring names do to ΔW in thirty steps."""
+    ours = [nn.Parameter(A.clone()), nn.Parameter(B.clone())]
+    optimizer = ScaledAdamW(ours, lr=2e-3, reg=1e-6)
+    theirs, moments = [A.clone(), B.clone()], [torch.zeros_like(x) for x in (A, A, B, B)]
+    for step in range(1, 31):
+        residual = S * ours[1].detach() @ ours[0].detach() - G
+        gradients = lora_gradients(ours[0].detach(), ours[1].detach(), residual, S)
+        for parameter, g in zip(ours, gradients, strict=True):
+            parameter.grad = g
+        optimizer.step()
+        authors_step(*theirs, moments, step, 2e-3)
+    change = ours[1] @ ours[0] - B @ A
+    apart = (ours[1] @ ours[0] - theirs[1] @ theirs[0]).norm() / change.norm()
+    assert 1e-3 < apart < 0.01

@@ -18,6 +18,7 @@ from torch import nn
 
 from sdslora import SdsLoraScheduler
 from sdslora.training import CheckFailed, steps
+from sdslora.tuner import adapter_configs
 from toys import make_llama, sds_model
 
 IMPLEMENTATIONS = {
@@ -30,11 +31,16 @@ each_implementation = pytest.mark.parametrize(
 )
 
 
-def model_with_a_head() -> nn.Module:
-    """With ``lm_head`` trained beside the adapter, whose optimizer state is none of ours."""
-    return sds_model(
-        make_llama(), target_modules=["q_proj", "v_proj", "up_proj"], modules_to_save=["lm_head"]
+def model_with_a_head(preset: str = "paper") -> nn.Module:
+    """Train ``lm_head`` beside the adapter; ``preset`` decides on its optimizer state alone."""
+    model = sds_model(
+        make_llama(),
+        target_modules=["q_proj", "v_proj", "up_proj"],
+        modules_to_save=["lm_head"],
+        preset="paper",
     )
+    model.peft_config["default"].preset = preset
+    return model
 
 
 def the_head(model: nn.Module) -> nn.Parameter:
@@ -48,8 +54,9 @@ def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> 
 
 
 def check_reset_training(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Ten steps: at the third all is forgotten of A and B, and of nothing else, ever."""
+    """Ten steps: the third resets A and B, and the head too if the preset is the paper's."""
     A_and_B, head = adapter_parameters(model), the_head(model)
+    keeps_head = next(iter(adapter_configs(model).values())).preset == "tuned"
     decay = torch.optim.lr_scheduler.LambdaLR(steps.innermost(optimizer), lambda t: 0.8**t)
     scheduler = SdsLoraScheduler(model, optimizer, 12)
     for step in range(1, 11):
@@ -57,9 +64,8 @@ def check_reset_training(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         take_step(model, optimizer, step)
         decay.step()
         of_head = {key: value.clone() for key, value in optimizer.state[head].items()}
-        counter = of_head["step"]
-        assert int(counter) == step
         since = step if step <= 3 else step - 3
+        assert int(of_head["step"]) == (step if keeps_head else since)
         assert {int(optimizer.state[p]["step"]) for p in A_and_B} == {since}
         if since == 1:  # no moment from before the reset is in them
             for p in A_and_B:
@@ -67,15 +73,17 @@ def check_reset_training(model: nn.Module, optimizer: torch.optim.Optimizer) -> 
                 torch.testing.assert_close(optimizer.state[p]["exp_avg_sq"], 1e-3 * p.grad**2)
         scheduler.step()
         if step == 3:
-            assert set(optimizer.state) == {head}
-        for key, value in of_head.items():
-            assert torch.equal(optimizer.state[head][key], value)
+            assert set(optimizer.state) == ({head} if keeps_head else set())
+        if keeps_head or step != 3:
+            for key, value in of_head.items():
+                assert torch.equal(optimizer.state[head][key], value)
     assert snapshot(model).gate() == 0
 
 
+@pytest.mark.parametrize("preset", ["paper", "tuned"])
 @each_implementation
-def test_moments_and_counters_are_gone(options):
-    model = model_with_a_head()
+def test_moments_and_counters_are_gone(options, preset):
+    model = model_with_a_head(preset)
     check_reset_training(model, torch.optim.AdamW(trainable(model), lr=1e-2, **options))
 
 
@@ -91,7 +99,7 @@ def test_moments_and_counters_are_gone_behind_accelerate(options):
 
 
 def test_sgd_with_momentum():
-    model = model_with_a_head()
+    model = model_with_a_head("tuned")
     A_and_B, head = adapter_parameters(model), the_head(model)
     optimizer = torch.optim.SGD(trainable(model), lr=1e-1, momentum=0.9)
     scheduler = SdsLoraScheduler(model, optimizer, 12)

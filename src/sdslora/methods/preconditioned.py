@@ -128,16 +128,24 @@ class LoraRite(LowRankMethod[LayerState]):
 
     As in SDS-LoRA, its gradients pass through orthonormal bases only, ``s Q_Bᵀ G`` and ``s G Q_A``.
     Its second moment is an (r, r) matrix instead of one number for each entry.
+
+    Args:
+        clip_norm: clip the gradients in those bases; the authors' code has 1.0.
+        skip_rms: skip gradients that are larger there; the authors' code has 1.0.
     """
 
     name = "lora-rite"
     source = "LoRA-RITE, arXiv 2410.20625; github.com/gkevinyen5418/LoRA-RITE at 67fd532e"
 
+    clip_norm: float | None = None
+    skip_rms: float | None = None
+
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
     ) -> Optimizer:
         """Return LoRA-RITE's own optimizer, see :class:`sdslora.optim.LoraRite`."""
-        return create_lora_rite_optimizer(model, learning_rate, **options)
+        limits = {"clip_norm": self.clip_norm, "skip_rms": self.skip_rms}
+        return create_lora_rite_optimizer(model, learning_rate, **limits, **options)
 
     def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
         """Return the preconditioned gradients, (BᵀB)⁻¹ g_A and g_B (AAᵀ)⁻¹."""

@@ -1,4 +1,4 @@
-"""LoRA-RITE (arXiv 2410.20625): moments in an orthonormal basis of the other factor.
+"""LoRA-RITE (arXiv 2410.20625): Adam with moments in an orthonormal basis of the other factor.
 
 Its step of ΔW does not depend on how the product is factored into A and B, the moments included.
 """
@@ -11,12 +11,12 @@ from torch.optim.optimizer import ParamsT
 
 from ..core import upcast
 from .groups import parameter_groups
-from .pairs import Pair, PairOptimizer, has_gradients
+from .pairs import Pair, PairOptimizer, has_gradients, pairs_of
 from .stacks import Group, advance, gradients, matrices, write
 
 
 class LoraRiteMemory(NamedTuple):
-    """What is kept of one factor, with q = min(j, r) for a partner (..., j, r)."""
+    """The moments of one factor, and their basis; q = min(j, r) for a partner (..., j, r)."""
 
     basis: Tensor
     """Q of the partner at the last step, (..., j, q)."""
@@ -35,7 +35,7 @@ def lora_rite_direction(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
 ) -> tuple[Tensor, LoraRiteMemory]:
-    """The direction of one factor (..., r, k), and what to keep, in float32 or better.
+    """Return the direction of one factor (..., r, k) and its new memory, in float32 or better.
 
     The shapes are those of A's step. B's is the same on transposes: ``g_Bᵀ`` (..., r, m) with the
     partner ``Aᵀ`` (..., n, r).
@@ -49,9 +49,8 @@ def lora_rite_direction(
         eps: ε, added to the roots of V's eigenvalues.
     """
     gradient, partner = upcast(gradient), upcast(partner)
-    # B = Q R,  P = Qᵀ Q_old,  ḡ = R⁻ᵀ g_A
-    Q, R = torch.linalg.qr(partner)
-    inverse = torch.linalg.pinv(R)
+    # P = Qᵀ Q_old,  ḡ = R⁻ᵀ g_A
+    Q, inverse = _basis(partner)
     P = Q.mT @ memory.basis
     g = inverse.mT @ gradient
     beta1, beta2 = (corrected(beta, step) for beta in betas)
@@ -64,29 +63,50 @@ def lora_rite_direction(
     return inverse @ M, LoraRiteMemory(Q, M, V)
 
 
+def unmagnified(gradient: Tensor, partner: Tensor) -> Tensor:
+    """Return ``ḡ = R⁻ᵀ g_A`` (..., q, k), the gradient in the orthonormal basis of its partner.
+
+    Args:
+        gradient: g_A (..., r, k), or g_Bᵀ.
+        partner: B (..., j, r), or Aᵀ; q = min(j, r).
+    """
+    return _basis(upcast(partner))[1].mT @ upcast(gradient)
+
+
+def _basis(partner: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Q and R⁻¹ of ``B = Q R``."""
+    Q, R = torch.linalg.qr(partner)
+    return Q, torch.linalg.pinv(R)
+
+
 def corrected(beta: float, step: int) -> float:
-    """The decay that makes a mean of ``step`` values unbiased: 0 at the first."""
+    """Return the decay that makes a mean of ``step`` values unbiased: 0 at the first."""
     return beta * (1 - beta ** (step - 1)) / (1 - beta**step)
 
 
 class LoraRite(PairOptimizer):
-    """LoRA-RITE, A and B at once, as the authors' PyTorch code does it by default.
+    """LoRA-RITE, which moves A and B at once.
 
-    Without their global clipping of ḡ and without their leaving out of steps whose ḡ is large: a
-    trainer clips gradients, and each layer moves by itself here. Their paper adds to V what falls
-    out of it at a change of basis; their code does not by default, and this does not.
+    The authors' PyTorch code (github.com/gkevinyen5418/LoRA-RITE at 67fd532e) also clips and skips
+    by default, as ``clip_norm=1.0, skip_rms=1.0`` does. Here both are off: a trainer clips
+    gradients, and each layer moves by itself. Their paper adds to V what falls out of it at a
+    change of basis. Their code does not by default, and this does not.
 
     Args:
         params: groups ``{"params": [A, B, A, B, ...]}``; other parameters in groups with
-            ``"pairs": False``, trained by AdamW. :func:`create_lora_rite_optimizer` makes them of a
-            PEFT model.
+            ``"pairs": False``, trained by AdamW. :func:`create_lora_rite_optimizer` makes them
+            from a PEFT model.
         lr: the learning rate η, read from the group at every step.
         betas: β₁ and β₂.
         eps: ε.
         weight_decay: decoupled: each step multiplies by ``1 − η weight_decay``.
+        clip_norm: the largest norm of ḡ over all factors of all layers; longer ones are scaled down
+            to it. None does not clip.
+        skip_rms: a factor whose ḡ has a larger root mean square gets no gradient in this step; its
+            momentum moves it on. None does not skip.
 
     Raises:
-        ValueError: for an option out of its range, or parameters that are no pairs.
+        ValueError: if an option is out of its range, or the parameters are no pairs.
     """
 
     def __init__(
@@ -96,10 +116,41 @@ class LoraRite(PairOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
+        *,
+        clip_norm: float | None = None,
+        skip_rms: float | None = None,
     ) -> None:
+        for name, value in (("clip_norm", clip_norm), ("skip_rms", skip_rms)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, or None to leave it off, got {value}")
+        self.clip_norm, self.skip_rms = clip_norm, skip_rms
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
+
+    def _prepare(self) -> None:
+        """Skip and clip, in the gradients: ḡ is linear in them, so that one factor scales both."""
+        if self.clip_norm is None and self.skip_rms is None:
+            return
+        limited: list[tuple[Tensor, Tensor]] = []
+        for A, B in self._moving_pairs():
+            g_A, g_B = gradients([A, B])
+            limited.append((g_A, unmagnified(g_A.flatten(1), B.flatten(1)).square()))
+            limited.append((g_B, unmagnified(g_B.flatten(1).mT, A.flatten(1).mT).square()))
+        if self.skip_rms is not None:
+            for gradient, squares in limited:
+                if squares.mean().sqrt() > self.skip_rms:
+                    gradient.zero_()
+                    squares.zero_()
+        if self.clip_norm is not None and limited:
+            norm = torch.stack([squares.sum().cpu() for _, squares in limited]).sum().sqrt().item()
+            if norm > self.clip_norm:
+                for gradient, _ in limited:
+                    gradient.mul_(self.clip_norm / norm)
+
+    def _moving_pairs(self) -> list[Pair]:
+        own = [group for group in self.param_groups if group[self.own]]
+        return [pair for group in own for pair in pairs_of(group) if has_gradients(pair)]
 
     def _step_pairs(self, group: Group, pairs: list[Pair]) -> None:
         for alike in self._alike(filter(has_gradients, pairs)):
@@ -116,7 +167,7 @@ class LoraRite(PairOptimizer):
     def _direction(
         self, group: Group, parameters: list[Tensor], gradient: Tensor, partner: Tensor
     ) -> Tensor:
-        """Of A; of B on transposes, what is kept as well (:class:`LoraRiteMemory`)."""
+        """Return the direction of A; that of B on transposes, as its memory is."""
         j, k = partner.shape[-2], gradient.shape[-1]
         q = min(partner.shape[-2:])
         memory = [
@@ -124,22 +175,23 @@ class LoraRite(PairOptimizer):
             for parameter in parameters
         ]
         step = advance(memory)
-        kept = [[state[name] for state in memory] for name in ("basis", "exp_avg", "covariance")]
+        names = ("basis", "exp_avg", "covariance")
+        by_name = [[state[name] for state in memory] for name in names]
         direction, new = lora_rite_direction(
             gradient,
             partner,
-            LoraRiteMemory(*map(torch.stack, kept)),
+            LoraRiteMemory(*map(torch.stack, by_name)),
             step,
             betas=group["betas"],
             eps=group["eps"],
         )
-        for targets, values in zip(kept, new, strict=True):
+        for targets, values in zip(by_name, new, strict=True):
             write(targets, values)
         return direction
 
 
 def create_lora_rite_optimizer(model: nn.Module, lr: float, **options: Any) -> LoraRite:
-    """LoRA-RITE for the LoRA pairs of a PEFT model, AdamW for what else it trains.
+    """Return LoRA-RITE for the LoRA pairs of a PEFT model, and AdamW for what else it trains.
 
     Args:
         model: the PEFT model.

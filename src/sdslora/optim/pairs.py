@@ -32,8 +32,7 @@ class PairOptimizer(StackOptimizer):
         raise NotImplementedError
 
     def _step_own(self, group: Group) -> None:
-        parameters = group["params"]
-        self._step_pairs(group, [*map(Pair, parameters[::2], parameters[1::2])])
+        self._step_pairs(group, pairs_of(group))
 
     def _check_own(self, parameters: list[Tensor]) -> None:
         if len(parameters) % 2:
@@ -52,6 +51,12 @@ class PairOptimizer(StackOptimizer):
                     "A and B of a pair must have one dtype and device, got "
                     f"{A.dtype} on {A.device} and {B.dtype} on {B.device}"
                 )
+
+
+def pairs_of(group: Group) -> list[Pair]:
+    """Return the pairs of a group that lists ``[A, B, A, B, ...]``."""
+    parameters = group["params"]
+    return [*map(Pair, parameters[::2], parameters[1::2])]
 
 
 def has_gradients(pair: Pair) -> bool:

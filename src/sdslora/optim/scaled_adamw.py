@@ -19,7 +19,7 @@ from .stacks import Group
 def scaled_gradient(
     A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor, reg: float = 1e-6
 ) -> FactorGradients:
-    """ĝ_A (..., r, n) and ĝ_B (..., m, r), in float32 or better.
+    """Return ĝ_A (..., r, n) and ĝ_B (..., m, r), in float32 or better.
 
     With ``reg`` 0 a descent along them moves W along ``s² (P_B G + G P_A)``.
 
@@ -41,6 +41,11 @@ def scaled_gradient(
 class ScaledAdamW(PairAdamW):
     """AdamW on the gradients of :func:`scaled_gradient`, both from the factors before the step.
 
+    It differs from the authors' code (arXiv 2402.02347) in two points, as PEFT's does. They move A
+    first and precondition B with the new A; here both use the A and B of before the step. And their
+    ε is added to a root without bias correction, so that it weighs more in the first steps. In
+    the thirty steps of a test that moves ΔW by 0.4% of its change.
+
     λ decides what the method is. ``BᵀB`` begins at zero and is near ``m η²`` after the first step,
     so that a λ far above that makes the preconditioner of A a multiple of the identity, which Adam
     undoes: plain AdamW. The authors use 1e-6 and tune it up to 100; PEFT uses 1e-2. Report it.
@@ -55,7 +60,7 @@ class ScaledAdamW(PairAdamW):
         reg: λ.
 
     Raises:
-        ValueError: for an option out of its range, or parameters that are no pairs.
+        ValueError: if an option is out of its range, or the parameters are no pairs.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class ScaledAdamW(PairAdamW):
 def create_scaled_adamw(
     model: nn.Module, lr: float, reg: float = 1e-6, weight_decay: float = 0.0, **options: Any
 ) -> ScaledAdamW:
-    """ScaledAdamW for the LoRA pairs of a PEFT model, AdamW for what else it trains.
+    """Return ScaledAdamW for the LoRA pairs of a PEFT model, and AdamW for what else it trains.
 
     Args:
         model: the PEFT model.

@@ -32,6 +32,9 @@ class StackOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         super().__init__(params, {self.own: True} | defaults)
 
+    def _prepare(self) -> None:
+        """Do what concerns all groups at once, before any moves; nothing by default."""
+
     def _step_own(self, group: Group) -> None:
         raise NotImplementedError
 
@@ -57,6 +60,7 @@ class StackOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._prepare()
         for group in self.param_groups:
             if group[self.own]:
                 self._step_own(group)

@@ -257,6 +257,7 @@ class _Scheduled:
         self.optimizer = optimizer
         assert config.refresh_mode is not None  # its preset has seen to that
         self.mode = config.refresh_mode
+        self.resets_everything = config.preset == "paper"
         self.follow = MomentumTransport(optimizer, adapter) if config.transport_momentum else None
         self.warming = adapter.in_warmup
         self.schedule = config.schedule(total_steps, in_warmup=self.warming)
@@ -291,7 +292,9 @@ class _Scheduled:
             parameters = self.adapter.parameters
             before = [parameter.detach().clone() for parameter in parameters]
             self.adapter.start_main_stage()
-            steps.reset_state(self.optimizer, parameters)
+            # the paper resets all states; only those of A and B have lost their meaning
+            everything = steps.parameters_of(self.optimizer)
+            steps.reset_state(self.optimizer, everything if self.resets_everything else parameters)
             self.warming, self.begun = False, step
             # masters apart from the parameters are written and reset as one
             if self.check_reset and not any(map(is_partitioned, parameters)):

@@ -47,7 +47,9 @@ class SdsLoraConfig(LoraConfig):
             ``refresh_every=1``, ``transport_momentum=True`` and ``ramp_steps=20``. It is what the
             four are where they are None when the configuration is made; in a copy of a
             configuration they are given already.
-        warmup_steps: optimizer steps of plain LoRA before the main stage begins.
+        warmup_steps: optimizer steps of plain LoRA before the main stage begins. It begins with a
+            reset of the optimizer: of all its states with the preset ``"paper"``, of those of A
+            and B with ``"tuned"``.
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).

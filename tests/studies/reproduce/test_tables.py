@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 import paper_recipes
+import tables_page
 import tiny
+from page import filled
 from sdslora.studies.grid import execution as compare_run
-from sdslora.studies.plotting.markdown import table
-from sdslora.studies.reproduce.tables import TABLES, cost, estimate, grid, page
+from sdslora.studies.reproduce.tables import TABLES, grid, page, paper
 from sdslora.studies.reproduce.tables.grid import TableSpec
 from sdslora.studies.reproduce.tables.paper_settings import TABLES as SETTINGS
 from tiny import Run
@@ -21,7 +22,7 @@ RECIPES = ROOT / "recipes/paper"
 RESULTS = ROOT / "docs/results/tables"
 QUESTION = "Please answer with true or false, question: is 1 odd?\n\nAnswer format: true/false"
 FOLDERS = ("boolq", "piqa", "social_i_qa", "winogrande", "ARC-Challenge", "ARC-Easy", "openbookqa")
-METHODS = ["full", "lora", "rslora", "lora+", "pissa", "dora", "sds-lora"]
+METHODS = ["full", "lora", "rslora", "lora+", "pissa", "dora", "sds-lora preset=paper"]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,15 @@ def test_a_table_from_clean(table1):
         assert run["steps"] == 12
     assert content["config"]["max_steps"] == 12
     text = (table1 / "table1.md").read_text()
-    assert "The paper's figures of this table are not at hand." in text
-    assert "no reproduction of its figures" in text
-    assert "12 steps of 8 rows" in text
-    assert "| model | 8 | sds-lora | 1e-3 |" in text
-    assert "| model | – | full | 1e-4 |" in text
+    assert page.SMALL in text
+    assert "12 steps of 8 rows at rate 1e-3, 1e-4 (full)" in text
+    assert "| SDS-LoRA | Gemma-2B | 8 | the paper's | 65.86 ± 0.44 | 79.10 ± 0.66 |" in text
+    assert "| sds-lora | model | 8 | ours |" in text
+    assert "| full | model | – | ours |" in text
     latex = (table1 / "table1.tex").read_text()
-    assert latex.count(r"\\") == 1 + len(METHODS)
-    assert r"arc challenge" in latex
+    # the header, the paper's 26 rows, and ours
+    assert latex.count(r"\\") == 1 + 26 + len(METHODS)
+    assert r"65.86 $\pm$ 0.44" in latex
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -87,23 +89,25 @@ def test_the_committed_tables_are_of_the_grid_and_of_their_runs(name):
     assert {run["rank"] for run in runs} - {None} == set(scale.ranks)
     assert sorted({run["seed"] for run in runs}) == list(range(scale.seeds))
     assert len({run["method"] for run in runs}) == len(scale.methods)
-    setting, body = page.setting(name, content["config"], runs), table(*page.cells(name, runs))
-    written = (RESULTS / name / f"{name}.md").read_text()
-    assert written == page.markdown(content["title"], setting, body)
 
 
-def test_the_committed_table_6_is_of_its_measurements():
-    content = json.loads((RESULTS / "table6" / "table6.json").read_text())
-    measured = content["measured"]
-    setting = cost.setting(content["config"], measured)
-    written = (RESULTS / "table6" / "table6.md").read_text()
-    assert written == page.markdown(content["title"], setting, table(*cost.cells(measured)))
+@pytest.mark.parametrize("name", TABLES)
+def test_the_committed_pages_are_what_their_results_say(name):
+    assert len(tables_page.written(name)) == 2
+    for path, text in tables_page.written(name).items():
+        assert path.read_text() == text
+
+
+def test_the_papers_tables_stand_in_the_docs():
+    text = tables_page.PAGE.read_text()
+    assert filled(text, tables_page.texts()) == text
 
 
 def test_figures_are_the_records(table1):
     content = json.loads((table1 / "table1.json").read_text())
     for run in content["measured"]["runs"]:
-        [file] = (table1.parent / "small").glob(f"*/runs/{run['method']}/*/seed-0/run.json")
+        folder = run["method"].replace(" ", "_")
+        [file] = (table1.parent / "small").glob(f"*/runs/{folder}/*/seed-0/run.json")
         record = json.loads(file.read_text())
         counted = {
             task: found["llm_adapters"]["exact_match"] for task, found in record["tasks"].items()
@@ -165,16 +169,31 @@ def test_every_small_table_says_what_it_would_run(name, sdslora: Run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_every_dry_run_at_the_papers_scale_shows_the_target(name, sdslora: Run, tmp_path):
+    out = tmp_path / "out"
+    result = sdslora("reproduce", name, "--scale=paper", "--dry_run", f"--output_dir={out}")
+    assert result.status == 0, result.err
+    printed = result.out.count("| the paper's |")
+    assert printed == (4 if name == "table6" else len(paper.rows(name)))
+    assert "steps" in result.out
+    assert "GPU hours" in result.out
+    assert "GiB" in result.out
+    assert not out.exists()
+
+
 def test_dry_run_of_the_papers_table_1(sdslora: Run):
     result = sdslora("reproduce", "table1", "--scale", "paper", "--rank", 8, "--dry_run")
     assert result.status == 0, result.err
     # ⌈170420 / 32⌉ steps
     assert (
-        "llama3-8b on Commonsense-170K, rank 8, rate 0.0001 (full 1e-05): "
-        "7 methods x 3 seeds, 5326 steps of 32 rows" in result.out
+        "llama3-8b on Commonsense-170K, rank 8, rate 0.0001: 6 methods x 3 seeds, "
+        "5326 steps of 32 rows" in result.out
     )
+    assert "llama3-8b on Commonsense-170K, full fine-tuning, rate 1e-05: 1 method" in result.out
     assert "42 runs" in result.out
-    assert "GPU hours a run; memory of a run: rank 8" in result.out
+    # full fine-tuning and six methods at this rank, of each model
+    assert result.out.count("| the paper's |") == 14
 
 
 @pytest.mark.parametrize(
@@ -210,14 +229,16 @@ def test_code_is_not_run_unasked(sdslora: Run, tmp_path, settings):
 
 def test_full_fine_tuning_is_run_once_whatever_the_ranks():
     cells = grid.cells(SETTINGS["table2"], TableSpec("out", "paper"))
-    full = [cell.rank for cell in cells if "full" in cell.methods]
-    assert full == [8] * 6
-    assert len(cells) == 12
+    # two models, two data sets
+    assert [cell.rank for cell in cells] == [None, 8, 32] * 4
     rates = {
-        cell.model: {j.contender.label: j.learning_rate for j in cell.jobs} for cell in cells[:8:4]
+        (cell.model, cell.rank): {job.contender.label: job.learning_rate for job in cell.jobs}
+        for cell in cells
     }
-    assert rates["gemma-2b"] == {**dict.fromkeys(METHODS, 2e-4), "full": 2e-5}
-    assert rates["llama3-8b"] == {**dict.fromkeys(METHODS, 1e-4), "full": 1e-5}
+    assert rates["gemma-2b", None] == {"full": 2e-5}
+    assert rates["gemma-2b", 8] == dict.fromkeys(METHODS[1:], 2e-4)
+    assert rates["llama3-8b", None] == {"full": 1e-5}
+    assert rates["llama3-8b", 32] == dict.fromkeys(METHODS[1:], 1e-4)
 
 
 def test_tables_share_their_runs():
@@ -231,38 +252,7 @@ def test_tables_share_their_runs():
     ]
     shared = folders[0] & folders[1]
     labels = {folder.parts[-3] for folder in shared}
-    assert labels == {"rslora", "sds-lora"}
-
-
-def test_refreshing_steps_of_table_7():
-    """At the paper's 3125 steps the shares are those that the paper's table gives, to a point."""
-    [cell] = grid.cells(SETTINGS["table7"], TableSpec("out", "paper", seeds=1))
-    assert estimate.steps(cell) == 3125
-    from sdslora.studies.reproduce.tables import paper, table
-
-    known = paper.FIGURES["table7"]
-    for job in cell.jobs:
-        found = table._schedule({"options": job.contender.options}, 3125)["refreshing steps"]
-        told = known.get((job.contender.label, "refreshing steps"))
-        if told is None:
-            every = job.contender.options["refresh_every"]
-            assert found == pytest.approx(1 / every, abs=0.01)
-        else:
-            assert found == pytest.approx(told, abs=0.01)
-
-
-def test_the_papers_figures_stand_beside_ours():
-    row = {"model": "m", "rank": 8, "rate": 1e-4, "method": "sds-lora refresh_phases=5"}
-    runs = [
-        {**row, "seed": seed, "figures": {"refreshing steps": 0.447, "loss": 0.5 + seed}}
-        for seed in (0, 1)
-    ]
-    header, rows = page.cells("table7", runs)
-    assert header[4:] == ["refreshing steps", "the paper's", "test loss"]
-    assert rows[0][4:] == ["44.7 ± 0%", "45.7% (−1.0)", "1.00 ± 0.71"]
-    latex = page.latex(header, rows, "Title")
-    assert r"44.7 $\pm$ 0\%" in latex
-    assert r"refresh\_phases=5" in latex
+    assert labels == {"full", "rslora", "sds-lora_preset=paper"}
 
 
 def test_recipes_are_those_on_disk(tmp_path):
@@ -270,7 +260,7 @@ def test_recipes_are_those_on_disk(tmp_path):
     paper_recipes.main([str(tmp_path)])
     file = next(iter(sorted(tmp_path.rglob("*.yaml"))))
     file.write_text(file.read_text().replace("0.0001", "0.0002").replace("0.0002", "0.0003"))
-    with pytest.raises(ValueError, match="make it anew"):
+    with pytest.raises(ValueError, match="write it again"):
         paper_recipes.main([str(tmp_path), "--check"])
 
 
@@ -297,7 +287,8 @@ def test_table_6_measures_both(sdslora: Run, tmp_path, settings):
         "sds-lora": 2,
     }
     text = (tmp_path / "table6/table6.md").read_text()
-    assert "| 1.0435 to 1.0523 |" in text
-    assert "| 1.0048 to 1.0075 |" in text
+    assert "| time of the training on Code-Feedback (hours) | 1.72 | 1.81 | 1.0523 |" in text
+    assert "| memory of the training on MetaMathQA (GB) | 128.54 | 129.16 | 1.0048 |" in text
+    assert text.count("| ours |") == 2
     # the two bases of 14 layers, in float32
     assert measured["bytes"]["sds-lora"] > measured["bytes"]["lora"]

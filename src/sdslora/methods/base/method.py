@@ -49,9 +49,9 @@ class Method(ABC, Generic[State]):
     way_out: ClassVar[str] = "save the adapter with save_pretrained, which stock PEFT loads"
     """The user's way out where there is no plain LoRA."""
 
-    @abstractmethod
     def config(self, settings: Settings) -> PeftConfig:
-        """Return PEFT's configuration of the adapter."""
+        """Return PEFT's configuration of the adapter, if the method has one."""
+        raise NotImplementedError
 
     def check(self, model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
         """Return the layers that will be adapted, by name.

@@ -1,7 +1,7 @@
-"""The paper's figures and theorems, reproduced: one entry of :mod:`.catalogue` each.
+"""Reproduce the paper's figures, theorems and tables.
 
-A target measures, draws, describes and writes. The figures are drawn from the same trainings
-(:mod:`.figures.trainings`), the theorems from synthetic problems.
+A target measures, draws, describes and writes. :mod:`.catalogue` lists the figures, which share
+their trainings (:mod:`.figures.trainings`), and the theorems, which have synthetic problems.
 """
 
 from .command import command

@@ -1,4 +1,4 @@
-"""Everything that can be reproduced, by name: one entry a target."""
+"""The figures and theorems that can be reproduced, by name."""
 
 from types import ModuleType
 
@@ -8,7 +8,7 @@ from .theorems import theorem31, theorem32
 
 
 def _figure(title: str, module: ModuleType) -> Target:
-    """Drawn from the trainings of the module's methods."""
+    """Make the target of a figure, drawn from the trainings of the module's methods."""
     return Target(
         title,
         trainings.TrainingsSpec,
@@ -21,7 +21,7 @@ def _figure(title: str, module: ModuleType) -> Target:
 
 
 def _theorem(title: str, spec: type, module: ModuleType) -> Target:
-    """A synthetic problem."""
+    """Make the target of a theorem, which has a synthetic problem."""
     return Target(
         title,
         spec,

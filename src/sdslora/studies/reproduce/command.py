@@ -1,4 +1,4 @@
-"""``sdslora reproduce``: one of the paper's figures, theorems or tables, measured anew."""
+"""``sdslora reproduce``: reproduce one of the paper's figures, theorems or tables."""
 
 import argparse
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ def reproduce(name: str, spec: Spec) -> None:
     With ``spec.dry_run``, print the settings of the scale and what would be done, and stop.
 
     Raises:
-        UserError: for settings or data that cannot work.
-        RunFailed: where a training did not finish.
+        UserError: if settings or data cannot work.
+        RunFailed: if a training did not finish.
     """
     target = _ALL[name]
     if spec.dry_run:
@@ -46,7 +46,7 @@ def reproduce(name: str, spec: Spec) -> None:
 
 
 def _spec(name: str, argv: Sequence[str]) -> Spec:
-    """The settings of a target: those of its scale, then the recipe's and the command line's."""
+    """Return a target's settings: its scale's, then the recipe's and the command line's."""
     target = _ALL[name]
     scale = _scale_parser().parse_known_args(argv)[0].scale
     if scale not in target.scales:
@@ -60,7 +60,7 @@ def _spec(name: str, argv: Sequence[str]) -> Spec:
 
 
 def _config(spec: Spec) -> dict[str, Any]:
-    """Every setting, as JSON gives it back; the training's tokens are masked."""
+    """Return every setting as JSON gives it back; the training's tokens are masked."""
     training: TrainingConfig | None = getattr(spec, "training", None)
     masked = {} if training is None else {"training": training.to_dict()}
     return as_json(asdict(spec) | masked)
@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="sdslora reproduce",
         usage="sdslora reproduce TARGET [--scale small|paper] [--output_dir DIRECTORY] "
         "[--dry_run] [--KEY VALUE ...]",
-        description="Measure one of the paper's figures, theorems or tables anew.",
-        epilog=f"targets:\n{targets}\n\n`sdslora reproduce TARGET --help` tells its settings. "
+        description="Reproduce one of the paper's figures, theorems or tables.",
+        epilog=f"targets:\n{targets}\n\n`sdslora reproduce TARGET --help` lists its settings. "
         "Trainings that are in output_dir already\nare not run again; the figures share them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""What can be reproduced: the shape that every figure and theorem has."""
+"""The interface of what can be reproduced, and the class of figures and theorems."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Numbers = dict[str, Any]
 
 
 class Spec(Protocol):
-    """What every target's settings have, a dataclass."""
+    """The settings that every target has; a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     output_dir: str
@@ -26,11 +26,11 @@ class Spec(Protocol):
 
 
 class Reproducible(Protocol):
-    """What one command makes anew: a figure, a theorem, a table."""
+    """A figure, theorem or table that one command reproduces."""
 
     @property
     def title(self) -> str:
-        """What it shows, in a few words."""
+        """The title, in a few words."""
 
     @property
     def spec(self) -> type[Any]:
@@ -42,10 +42,10 @@ class Reproducible(Protocol):
 
     @property
     def plan(self) -> Callable[[Any], str]:
-        """What would be done, as text, before any long work."""
+        """The function that describes the work before any of it is done."""
 
     def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
-        """Do it; returns the folder of what was written."""
+        """Do the work, and return the folder of the results."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Target:
     """One figure or theorem.
 
     Attributes:
-        title: what it shows, in a few words.
+        title: in a few words.
         spec: the dataclass of its settings.
         scales: the settings by scale, nested as in a recipe.
-        plan: what would be done, as text, before any long work.
-        measure: the numbers; long work.
-        draw: the picture, from the numbers alone.
-        describe: Markdown from the numbers alone: what the paper says, what was measured, and what
-            that does and does not show.
+        plan: describes the work, before any of it is done.
+        measure: returns the numbers; long work.
+        draw: returns the picture, from the numbers alone.
+        describe: returns Markdown from the numbers alone. It says what the paper says, what was
+            measured, and what that shows and does not show.
     """
 
     title: str
@@ -72,7 +72,7 @@ class Target:
     describe: Callable[[Numbers], str]
 
     def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
-        """Measure, draw, describe and write; returns the folder."""
+        """Measure, draw, describe and write; return the folder."""
         return self.write(name, config, self.measure(spec))
 
     def write(self, name: str, config: dict[str, Any], measured: Numbers) -> Path:
@@ -106,6 +106,6 @@ class Target:
         return folder
 
     def section(self, name: str, numbers: Numbers, heading: str, folder: str = "") -> str:
-        """The description under its heading, the picture first; ``folder`` holds the picture."""
+        """Return the description under its heading, after the picture in ``folder``."""
         picture = f"![{self.title}]({folder}{name}.png)"
         return f"{heading} {self.title}\n\n{picture}\n\n{self.describe(numbers).strip()}\n"

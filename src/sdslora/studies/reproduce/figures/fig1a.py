@@ -17,12 +17,12 @@ _KEYS = {
 
 
 def measure(spec: TrainingsSpec) -> Numbers:
-    """Effective ranks of each method's own gradients, and without the factors' singular values."""
+    """Measure the effective rank of each method's gradients, with and without singular values."""
     return collect(spec, list(_KEYS))
 
 
 def draw(measured: Numbers) -> Figure:
-    """A panel for A and one for B."""
+    """Draw a panel for A and one for B."""
     figure, panels = blank(2)
     for side, axes in zip(SIDES, panels, strict=True):
         for place, (label, found) in enumerate(measured["methods"].items()):
@@ -41,7 +41,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """Ranks by method, side and step."""
+    """Describe the ranks by method, side and step."""
     found = measured["methods"]
     half = measured["steps"] // 2
     lines = []

@@ -13,12 +13,12 @@ _KEYS = {"alignment": "cosine"}
 
 
 def measure(spec: TrainingsSpec) -> Numbers:
-    """Cosines of G and the effective gradient."""
+    """Measure the cosine of G and the effective gradient."""
     return collect(spec, list(_KEYS))
 
 
 def draw(measured: Numbers) -> Figure:
-    """One panel."""
+    """Draw one panel."""
     figure, (axes,) = blank(1)
     for place, (label, found) in enumerate(measured["methods"].items()):
         draw_measure(axes, found["alignment"], place, label)
@@ -33,7 +33,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """Cosines by method and step."""
+    """Describe the cosines by method and step."""
     half = measured["steps"] // 2
     means = ", ".join(
         f"{label} **{number(mean_after(measured, label, 'alignment', half))}**"

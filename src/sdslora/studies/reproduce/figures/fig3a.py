@@ -17,7 +17,7 @@ _LAST = 5  # logged losses that the last one is the mean of
 
 
 def measure(spec: TrainingsSpec) -> Numbers:
-    """Training losses by step, mean over the seeds, and held-out losses at the end, by seed."""
+    """Measure training losses by step, and the held-out losses at the end, by seed."""
     runs = trained(spec)
     losses: dict[str, dict[int, list[float]]] = {}
     test: dict[str, list[float]] = defaultdict(list)
@@ -41,7 +41,7 @@ def measure(spec: TrainingsSpec) -> Numbers:
 
 
 def draw(measured: Numbers) -> Figure:
-    """One panel."""
+    """Draw one panel."""
     figure, (axes,) = blank(1)
     for place, (label, found) in enumerate(measured["methods"].items()):
         axes.plot(found["step"], found["loss"], **line(place), label=label)
@@ -56,7 +56,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """Losses at the end."""
+    """Describe the losses at the end."""
     rows = [
         [
             label,

@@ -17,12 +17,12 @@ _KEYS = {
 
 
 def measure(spec: TrainingsSpec) -> Numbers:
-    """Cosines of G with the effective gradient, with the optimizer's step, and with the refresh."""
+    """Measure the cosine of G with the effective gradient, the optimizer's step and the refresh."""
     return collect(spec, list(_KEYS))
 
 
 def draw(measured: Numbers) -> Figure:
-    """Raw on the left, applied on the right."""
+    """Draw the raw cosines on the left, the applied ones on the right."""
     figure, panels = blank(2)
     titles = ("Raw: the effective gradient", "Applied: what the optimizer took off W")
     for axes, key, title in zip(panels, ("alignment", "alignment_applied"), titles, strict=True):
@@ -36,7 +36,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """Cosines by method and step."""
+    """Describe the cosines by method and step."""
     half = measured["steps"] // 2
     means = [
         f"{label} {number(mean_after(measured, label, 'alignment', half))} raw, "

@@ -21,12 +21,12 @@ _KEYS = {
 
 
 def measure(spec: TrainingsSpec) -> Numbers:
-    """Cosines between the bases before and after a refresh, and the jump of ΔW."""
+    """Measure the cosine of the bases before and after a refresh, and the jump of ΔW."""
     return collect(spec, list(_KEYS))
 
 
 def draw(measured: Numbers) -> Figure:
-    """Cosines on the left, the jump on the right."""
+    """Draw the cosines on the left, the jump on the right."""
     figure, (cosines, jumps) = blank(2)
     for label, found in measured["methods"].items():
         if not found["relative_jump"]["step"]:  # a method without bases
@@ -54,7 +54,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """Cosines and jumps by step."""
+    """Describe the cosines and jumps by step."""
     label = next(iter(measured["methods"]))
     found = measured["methods"][label]
     first = found["basis_cosine_A"]["step"][0]

@@ -13,12 +13,12 @@ _KEYS = {f"stable_rank_{side}": side for side in SIDES}
 
 
 def measure(spec: TrainingsSpec) -> Numbers:
-    """Stable ranks of the trained factors."""
+    """Measure the stable ranks of the trained factors."""
     return collect(spec, list(_KEYS))
 
 
 def draw(measured: Numbers) -> Figure:
-    """A panel for A and one for B."""
+    """Draw a panel for A and one for B."""
     figure, panels = blank(2)
     for side, axes in zip(SIDES, panels, strict=True):
         for place, (label, found) in enumerate(measured["methods"].items()):
@@ -34,7 +34,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """Stable ranks by method and step."""
+    """Describe the stable ranks by method and step."""
     last = ", ".join(
         f"{label} {number(found['stable_rank_A']['mean'][-1])} (A) and "
         f"{number(found['stable_rank_B']['mean'][-1])} (B)"

@@ -1,4 +1,4 @@
-"""Diagnostics of the trainings as the figures need them: by method, measure and step."""
+"""Gather and draw the diagnostics of the trainings, by method, measure and step."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Measure = dict[str, list[Any]]
 
 
 def collect(spec: TrainingsSpec, keys: Sequence[str]) -> Numbers:
-    """Run what is missing; the setting, and for each method the measures by step.
+    """Run what is missing, and return the setting and each method's measures by step.
 
     A measure is the mean and the quartiles over the layers and seeds that have it.
     """
@@ -47,7 +47,7 @@ def collect(spec: TrainingsSpec, keys: Sequence[str]) -> Numbers:
 
 
 def setting(spec: TrainingsSpec, runs: Sequence[tuple[Any, dict[str, Any]]]) -> Numbers:
-    """What was trained on what."""
+    """Return what was trained on what, as numbers."""
     return {
         "model": spec.model.name_or_path,
         "data": spec.data.source,
@@ -76,7 +76,7 @@ def _summary(steps: dict[int, list[float]]) -> Measure:
 def draw_measure(
     axes: Axes, found: Measure, place: int, label: str, *, dashed: bool = False
 ) -> None:
-    """The mean as a line; the quartiles as a band, where the line is solid."""
+    """Draw the mean as a line, and the quartiles as a band if the line is solid."""
     style = line(place)
     axes.plot(found["step"], found["mean"], **style, linestyle="--" if dashed else "-", label=label)
     if not dashed:
@@ -85,7 +85,7 @@ def draw_measure(
 
 
 def sentence(measured: Numbers) -> str:
-    """What was trained on what."""
+    """Say what was trained on what."""
     rates = ", ".join(f"{label} {rate(value)}" for label, value in measured["rates"].items())
     return (
         f"**Setting.** `{measured['model']}` on `{measured['data']}`, rank {measured['rank']}, "
@@ -95,7 +95,7 @@ def sentence(measured: Numbers) -> str:
 
 
 def bands(measured: Numbers) -> str:
-    """What was measured when, and what lines and bands are."""
+    """Say what was measured when, and what lines and bands are."""
     return (
         f"Measured at step 1 and every {measured['every']}th on eight training rows; lines are "
         f"means over {measured['layers']} layers, the bands round solid ones their quartiles."
@@ -103,7 +103,7 @@ def bands(measured: Numbers) -> str:
 
 
 def rows_at(measured: Numbers, key: str, steps: Sequence[int]) -> list[list[str]]:
-    """A row a method that has the measure: its name, and the mean at these steps."""
+    """Return a row for each method that has the measure: its name, and the means at these steps."""
     rows = []
     for label, found in measured["methods"].items():
         means = dict(zip(found[key]["step"], found[key]["mean"], strict=True))
@@ -113,7 +113,7 @@ def rows_at(measured: Numbers, key: str, steps: Sequence[int]) -> list[list[str]
 
 
 def steps_table(measured: Numbers, keys: dict[str, str], number_of_steps: int = 5) -> str:
-    """Measures by method at a few of the steps, the last one among them.
+    """Return a table of measures by method, at a few steps with the last.
 
     Args:
         measured: of :func:`collect`.
@@ -130,7 +130,7 @@ def steps_table(measured: Numbers, keys: dict[str, str], number_of_steps: int = 
 
 
 def mean_after(measured: Numbers, label: str, key: str, first: int) -> float:
-    """The mean over layers and over the steps from ``first`` on."""
+    """Return the mean over layers and over the steps from ``first`` on."""
     found = measured["methods"][label][key]
     return float(
         np.mean([m for s, m in zip(found["step"], found["mean"], strict=True) if s >= first])

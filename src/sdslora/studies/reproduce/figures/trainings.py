@@ -1,4 +1,4 @@
-"""The trainings that the figures are drawn from: one a method and seed, with diagnostics."""
+"""Run the trainings that the figures are drawn from: one a method and seed, with diagnostics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class TrainingsSpec:
                 raise UserError(f"{name} must be 1 or more, not {getattr(self, name)}")
 
     def comparison(self) -> CompareSpec:
-        """The same as a comparison at one rate."""
+        """Return these trainings as a comparison at one rate."""
         return CompareSpec(
             output_dir=self.output_dir,
             model=self.model,
@@ -74,7 +74,7 @@ class TrainingsSpec:
 
 
 def scales(*methods: str) -> dict[str, dict[str, Any]]:
-    """The settings of trainings of these methods; full fine-tuning joins them at paper scale."""
+    """Return the settings of these methods' trainings, with full fine-tuning at paper scale."""
     # one CPU core, minutes a method
     small = {
         "output_dir": "runs/reproduce/small",
@@ -120,10 +120,10 @@ _ALPACA = (
 
 
 def plan(spec: TrainingsSpec) -> str:
-    """Which trainings are there, and which would be run.
+    """Say which trainings are on disk, and which will be run.
 
     Raises:
-        UserError: for a model, data or method that cannot work, or a training with other settings.
+        UserError: if model, data or method cannot work, or a training has other settings.
     """
     wanted = jobs(spec)  # before the data: a mistyped method is told at once
     work = workload(spec.comparison())
@@ -144,23 +144,23 @@ def plan(spec: TrainingsSpec) -> str:
 
 
 def trained(spec: TrainingsSpec) -> list[tuple[Job, dict[str, Any]]]:
-    """Run the trainings that are missing; returns each with its record, in the methods' order.
+    """Run the missing trainings, and return each with its record, in the methods' order.
 
     Raises:
-        UserError: where one is there with other settings.
-        RunFailed: where one did not finish.
+        UserError: if one on disk has other settings.
+        RunFailed: if one did not finish.
     """
-    found = []
+    finished = []
     for job in tqdm(jobs(spec), desc="trainings", disable=None):
         run = held(job) or carry_out(job)
         if run["status"] != "finished":
             raise RunFailed(f"{job}: {run['status']}: {run['error']}")
-        found.append((job, run))
-    return found
+        finished.append((job, run))
+    return finished
 
 
 def jobs(spec: TrainingsSpec) -> Sequence[Job]:
-    """One a method and seed."""
+    """Return the trainings: one a method and seed."""
     comparison = spec.comparison()
     return [
         Job(comparison, contender, contender.center, seed, spec.threads, every=spec.every)
@@ -170,7 +170,7 @@ def jobs(spec: TrainingsSpec) -> Sequence[Job]:
 
 
 def held(job: Job) -> dict[str, Any] | None:
-    """The record of a training that finished."""
+    """Return the record of a training that finished; None if there is none."""
     run: dict[str, Any] | None = read_json(job.folder / NAME)
     if run is None or run["status"] != "finished":
         return None

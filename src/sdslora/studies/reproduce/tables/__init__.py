@@ -1,6 +1,7 @@
-"""The paper's tables, made anew: settings as data, the grid as runs of ``compare``, a page.
+"""Reproduce the paper's tables: printed figures, grids, runs of ``compare``, pages.
 
-:mod:`.settings` holds what the tables are, :mod:`.grid` carries them out, :mod:`.page` writes them.
+:mod:`.paper` has the printed figures and :mod:`.paper_settings` the grids. :mod:`.grid` carries
+the grids out, :mod:`.beside` sets our figures beside the paper's, :mod:`.page` writes them.
 """
 
 from ..target import Reproducible
@@ -13,6 +14,6 @@ _ALL: dict[str, Reproducible] = {
     "table6": CostTable(),
 }
 TABLES = {name: _ALL[name] for name in sorted(_ALL)}
-"""By name."""
+"""The tables, by name."""
 
 __all__ = ["TABLES"]

@@ -1,13 +1,11 @@
-"""Table 6: what a training step of SDS-LoRA costs beside one of LoRA, in time and in memory.
+"""Measure Table 6: the time and memory of a training step of SDS-LoRA and of LoRA.
 
-Both train the same base in turn, in one process; the ratio of medians over the rounds. Memory is
-what a step holds: on a GPU the allocator's peak, elsewhere what autograd saved with parameters,
-gradients and moments.
+Both train the same base in turn, in one process. Memory is what a step holds: on a GPU the
+allocator's peak, elsewhere what autograd saved, with parameters, gradients and moments.
 """
 
 import copy
 import gc
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from ....app.models import base_models
 from ....app.run import record
 from ....methods import Settings, make_method
 from ...plotting.markdown import table
-from . import page, paper
+from . import cost_page, estimate, page
 from .paper_settings import LLAMA3
 from .table import OUTPUT
 
@@ -35,7 +33,7 @@ _WARM_STEPS = 12  # past the ten of plain LoRA, the re-parameterization, and a f
 
 @dataclass
 class CostSpec:
-    """LoRA's and SDS-LoRA's training steps in turn, on random tokens.
+    """Measure training steps of LoRA and of SDS-LoRA in turn, on random tokens.
 
     Args:
         output_dir: Directory of the results.
@@ -65,21 +63,24 @@ class CostSpec:
 
 @dataclass(frozen=True)
 class CostTable:
-    """Table 6."""
+    """Table 6, which compares costs."""
 
     @property
     def title(self) -> str:
-        """What it shows."""
+        """The title, in a few words."""
         return "Table 6: time and memory of a training step"
 
     @property
     def spec(self) -> type[CostSpec]:
-        """Its settings."""
+        """The dataclass of its settings."""
         return CostSpec
 
     @property
     def scales(self) -> Mapping[str, Mapping[str, Any]]:
-        """A model that fits a CPU, and the paper's."""
+        """A model that fits a CPU, and one of the paper's size.
+
+        The paper does not name the model of this table, nor its rank: LLaMA3-8B and 8 are ours.
+        """
         shared = {"output_dir": OUTPUT, "rank": 8}
         return {
             "small": {**shared, "model": "smollm2", "rows": 2, "tokens": 128, "rounds": 5},
@@ -88,19 +89,16 @@ class CostTable:
 
     @property
     def plan(self) -> Callable[[CostSpec], str]:
-        """What would be measured."""
+        """The paper's figures where they are the aim, and what is measured."""
         return _plan
 
     def produce(self, name: str, spec: CostSpec, config: dict[str, Any]) -> Path:
-        """Measure, and write the table.
+        """Measure, write the table, and return its folder.
 
         Raises:
-            UserError: where the model is not there.
+            UserError: if there is no such model.
         """
         measured = measure(spec)
-        header, rows = cells(measured)
-        body = table(header, rows)
-        print(body)
         content = {
             "target": name,
             "title": self.title,
@@ -109,36 +107,20 @@ class CostTable:
             "hardware": record.hardware(),
             "measured": measured,
         }
-        return page.write_files(
-            name,
-            config,
-            {
-                ".json": content,
-                ".md": page.markdown(self.title, setting(config, measured), body),
-                ".tex": page.latex(header, rows, self.title),
-            },
-        )
-
-
-def setting(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
-    """What was measured, and where."""
-    return (
-        f"{config['model']}, rank {config['rank']}, {config['rows']} x {config['tokens']} random "
-        f"tokens, {config['rounds']} rounds on {measured['device']} ({measured['threads']} "
-        "threads). The paper's figures: LLaMA3-8B on an H200, the range over its settings."
-    )
+        print(table(*cost_page.cells(measured)))
+        return page.write_files(name, config, {".json": content, **cost_page.texts(content)})
 
 
 def measure(spec: CostSpec) -> dict[str, Any]:
-    """Seconds of every step by method, and bytes by method."""
+    """Return the seconds of every step, and the bytes of a step, by method."""
     base = base_models.find(ModelSpec(spec.model)).load().requires_grad_(False)
     to_accelerator(base, {})
     vocabulary: int = base.config.get_text_config().vocab_size
     torch.manual_seed(0)
     tokens = torch.randint(vocabulary, (spec.rows, spec.tokens), device=base.device)
-    held = {}
+    bytes_of = {}
     for name in METHODS:  # one alive at a time
-        held[name] = _Training(name, base, spec, tokens).bytes()
+        bytes_of[name] = _Training(name, base, spec, tokens).bytes()
         gc.collect()
     trainings = {name: _Training(name, base, spec, tokens) for name in METHODS}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
@@ -149,12 +131,12 @@ def measure(spec: CostSpec) -> dict[str, Any]:
         "device": str(base.device),
         "threads": torch.get_num_threads(),
         "seconds": seconds,
-        "bytes": held,
+        "bytes": bytes_of,
     }
 
 
 class _Training:
-    """A method's training of ``base``, whose weights it shares, past its warm-up."""
+    """Train ``base``, whose weights are shared, by one method; its warm-up is over."""
 
     def __init__(self, name: str, base: nn.Module, spec: CostSpec, tokens: Tensor) -> None:
         own = copy.deepcopy(base, {id(p): p for p in base.parameters()})
@@ -169,7 +151,7 @@ class _Training:
             self.step()
 
     def step(self) -> None:
-        """Forward, backward, optimizer, and what the method does after it."""
+        """Do one training step, with what the method does after it."""
         self._loss().backward()
         self.optimizer.step()
         if self.scheduler is not None:
@@ -177,7 +159,7 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def timed(self) -> float:
-        """Seconds of a step."""
+        """Return the seconds of one step."""
         _synchronize()
         start = time.perf_counter()
         self.step()
@@ -185,15 +167,15 @@ class _Training:
         return time.perf_counter() - start
 
     def bytes(self) -> int:
-        """The most that a step holds on a GPU; elsewhere what there is when its backward begins."""
+        """Return the peak of a step on a GPU; elsewhere what there is when its backward begins."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.step()
             return torch.cuda.max_memory_allocated()
-        moments = [v for kept in self.optimizer.state.values() for v in kept.values()]
+        moments = [v for state in self.optimizer.state.values() for v in state.values()]
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        there = [*self.model.parameters(), *self.model.buffers()]
-        storages = _storages([*there, *(v for v in moments if isinstance(v, Tensor))])
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        storages = _storages([*weights, *(v for v in moments if isinstance(v, Tensor))])
 
         def pack(tensor: Tensor) -> Tensor:
             storages.update(_storages([tensor]))
@@ -211,7 +193,7 @@ class _Training:
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes by address of the distinct storages under ``tensors``."""
+    """Return the bytes of each distinct storage under ``tensors``, by address."""
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
@@ -220,29 +202,13 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def cells(measured: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: medians of both methods, their ratio, and the paper's."""
-    lora, ours = METHODS
-    medians = {name: statistics.median(found) for name, found in measured["seconds"].items()}
-    mib = {name: found / 2**20 for name, found in measured["bytes"].items()}
-    rows = []
-    for kind, unit, found in (("time", "ms", medians), ("memory", "MiB", mib)):
-        scale = 1e3 if kind == "time" else 1
-        low, high = paper.COST[kind]
-        rows.append(
-            [
-                f"{kind} ({unit})",
-                f"{scale * found[lora]:.1f}",
-                f"{scale * found[ours]:.1f}",
-                f"{found[ours] / found[lora]:.4f}",
-                f"{low:.4f} to {high:.4f}",
-            ]
-        )
-    return ["of a step", lora, ours, "ratio", "the paper's ratio"], rows
-
-
 def _plan(spec: CostSpec) -> str:
-    return (
+    described = (
         f"{' and '.join(METHODS)} on {spec.model}, rank {spec.rank}: {spec.rounds} steps of "
         f"{spec.rows} x {spec.tokens} tokens each, in turn, after {_WARM_STEPS} of warm-up"
     )
+    if spec.model != LLAMA3.name:
+        return described
+    steps = len(METHODS) * (2 * _WARM_STEPS + 1 + spec.rounds)
+    estimated = estimate.of_steps(spec.rank, spec.rows * spec.tokens, steps)
+    return f"{table(*cost_page.cells(None))}\n\n{described}\n{estimated}"

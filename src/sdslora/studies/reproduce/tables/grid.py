@@ -1,4 +1,4 @@
-"""The runs of a table: every method on every model, part and rank, with every seed, at one rate."""
+"""Plan and carry out the runs of a table: every method, model, part, rank and seed, at one rate."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
@@ -21,7 +21,7 @@ from .paper_settings import Entry, Model, Part, Scale, Table
 
 @dataclass
 class TableSpec:
-    """One of the paper's tables, at the paper's scale or small.
+    """Reproduce one of the paper's tables, at the paper's scale or small.
 
     Args:
         output_dir: Directory of the runs, which tables share, and of one folder a table.
@@ -63,19 +63,22 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared in one place of a table: one model on one part at one rank."""
+    """One place of a table: several methods on one model, part and rank.
+
+    ``rank`` is None for full fine-tuning, which has a cell of its own, shared by tables and ranks.
+    """
 
     model: str
     settings: Model
     part: Part
     part_name: str
-    rank: int
+    rank: int | None
     methods: tuple[Entry, ...]
     comparison: CompareSpec
 
     @property
     def jobs(self) -> list[Job]:
-        """One a method and seed, at the table's rate."""
+        """The runs: one a method and seed, at the table's rate."""
         spec = self.comparison
         return [
             Job(spec, contender, contender.center, seed, spec.engine.threads or 1)
@@ -85,10 +88,10 @@ class Cell:
 
 
 def cells(table: Table, spec: TableSpec) -> list[Cell]:
-    """The cells that ``spec`` asks for.
+    """Return the cells that ``spec`` asks for.
 
     Raises:
-        UserError: for a rank that the table does not have.
+        UserError: if the table does not have the rank.
     """
     scale = table.scales[spec.scale]
     if spec.rank is not None and spec.rank not in scale.ranks:
@@ -99,18 +102,18 @@ def cells(table: Table, spec: TableSpec) -> list[Cell]:
         _cell(name, model, part_name, part, rank, methods, scale, spec)
         for name, model in _models(scale, spec.model).items()
         for part_name, part in scale.parts.items()
-        for rank, methods in zip(ranks, _methods(scale, len(ranks)), strict=True)
+        for rank, methods in _by_rank(scale.methods, ranks)
     ]
 
 
-def check(found: Sequence[Cell]) -> None:
+def check(cells: Sequence[Cell]) -> None:
     """Read the data and outline the models of all cells, before anything is trained.
 
     Raises:
-        UserError: for a model, data or tasks that are not there, a method that cannot run, or runs
-            with other settings in the output directory.
+        UserError: if a model, data set or task is missing, a method cannot run, or the output
+            directory has runs with other settings.
     """
-    for cell in found:
+    for cell in cells:
         work = workload(cell.comparison)
         for note in work.notes:
             print(f"note: {note}")
@@ -123,17 +126,17 @@ def check(found: Sequence[Cell]) -> None:
                 raise UserError(f"{job}: {first_line(error)}") from error
 
 
-def carried_out(found: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """Each run's record, in the cells' order; those that are there are not run again."""
-    runs = [(cell, job, held(job)) for cell in found for job in cell.jobs]
-    made: dict[Path, dict[str, Any]] = {}
+def carried_out(cells: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Yield each run's record, in the cells' order. A run that is on disk is not run again."""
+    runs = [(cell, job, held(job)) for cell in cells for job in cell.jobs]
+    new: dict[Path, dict[str, Any]] = {}
     with engine(EngineSpec(spec.engine, spec.slots, spec.threads)) as place:
         futures = {place.submit(carry_out, job): job for _, job, there in runs if there is None}
         for future in tqdm(as_completed(futures), total=len(futures), desc="runs", disable=None):
             job = futures[future]
-            made[job.folder] = outcome(future, job)
+            new[job.folder] = outcome(future, job)
     for cell, job, there in runs:
-        yield cell, there or made[job.folder]
+        yield cell, there or new[job.folder]
 
 
 def _models(scale: Scale, asked: str | None) -> dict[str, Model]:
@@ -150,19 +153,18 @@ def _models(scale: Scale, asked: str | None) -> dict[str, Model]:
     return {Path(asked).name: replace(first, name=asked)}
 
 
-def _methods(scale: Scale, ranks: int) -> Iterator[tuple[Entry, ...]]:
-    """For each rank; full fine-tuning, which has none, is with the first."""
-    for place in range(ranks):
-        yield tuple(method for method in scale.methods if place == 0 or method != "full")
-
-
-def _rates(model: Model, part: Part, methods: tuple[Entry, ...]) -> dict[str, float]:
-    full = {"full": part.rate_factor * model.full_rate} if "full" in methods else {}
-    return {"*": part.rate_factor * model.rate, **full}
+def _by_rank(
+    methods: Sequence[Entry], ranks: Sequence[int]
+) -> list[tuple[int | None, tuple[Entry, ...]]]:
+    """Return the methods of each rank; full fine-tuning comes first, and has none."""
+    low_rank = tuple(method for method in methods if method != "full")
+    full: list[tuple[int | None, tuple[Entry, ...]]] = [(None, ("full",))]
+    by_rank = [(rank, low_rank) for rank in ranks]
+    return [*full, *by_rank] if "full" in methods else [*by_rank]
 
 
 def _data(part: Part, data_dir: str | None) -> DataSpec:
-    """The part's data section; of local data, where there are any."""
+    """Return the part's data section, of local files if ``data_dir`` names a folder."""
     given = dict(part.data)
     if data_dir is not None and given["source"] in TRAINING_SETS:
         given["options"] = {"dir": data_dir}
@@ -176,24 +178,26 @@ def _cell(
     model: Model,
     part_name: str,
     part: Part,
-    rank: int,
+    rank: int | None,
     methods: tuple[Entry, ...],
     scale: Scale,
     spec: TableSpec,
 ) -> Cell:
+    kind = "full" if rank is None else f"rank{rank}"
+    rate = model.full_rate if rank is None else model.rate
     steps = {} if spec.max_steps is None else {"max_steps": spec.max_steps}
     place = "-".join("".join(c if c.isalnum() else "-" for c in x) for x in (name, part_name))
     comparison = CompareSpec(
-        output_dir=str(Path(spec.output_dir) / spec.scale / f"{place}-rank{rank}"),
+        output_dir=str(Path(spec.output_dir) / spec.scale / f"{place}-{kind}"),
         model=ModelSpec(model.name),
         data=_data(part, spec.data_dir),
         training=TrainingConfig(**{**part.training, **steps}),
         evaluation=EvalSpec(exact_match=not part.tasks, limit=None),
-        grid=GridSpec(centers=_rates(model, part, methods)),
+        grid=GridSpec(centers={"*": part.rate_factor * rate}),
         forgetting=ForgettingSpec(),
         engine=EngineSpec(threads=spec.threads),
         methods=[m if isinstance(m, str) else dict(m) for m in methods],
-        rank=rank,
+        rank=rank or 1,  # full fine-tuning does not look at it
         target_modules=model.target_modules,
         seeds=spec.seeds or scale.seeds,
         test=part.test,

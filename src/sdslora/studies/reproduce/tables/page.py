@@ -1,6 +1,5 @@
-"""A table as JSON, Markdown and LaTeX, beside the paper's figures where they are at hand."""
+"""A reproduced table as JSON, Markdown and LaTeX: the paper's figures and ours in one table."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,18 @@ import pandas as pd
 from ....app.files import write_json, write_text
 from ....app.run import record
 from ...plotting.markdown import table
-from ...statistics.numbers import NONE, UNITS, mean_std, rate
-from ...statistics.sample import Sample
-from . import paper
+from ...statistics.numbers import rate
+from . import beside, paper
 
-_ROW = ("model", "rank", "method", "rate")
-_LOSS = "loss"
+SMALL = (
+    "Our models, data and lengths are others than the paper's, and far smaller. Our figures show "
+    "that the table runs; they reproduce none of the paper's."
+)
+"""What every page of the small scale says."""
 
 
 def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[str, Any]) -> Path:
-    """Write ``<name>.json``, ``.md`` and ``.tex``, and print the table; returns their folder."""
-    runs = measured["runs"]
-    header, rows = cells(name, runs)
+    """Write ``<name>.json``, ``.md`` and ``.tex``, print the table, and return their folder."""
     content = {
         "target": name,
         "title": title,
@@ -30,26 +29,33 @@ def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[st
         "hardware": record.hardware(),
         "measured": measured,
     }
-    body = table(header, rows)
-    print(body)
-    return write_files(
-        name,
-        config,
-        {
-            ".json": content,
-            ".md": markdown(title, setting(name, config, runs), body),
-            ".tex": latex(header, rows, title),
-        },
-    )
+    header, rows = cells(name, measured["runs"])
+    print(table(header, rows))
+    return write_files(name, config, {".json": content, **texts(content)})
+
+
+def texts(content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the Markdown and the LaTeX that a table's JSON gives, by suffix."""
+    name, title, runs = content["target"], content["title"], content["measured"]["runs"]
+    header, rows = cells(name, runs)
+    return {
+        ".md": markdown(title, setting(name, content["config"], runs), table(header, rows)),
+        ".tex": latex(header, rows, title),
+    }
+
+
+def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table ``name``: the paper's rows, and those of ``runs``."""
+    return beside.cells(paper.rows(name), beside.our_rows(name, runs))
 
 
 def markdown(title: str, setting: str, body: str) -> str:
-    """The page of a table: what was run, then the figures."""
+    """Return the page of a table: what was run, then the figures."""
     return f"# {title}\n\n{setting}\n\n{body}\n"
 
 
 def write_files(name: str, config: Mapping[str, Any], contents: Mapping[str, Any]) -> Path:
-    """Each under its name by a rename; JSON where the content is no text."""
+    """Write each content under its suffix, JSON where it is no text; return their folder."""
     folder = Path(config["output_dir"]) / name
     for suffix, content in contents.items():
         path = folder / f"{name}{suffix}"
@@ -57,41 +63,17 @@ def write_files(name: str, config: Mapping[str, Any], contents: Mapping[str, Any
     return folder
 
 
-def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: mean ± standard deviation over the seeds, a row a model, rank and method.
-
-    Where the paper's figure is known it stands in a column of its own with the difference, in
-    points.
-    """
-    grouped: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
-    for run in runs:
-        found = grouped.setdefault(tuple(run[key] for key in _ROW), defaultdict(dict))
-        for figure, value in run["figures"].items():
-            found[figure][run["seed"]] = value
-    figures = list(dict.fromkeys(figure for run in runs for figure in run["figures"]))
-    known = paper.FIGURES.get(name, {})
-    compared = {figure for _, figure in known}
-    header = list(_ROW)
-    for figure in figures:
-        header += [_heading(figure), *(["the paper's"] if figure in compared else [])]
-    rows = []
-    for key, found in grouped.items():
-        row = [str(key[0]), NONE if key[1] is None else str(key[1]), str(key[2]), rate(key[3])]
-        for figure in figures:
-            sample = Sample(found[figure]) if figure in found else None
-            unit = UNITS["loss" if figure == _LOSS else "accuracy"]
-            row.append(mean_std(sample, unit))
-            if figure in compared:
-                row.append(_beside(sample, known.get((str(key[2]), figure))))
-        rows.append(row)
-    return header, rows
-
-
-def latex(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A ``table`` environment in the style of booktabs."""
+def latex(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    text_columns: int = len(beside.ROW),
+) -> str:
+    """Return a ``table`` environment in the style of booktabs; text columns come first."""
     frame = pd.DataFrame([list(row) for row in rows], columns=list(header))
+    alignment = "l" * text_columns + "r" * (len(header) - text_columns)
     text: str = frame.style.hide(axis="index").to_latex(
-        hrules=True, caption=caption, column_format="llll" + "r" * (len(header) - len(_ROW))
+        hrules=True, caption=caption, column_format=alignment
     )
     for plain, command in (
         ("%", r"\%"),
@@ -104,40 +86,42 @@ def latex(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) ->
     return text
 
 
-def _heading(figure: str) -> str:
-    return "test loss" if figure == _LOSS else figure.replace("_", " ")
-
-
-def _beside(ours: Sample | None, theirs: float | None) -> str:
-    if ours is None or theirs is None:
-        return NONE
-    points = 100 * (ours.mean - theirs)
-    return f"{100 * theirs:.4g}% ({points:+.1f})".replace("-", "−")
-
-
 def setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Models, data, sizes and seeds, and what is known of the paper's figures."""
+    """Return what was run, in sentences: models, data, sizes, rates and seeds."""
     seeds = sorted({run["seed"] for run in runs})
     lines = [
-        f"Scale `{config['scale']}`, seeds {', '.join(map(str, seeds))}; every method at the "
-        "table's own rate, which is tuned for none. Mean ± standard deviation over the seeds."
+        "Mean ± standard deviation over the seeds, in percent, but for losses and shares. The "
+        "paper's figures are those of arXiv 2606.16454.",
+        f"Ours: scale `{config['scale']}`, seeds {', '.join(map(str, seeds))}. Every method runs "
+        "at the table's own rate, which is tuned for none.",
     ]
     for model, part in dict.fromkeys((run["model"], run["part"]) for run in runs):
-        one = next(r for r in runs if (r["model"], r["part"]) == (model, part))
-        sizes = ", ".join(f"{task} {number}" for task, number in one["rows"].items())
+        own = [run for run in runs if (run["model"], run["part"]) == (model, part)]
+        sizes = ", ".join(f"{task} {number}" for task, number in own[0]["rows"].items())
         lines.append(
-            f"{model} (`{one['checkpoint']}`) on {part}: {one['steps']} steps of {one['batch']} "
-            f"rows; rows evaluated: {sizes}."
+            f"{model} (`{own[0]['checkpoint']}`) on {part}: {own[0]['steps']} steps of "
+            f"{own[0]['batch']} rows at {_rates(own)}; rows evaluated: {sizes}."
         )
-    known = paper.FIGURES.get(name)
-    lines.append(
-        "The paper's figures stand beside ours where they are at hand (arXiv 2606.16454), with the "
-        "difference in points."
-        if known
-        else "The paper's figures of this table are not at hand."
-    )
-    if config["scale"] == "small":
-        lines.append(
-            "Other models, data and lengths than the paper's: no reproduction of its figures."
-        )
+    lines.append(SMALL if config["scale"] == "small" else _verdict(name, config, runs))
     return "\n".join(lines)
+
+
+def _rates(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rates of runs of one model and data set: full fine-tuning has its own."""
+    others = sorted({run["rate"] for run in runs if run["method"] != "full"})
+    full = sorted({run["rate"] for run in runs if run["method"] == "full"})
+    named = [", ".join(map(rate, others)), *(f"{rate(value)} (full)" for value in full)]
+    return f"rate {', '.join(filter(None, named))}"
+
+
+def _verdict(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many of our figures lie within the paper's spread, and what shortened the runs."""
+    verdicts = beside.compared(paper.rows(name), beside.our_rows(name, runs))
+    shortened = [key for key in ("max_steps", "limit") if config.get(key) is not None]
+    remark = (
+        f" {' and '.join(shortened)} made our runs smaller than the paper's." if shortened else ""
+    )
+    return (
+        "A difference is ours less the paper's; it is within where it is at most the paper's "
+        f"standard deviation, as {sum(verdicts)} of {len(verdicts)} are.{remark}"
+    )

@@ -1,4 +1,4 @@
-"""A table of trained models: plan, runs, figures, page."""
+"""Reproduce a table of trained models: plan, runs, figures, page."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,16 +7,17 @@ from typing import Any
 
 from .... import SdsLoraConfig
 from ....app.errors import RunFailed
-from . import estimate, grid, page
+from ...plotting.markdown import table as markdown_table
+from . import beside, estimate, grid, page, paper
 from .grid import Cell, TableSpec
-from .paper_settings import Table
+from .paper_settings import PRESET, Table
 
 OUTPUT = "runs/reproduce/tables"
 
 
 @dataclass(frozen=True)
 class TrainedTable:
-    """One of :data:`.settings.TABLES`.
+    """One of :data:`.paper_settings.TABLES`.
 
     Attributes:
         name: ``table1`` and so on.
@@ -28,30 +29,30 @@ class TrainedTable:
 
     @property
     def spec(self) -> type[TableSpec]:
-        """What can be set."""
+        """The dataclass of its settings."""
         return TableSpec
 
     @property
     def title(self) -> str:
-        """The table's."""
+        """The table's title."""
         return self.table.title
 
     @property
     def scales(self) -> Mapping[str, Mapping[str, Any]]:
-        """The scales that there are; what they hold is the table's own."""
+        """The settings by scale; the grids are the table's own."""
         return {scale: {"output_dir": OUTPUT} for scale in self.table.scales}
 
     @property
     def plan(self) -> Callable[[TableSpec], str]:
-        """The grid with its steps, hours and memory, by arithmetic."""
-        return lambda spec: estimate.described(grid.cells(self.table, spec))
+        """The paper's figures where they are the aim, and the grid: steps, hours, memory."""
+        return self._plan
 
     def produce(self, name: str, spec: TableSpec, config: dict[str, Any]) -> Path:
-        """Run what is missing, and write the table.
+        """Run what is missing, write the table, and return its folder.
 
         Raises:
-            UserError: for what :func:`.grid.check` finds, and a GPU that is too small.
-            RunFailed: where a run failed; one that diverged is a result.
+            UserError: if :func:`.grid.check` raises it, or the GPU is too small.
+            RunFailed: if a run failed. A run that diverged is a result.
         """
         cells = grid.cells(self.table, spec)
         estimate.require_memory(cells)
@@ -66,15 +67,27 @@ class TrainedTable:
         measured = {"runs": [_row(cell, run) for cell, run in runs]}
         return page.write(name, self.title, config, measured)
 
+    def _plan(self, spec: TableSpec) -> str:
+        cells = grid.cells(self.table, spec)
+        models = {paper.MODELS.get(cell.model) for cell in cells}
+        ranks = {cell.rank for cell in cells}
+        printed = [
+            row for row in paper.rows(self.name) if row.model in models and row.rank in ranks
+        ]
+        described = estimate.described(cells)
+        if spec.scale != "paper" or not printed:
+            return described
+        return f"{markdown_table(*beside.cells(printed, []))}\n\n{described}"
+
 
 def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table needs of a run."""
+    """Return what the table needs of a run."""
     label = run["label"]
     return {
         "model": cell.model,
         "checkpoint": cell.settings.name,
         "part": cell.part_name,
-        "rank": None if run["method"] == "full" else cell.rank,
+        "rank": cell.rank,
         "method": label,
         "rate": run["learning_rate"],
         "seed": run["seed"],
@@ -87,36 +100,32 @@ def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(run: Mapping[str, Any]) -> dict[str, int]:
-    """Rows that each figure is over."""
-    tasks = run["tasks"] or {}
-    return {
-        name: found["rows"]
-        for name, found in (tasks or {"test": run["test"] or {}}).items()
-        if found
-    }
+    """Return the number of rows that each figure is the mean of."""
+    measured = run["tasks"] or {"test": run["test"] or {}}
+    return {name: scores["rows"] for name, scores in measured.items() if scores}
 
 
 def _figures(run: Mapping[str, Any]) -> dict[str, float]:
-    """Shares of right answers by task, and their mean; of a diverged run, none is right."""
+    """Return the share of right answers by task, and their mean; of a diverged run, 0."""
     if run["tasks"]:
-        scores = {task: _score(found) for task, found in run["tasks"].items()}
+        scores = {task: _score(by_rule) for task, by_rule in run["tasks"].items()}
         mean = {"mean": sum(scores.values()) / len(scores)} if len(scores) > 1 else {}
         return {**scores, **mean}
     test = run["test"] or {"accuracy": 0.0, "loss": float("inf")}
     return {name: test[name] for name in ("accuracy", "exact_match", "loss") if name in test}
 
 
-def _score(found: Mapping[str, Any]) -> float:
-    """The first rule's: the one of the paper's protocol, which the task names first."""
-    rule = next(scores for name, scores in found.items() if name != "rows")
+def _score(by_rule: Mapping[str, Any]) -> float:
+    """Return the first rule's score: a task names the rule of the paper's protocol first."""
+    rule = next(scores for name, scores in by_rule.items() if name != "rows")
     return float(rule.get("pass@1", rule.get("exact_match")))
 
 
 def _schedule(run: Mapping[str, Any], steps: int) -> dict[str, float]:
-    """The share of the steps that refresh the bases, where the method's schedule is an option."""
+    """Return the share of steps that refresh, for methods whose schedule is an option."""
     asked = {k: v for k, v in run["options"].items() if k in ("refresh_every", "refresh_phases")}
     if not asked:
         return {}
-    schedule = SdsLoraConfig(**asked).schedule(steps)
+    schedule = SdsLoraConfig(preset=PRESET, **asked).schedule(steps)
     refreshing = sum(schedule.action(step) == "refresh" for step in range(1, steps + 1))
     return {"refreshing steps": refreshing / steps}

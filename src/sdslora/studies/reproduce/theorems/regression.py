@@ -32,7 +32,7 @@ _S = 2.0  # the scaling s; no figure depends on it
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the problems: ``W`` is (m, n), of rank r there are ``number`` for each κ."""
+    """The sizes: ``W`` is (m, n), the factors have rank r, and each κ has ``number`` problems."""
 
     number: int = 20
     m: int = 24
@@ -42,7 +42,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Problems:
-    """Where both start: ``ΔW = s U Σ² Vᵀ``, with ``W − W* = R``; batches of (κ, seed)."""
+    """The common start of both methods: ``ΔW = s U Σ² Vᵀ``, ``W − W* = R``; batches (κ, seed)."""
 
     U: Tensor
     """(seed, m, r)."""
@@ -59,7 +59,7 @@ class Problems:
 def problems(
     sizes: Sizes, kappas: Sequence[float], *, even: bool = False, distant: bool = False
 ) -> Problems:
-    """Random ones, the same for every κ but for ``sigma`` and the size of R.
+    """Draw problems that are the same for every κ but for ``sigma`` and the size of R.
 
     Args:
         sizes: r is even and below m and n.
@@ -95,7 +95,7 @@ class Descent:
 
 
 def lora(start: Problems, steps: int = STEPS) -> Descent:
-    """Plain LoRA."""
+    """Descend with plain LoRA."""
     A, B = start.sigma.unsqueeze(-1) * start.V.mT, start.U * start.sigma.unsqueeze(-2)
     R, losses = start.R, [_loss(start.R, start.C)]
     for _ in range(steps):
@@ -110,7 +110,7 @@ def lora(start: Problems, steps: int = STEPS) -> Descent:
 
 
 def sds_lora(start: Problems, steps: int = STEPS, mode: RefreshMode | None = None) -> Descent:
-    """SDS-LoRA from Eq. (8), its bases frozen, or refreshed after every step."""
+    """Descend with SDS-LoRA from Eq. (8), its bases frozen or refreshed after every step."""
     # Eq. (8) of ΔW = s U Σ² Vᵀ: A = Σ² Vᵀ/2, B = U Σ²/2
     half = start.sigma**2 / 2
     U, V = (Q.expand(*start.R.shape[:2], *Q.shape[1:]) for Q in (start.U, start.V))
@@ -130,7 +130,7 @@ def sds_lora(start: Problems, steps: int = STEPS, mode: RefreshMode | None = Non
 
 
 def rate(losses: Tensor) -> Tensor:
-    """Nats that the loss falls by in a step: (steps + 1, ...) gives (...).
+    """Return the nats that the loss falls by in a step: (steps + 1, ...) gives (...).
 
     Over the last 40 steps, or those before it is at 1e-8 of the first: by then the directions of
     the large singular values are at their optimum.
@@ -142,7 +142,7 @@ def rate(losses: Tensor) -> Tensor:
 
 
 def bound(kappa: float) -> float:
-    """The least rate of LoRA that smoothness and PL warrant; of SDS-LoRA at κ = 1.
+    """Return the least rate that smoothness and PL warrant LoRA; SDS-LoRA's is that of κ = 1.
 
     With G in the column space of B, ``⟨G, G_eff⟩ ≥ s² σ_min(B)² ‖G‖²`` and
     ``‖G_eff‖² ≤ s² (σ_max(B)² + σ_max(A)²) ⟨G, G_eff⟩``. The step above then lowers f by at least
@@ -158,7 +158,7 @@ def _loss(R: Tensor, C: Tensor) -> Tensor:
 
 
 def _largest(M: Tensor) -> Tensor:
-    """``σ_max²`` of (..., k, r), as (..., 1, 1)."""
+    """Return ``σ_max²`` of (..., k, r), as (..., 1, 1)."""
     return torch.linalg.eigvalsh(M.mT @ M)[..., -1:, None]
 
 

@@ -25,28 +25,28 @@ class Geometry:
     G: Tensor
 
     def effective(self, a: Tensor, b: Tensor) -> Tensor:
-        """LoRA's effective gradient, Eq. (3) with s = 1, of singular values (..., r)."""
+        """Return LoRA's effective gradient, Eq. (3) with s = 1, of singular values (..., r)."""
         A, B = a.unsqueeze(-1) * self.Q_A.mT, self.Q_B * b.unsqueeze(-2)
         return lora_effective_gradient(A, B, self.G, 1.0)
 
     def alignment(self, a: Tensor, b: Tensor) -> Tensor:
-        """Its cosine with G."""
+        """Return the cosine of the effective gradient with G."""
         return gradient_alignment(self.G, self.effective(a, b))
 
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
-        """Its inner product with G."""
+        """Return the inner product of the effective gradient with G."""
         return (self.G * self.effective(a, b)).sum(dim=(-2, -1))
 
 
 def geometry(random: torch.Generator, number: int, m: int, n: int, r: int) -> Geometry:
-    """Random bases, each with a Gaussian G."""
+    """Draw random bases, each with a Gaussian G."""
     gaussian = partial(torch.randn, generator=random, dtype=torch.float64)
     Q_A, Q_B = (orthonormal_basis(gaussian(number, k, r)) for k in (n, m))
     return Geometry(Q_A, Q_B, gaussian(number, m, n))
 
 
 def expected_alignment(a: Tensor, b: Tensor, m: int, n: int) -> Tensor:
-    """``E⟨G, G_eff⟩ / √(E‖G‖² E‖G_eff‖²)`` for Gaussian G: singular values (..., r) give (...).
+    """Return ``E⟨G, G_eff⟩ / √(E‖G‖² E‖G_eff‖²)`` for Gaussian G: (..., r) gives (...).
 
     ``G_eff`` multiplies the coordinate of G along the i-th direction of B and the j-th of A by
     ``b_i² + a_j²``, zero beyond r. So ``E⟨G, G_eff⟩ = n Σ b² + m Σ a²``, the same for all spectra
@@ -62,14 +62,14 @@ def expected_alignment(a: Tensor, b: Tensor, m: int, n: int) -> Tensor:
 
 
 def random_spectra(random: torch.Generator, number: int, r: int) -> Tensor:
-    """(number, r) singular values of energy r, their squares uniform on the simplex."""
+    """Draw (number, r) singular values of energy r, their squares uniform on the simplex."""
     # normalised exponential variables are uniform on the simplex
     squares = -torch.rand(number, r, generator=random, dtype=torch.float64).log()
     return (r * squares / squares.sum(dim=-1, keepdim=True)).sqrt()
 
 
 def condition(values: Tensor) -> Tensor:
-    """Largest over smallest: (..., r) gives (...)."""
+    """Return the largest over the smallest: (..., r) gives (...)."""
     return values.amax(dim=-1) / values.amin(dim=-1)
 
 
@@ -82,7 +82,7 @@ def maximise(where: Geometry, a: Tensor, b: Tensor) -> tuple[list[float], Tensor
     """
 
     def spectra(logits: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Of energy r, whatever the logits (2r,); and the logits as a leaf of the graph."""
+        """Return spectra of energy r, whatever the logits (2r,), and the logits as a leaf."""
         leaf = torch.from_numpy(logits.copy()).requires_grad_()
         return leaf, (len(a) * torch.softmax(leaf.view(2, -1), dim=-1)).sqrt()
 

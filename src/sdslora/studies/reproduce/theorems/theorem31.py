@@ -23,7 +23,7 @@ _ALONE = 20  # full gradients whose own best spectra are looked for
 
 @dataclass
 class Theorem31Spec:
-    """Which singular values of the factors align LoRA's effective gradient with the full gradient.
+    """Find the singular values that align LoRA's effective gradient with the full gradient.
 
     Args:
         output_dir: Directory of one folder a target.
@@ -58,7 +58,7 @@ class Theorem31Spec:
 
 
 def plan(spec: Theorem31Spec) -> str:
-    """What will be done; seconds of work."""
+    """Describe the work, which takes seconds."""
     return (
         f"{spec.trials} Gaussian gradients of ({spec.rows}, {spec.columns}), rank {spec.rank}: "
         f"{spec.spectra} random spectra, {spec.starts} ascents, {spec.trials} random factors"
@@ -66,7 +66,7 @@ def plan(spec: Theorem31Spec) -> str:
 
 
 def measure(spec: Theorem31Spec) -> Numbers:
-    """Mean alignments of spectra, where the ascents end, and how single trials come out."""
+    """Measure mean alignments of spectra, the ends of the ascents, and single trials."""
     random = torch.Generator().manual_seed(spec.seed)
     where = geometry(random, spec.trials, spec.rows, spec.columns, spec.rank)
     uniform = torch.ones(spec.rank, dtype=torch.float64)
@@ -88,7 +88,7 @@ def _closed_form(spec: Theorem31Spec, a: Tensor, b: Tensor) -> float:
 
 
 def _sampled(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Any]:
-    """Mean alignment of random spectra, and their condition number (of A or B, the larger)."""
+    """Measure the mean alignment of random spectra, and their condition number (the larger)."""
     a, b = (random_spectra(random, spec.spectra, spec.rank) for _ in range(2))
     pairs = list(zip(a, b, strict=True))
     return {
@@ -101,7 +101,7 @@ def _sampled(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> d
 
 
 def _ascents(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Any]:
-    """Condition numbers on the way from random spectra to the best mean alignment."""
+    """Record the condition numbers on the way from random spectra to the best alignment."""
     starts = zip(*(random_spectra(random, spec.starts, spec.rank) for _ in range(2)), strict=True)
     found = [maximise(where, *start) for start in starts]
     return {
@@ -111,7 +111,7 @@ def _ascents(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> d
 
 
 def _alone(where: Geometry, uniform: Tensor, random: torch.Generator) -> dict[str, Any]:
-    """The best spectra of single gradients: not uniform."""
+    """Find the best spectra of single gradients, which are not uniform."""
     rows = []
     for index in range(min(_ALONE, len(where.G))):
         one = Geometry(where.Q_A[index], where.Q_B[index], where.G[index])
@@ -124,7 +124,7 @@ def _alone(where: Geometry, uniform: Tensor, random: torch.Generator) -> dict[st
 def _random_factors(
     spec: Theorem31Spec, where: Geometry, random: torch.Generator
 ) -> dict[str, Any]:
-    """Gaussian A and B of one norm: LoRA, the same bases alone, LoRA-Pro; cosines and counts."""
+    """Compare LoRA, its bases alone and LoRA-Pro at Gaussian A and B of one norm."""
     shapes = ((spec.trials, spec.rank, spec.columns), (spec.trials, spec.rows, spec.rank))
     A, B = (
         _of_norm(torch.randn(*shape, generator=random, dtype=torch.float64), math.sqrt(spec.rank))
@@ -158,7 +158,7 @@ def _random_factors(
 
 
 def _counterexample(where: Geometry) -> dict[str, float]:
-    """A small B, and a G in the row space of A: LoRA's cosine is the larger."""
+    """Measure a counterexample: a small B and a G in the row space of A favour LoRA."""
     one = Geometry(where.Q_A[0], where.Q_B[0], where.G[0] @ where.Q_A[0] @ where.Q_A[0].mT)
     uniform = torch.ones(one.Q_A.shape[-1], dtype=torch.float64)
     return {
@@ -176,7 +176,7 @@ def _count(true: Tensor) -> int:
 
 
 def draw(measured: Numbers) -> Figure:
-    """Spectra that were sampled, the ascents, and single trials."""
+    """Draw the sampled spectra, the ascents and single trials."""
     figure, (samples, ascents, trials) = blank(3)
     samples.plot(
         measured["sampled"]["condition"],
@@ -225,7 +225,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """The optimum and its limits."""
+    """Describe the optimum and its limits."""
     m, n, r = measured["shape"]
     trials, sampled, factors = measured["trials"], measured["sampled"], measured["random factors"]
     best, alone = measured["ascents"], measured["one gradient"]

@@ -26,7 +26,7 @@ _LOW = 1e-4  # of the first loss, reached
 
 @dataclass
 class Theorem32Spec:
-    """Rate of convergence of LoRA and SDS-LoRA against the condition number of LoRA's factors.
+    """Measure how LoRA and SDS-LoRA converge against the condition number of LoRA's factors.
 
     Args:
         output_dir: Directory of one folder a target.
@@ -56,7 +56,7 @@ class Theorem32Spec:
 
 
 def plan(spec: Theorem32Spec) -> str:
-    """What will be done; seconds of work."""
+    """Describe the work, which takes seconds."""
     return (
         f"{spec.seeds} regressions with W of ({spec.rows}, {spec.columns}), rank {spec.rank}, at "
         f"{len(_KAPPAS)} condition numbers from 1 to {_KAPPAS[-1]:g}"
@@ -64,7 +64,7 @@ def plan(spec: Theorem32Spec) -> str:
 
 
 def measure(spec: Theorem32Spec) -> Numbers:
-    """Rates near the optimum with their fits, and losses from a distant start."""
+    """Measure rates near the optimum with their fits, and losses from a distant start."""
     sizes = Sizes(spec.seeds, spec.rows, spec.columns, spec.rank)
     start = problems(sizes, _KAPPAS)
     descents = {
@@ -95,7 +95,7 @@ def measure(spec: Theorem32Spec) -> Numbers:
 
 
 def _summary(values: Tensor) -> dict[str, list[float]]:
-    """(κ, seed) -> mean, standard deviation and every value, by κ."""
+    """Return mean, standard deviation and every value by κ, from (κ, seed)."""
     return {
         "mean": values.mean(dim=1).tolist(),
         "std": values.std(dim=1).tolist(),
@@ -104,14 +104,14 @@ def _summary(values: Tensor) -> dict[str, list[float]]:
 
 
 def _slope(values: Tensor) -> dict[str, Any]:
-    """Of ln rate against ln κ, by least squares for each seed."""
+    """Return the slope of ln rate against ln κ, by least squares for each seed."""
     fitted = [k for k, kappa in enumerate(_KAPPAS) if kappa >= _FITTED_FROM]
     slopes = np.polyfit(np.log(_KAPPAS)[fitted], np.log(values.numpy())[fitted], 1)[0]
     return {"from": _FITTED_FROM, "mean": slopes.mean(), "std": slopes.std(ddof=1)}
 
 
 def _distant(sizes: Sizes) -> dict[str, Any]:
-    """Median losses relative to the first, by step, and where LoRA's condition number ends."""
+    """Measure median losses relative to the first, and where LoRA's condition number ends."""
     start = problems(sizes, _DISTANT_KAPPAS, distant=True)
     descents = {
         _LORA: lora(start, _DISTANT_STEPS),
@@ -136,13 +136,13 @@ def _distant(sizes: Sizes) -> dict[str, Any]:
 
 
 def _relative(losses: Tensor) -> list[list[float]]:
-    """(step, κ, seed) -> median over the seeds of the loss relative to the first, by κ and step."""
+    """Return the median over seeds of the loss relative to the first, from (step, κ, seed)."""
     medians: list[list[float]] = (losses / losses[0]).median(dim=2).values.T.tolist()
     return medians
 
 
 def draw(measured: Numbers) -> Figure:
-    """Rates against κ, and losses from a distant start."""
+    """Draw rates against κ, and losses from a distant start."""
     figure, (rates, losses) = blank(2)
     kappa = measured["kappa"]
     for place, name in enumerate((_SDS, _LORA, _EVEN)):
@@ -181,7 +181,7 @@ def draw(measured: Numbers) -> Figure:
 
 
 def describe(measured: Numbers) -> str:
-    """The setting, the bound, the rates, and what they leave open."""
+    """Describe the setting, the bound, the rates, and what they leave open."""
     rates, slopes, distant = measured["rates"], measured["slopes"], measured["distant"]
     shown = range(0, len(measured["kappa"]), 2)
     rows = [
