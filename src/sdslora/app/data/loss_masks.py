@@ -136,6 +136,12 @@ class TurnMasks:
             asked, answer = conversation.messages[turn - 1], conversation.messages[turn]
             if answer["content"].rpartition(_THOUGHT)[2].strip() not in text[start:stop]:
                 raise _wrong(conversation, f"message {turn} bears no loss, or only a part of it")
+            for call in answer.get("tool_calls", ()):
+                if call["function"]["name"] not in text[start:stop]:
+                    raise UserError(
+                        f"{conversation.place}: message {turn} calls a tool, which the chat "
+                        "template does not write; give a template that does with data.chat_template"
+                    )
             if asked["role"] == "user" and asked["content"].strip() not in text[last:start]:
                 raise _wrong(conversation, f"message {turn - 1}, of the user, bears loss")
             last = stop
