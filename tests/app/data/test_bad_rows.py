@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from data_files import MARKED, UNMARKED, chat, lines
@@ -14,6 +14,7 @@ from sdslora.app.config.spec import DataSpec
 from sdslora.app.data import locations
 from sdslora.app.data.encoding import encode
 from sdslora.app.data.examples import load_examples
+from sdslora.app.data.formats import FORMATS
 from sdslora.app.errors import UserError
 
 GOOD = {"messages": chat("1+1=", "2")}
@@ -92,9 +93,10 @@ MESSAGES = {
     "weight": ({"messages": [*chat("1", "2")[:1], {**chat("1", "2")[1], "weight": 0}]}, "weight 0"),
     "another format": (
         {"instruction": "Add.", "output": "2"},
-        "is in the format alpaca, the rows before it in messages",
+        "is in the format alpaca, not messages as data.format or the first row says",
     ),
     "no format": ({"words": "x"}, "has no field `messages`, which the format messages needs"),
+    "a text alone": ({"text": "x"}, "is in the format text, not messages"),
     "string": ({"messages": "hello"}, "has no list in `messages`"),
 }
 
@@ -140,7 +142,10 @@ def test_two_formats(tmp_path: Path) -> None:
     rows = [{**GOOD, "prompt": "3+3=", "completion": "6"}] * 2
     path = file_of(tmp_path, *rows)
     message = refused(path)
-    assert "match the formats messages and prompt_completion; choose with data.format" in message
+    assert (
+        "data row 0 matches the formats messages and prompt_completion; choose with data.format"
+        in message
+    )
     spec = DataSpec(str(path), holdout=0, format="prompt_completion")
     assert load_examples(spec).train[0].prompt == "3+3="
     spec = DataSpec(str(path), holdout=0, format="messages")
@@ -180,6 +185,27 @@ def test_texts_that_are_none(tmp_path: Path) -> None:
     for text in ("", " ", math.nan, 3):
         path = file_of(tmp_path, {"text": "good"}, {"text": text})
         assert f"{path}: data row 1: the text must be a string" in refused(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, ["a", None], {"text": None}])
+def test_values_whose_words_nobody_wrote(value: object, tmp_path: Path) -> None:
+    for good in ({"instruction": "x", "output": "y"}, {"prompt": "x", "completion": "y"}):
+        name = next(iter(good))
+        path = file_of(tmp_path, good, {**good, name: value})
+        assert f"{path}: data row 1: `{name}` must be text" in refused(path)
+
+
+def test_an_empty_cell_of_pandas_is_no_input(tmp_path: Path) -> None:
+    rows = [{"instruction": "x", "input": value, "output": 7} for value in (math.nan, None, "")]
+    examples = load_examples(DataSpec(str(file_of(tmp_path, *rows)), holdout=0)).train
+    assert len({example.prompt for example in examples}) == 1
+    assert not any("Input" in example.prompt for example in examples)
+    assert examples[0].completion == "7"
+
+
+def test_every_format_can_be_asked_for() -> None:
+    asked = get_args(get_type_hints(DataSpec)["format"])
+    assert set(asked) == {"auto", *FORMATS}
 
 
 def test_a_history(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +117,7 @@ def _messages(raw: Any, place: str) -> list[Message]:
                 f"{place}: message {number} must be an object with role and content, not "
                 f"{type(message).__name__}"
             )
-    renamed = maybe_convert_to_chatml({"messages": deepcopy(list(raw))})["messages"]
+    renamed = maybe_convert_to_chatml({"messages": list(map(dict, raw))})["messages"]
     messages = [_message(message, f"{place}: message {n}") for n, message in enumerate(renamed)]
     return [m for m in messages if m["role"] != "system" or m["content"]]
 

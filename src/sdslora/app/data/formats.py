@@ -60,10 +60,10 @@ class Format:
 
 
 def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
-    """The one format that all rows of a source are in.
+    """The one format that all rows of a source, of which there is one at least, are in.
 
     Raises:
-        UserError: for a row in none, a row in another format than those before it, and rows that
+        UserError: for a row in none, a row in another format than the first, and a first row that
             two formats match.
     """
     default = DataSpec(spec.source)
@@ -74,40 +74,41 @@ def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
                 "are read; set one of them"
             )
         return TEMPLATE
-    candidates = [f for f in FORMATS.values() if spec.format in ("auto", f.name)]
-    for number, row in enumerate(rows):
-        matching = [f for f in candidates if f.matches(row)]
-        if not matching:
-            raise UserError(f"{Place(source, number)} {_mismatch(row, number, candidates)}")
-        candidates = matching
-    if len(candidates) > 1:  # a text beside the fields it was made of is common
-        candidates = [f for f in candidates if f.name != "text"]
-    if len(candidates) > 1:
-        names = [f.name for f in candidates]
+    choice = [f for f in FORMATS.values() if spec.format in ("auto", f.name)]
+    matching = [f for f in choice if f.matches(rows[0])]
+    if len(matching) > 1:  # a text beside the fields it was made of is common
+        matching = [f for f in matching if f.name != "text"]
+    if len(matching) > 1:
+        names = [f.name for f in matching]
         raise UserError(
-            f"{Place(source, 0)} and all others match the formats {' and '.join(names)}; choose "
-            f"with data.format, {names[0]} for one"
+            f"{Place(source, 0)} matches the formats {' and '.join(names)}; choose with "
+            f"data.format, {names[0]} for one"
         )
-    return candidates[0]
+    if not matching:
+        raise UserError(f"{Place(source, 0)} {_mismatch(rows[0], choice)}")
+    for number, row in enumerate(rows):
+        if not matching[0].matches(row):
+            raise UserError(f"{Place(source, number)} {_mismatch(row, matching)}")
+    return matching[0]
 
 
-def _mismatch(row: Row, number: int, candidates: Sequence[Format]) -> str:
-    """Why a row is in none of the formats that are left."""
+def _mismatch(row: Row, wanted: Sequence[Format]) -> str:
+    """Why a row is in none of these formats."""
     present = [name for name, value in row.items() if value is not None]
     it_has = f"it has: {', '.join(present) or 'nothing'}"
-    nearest = max(candidates, key=lambda f: sum(name in present for name in f.fields))
+    nearest = max(wanted, key=lambda f: sum(name in present for name in f.fields))
     other = next((f.name for f in FORMATS.values() if f.matches(row)), None)
     if other is not None:
-        rest = f"the rows before it in {nearest.name}" if number else f"not {nearest.name}"
         return (
-            f"is in the format {other}, {rest} ({it_has}). A source has one format (data.format): "
-            "put these rows into a file of their own and add it with data.mix"
+            f"is in the format {other}, not {nearest.name} as data.format or the first row says "
+            f"({it_has}). A source has one format: put these rows into a file of their own, and "
+            "add it with data.mix"
         )
     missing = [name for name in nearest.fields if name not in present]
     if not missing:
         flaw = f"has no list in `{nearest.lists[0]}`, which the format {nearest.name} needs"
-    elif len(missing) == len(nearest.fields) and len(candidates) > 1:
-        flaw = f"is in none of the formats {', '.join(f.name for f in candidates)}"
+    elif len(missing) == len(nearest.fields) and len(wanted) > 1:
+        flaw = f"is in none of the formats {', '.join(f.name for f in wanted)}"
     else:
         flaw = f"has no field `{missing[0]}`, which the format {nearest.name} needs"
     return f"{flaw}; {it_has}. Name other fields with data.prompt and data.completion"
@@ -157,12 +158,32 @@ def _of(row: Row, turns: Conversation) -> Example:
     return Example(turns.prompt, turns.completion, row, turns)
 
 
+def _texts(row: Row, fields: Sequence[str], place: Place) -> Row:
+    """The row with these fields as strings.
+
+    Raises:
+        UserError: for one that is neither a string nor a number, whose words nobody wrote.
+    """
+    for name in fields:
+        value = row[name]
+        if not isinstance(value, str | int | float) or value != value:
+            raise UserError(
+                f"{place}: `{name}` must be text, not {value!r}; fill it, or say what to make of "
+                "it with data.prompt and data.completion"
+            )
+    return {**row, **{name: str(row[name]) for name in fields}}
+
+
 def _alpaca(row: Row, place: Place, spec: DataSpec) -> Example:
     if row.get("history"):
         raise UserError(
             f"{place} has a history, which this format has no words for; write the rows as messages"
         )
-    has_input = str(row.get("input") or "").strip()
+    given = row.get("input")
+    if given is None or given != given:  # pandas writes an empty cell as NaN
+        given = ""
+    row = _texts({**row, "input": given}, ("instruction", "input", "output"), place)
+    has_input = bool(row["input"].strip())
     if spec.chat:
         template = _ALPACA_IN_CHAT_WITH_INPUT if has_input else _ALPACA_IN_CHAT
     else:
@@ -173,7 +194,7 @@ def _alpaca(row: Row, place: Place, spec: DataSpec) -> Example:
 def _pair(row: Row, place: Place, spec: DataSpec) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if not isinstance(completion, list):
-        return _rendered(_PAIR, row, place)
+        return _rendered(_PAIR, _texts(row, ("prompt", "completion"), place), place)
     turns = conversation(completion, str(place), row=row, system=spec.system, prompt=prompt)
     return _of(row, turns)
 

@@ -30,7 +30,7 @@ class TurnMasks:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.is_fast:
+        if not getattr(tokenizer, "is_fast", False):
             raise UserError(
                 "the rows are conversations, which need a fast tokenizer; write them as texts "
                 "with data.prompt and data.completion"
