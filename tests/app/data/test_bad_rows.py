@@ -88,7 +88,7 @@ MESSAGES = {
     ),
     "control token": (
         {"messages": chat("Strike text?", "<s>old</s>.")},
-        "message 1 contains '</s>', which this tokenizer reads as a control token",
+        "a message of the assistant contains '</s>', which this tokenizer reads as a control token",
     ),
     "weight": ({"messages": [*chat("1", "2")[:1], {**chat("1", "2")[1], "weight": 0}]}, "weight 0"),
     "another format": (
@@ -107,6 +107,17 @@ def test_a_conversation(row: dict[str, Any], words: str, tmp_path: Path) -> None
     message = refused(path)
     assert message.startswith(f"{path}: data row 1")
     assert words in message, message
+
+
+def test_messages_are_numbered_as_in_the_row(tmp_path: Path) -> None:
+    row = talk("system", "user", "user", "assistant")
+    row["messages"][0]["content"] = None
+    assert "message 2 is of the user" in refused(file_of(tmp_path, row))
+    assert "message 1 is of the user" in refused(
+        file_of(tmp_path, talk("user", "user", "assistant")), system="Be short."
+    )
+    row = {"prompt": chat("1+1="), "completion": [{"role": "narrator", "content": "x"}]}
+    assert "message 1 has the role 'narrator'" in refused(file_of(tmp_path, row))
 
 
 def test_null_arguments_of_a_call_are_left_out(tmp_path: Path) -> None:
@@ -248,13 +259,13 @@ TEMPLATES = {
     ),
     "the user alone": (
         UNMARKED.replace(OF_THE_USER, MARKED_USER),
-        "message 1 bears no loss",
+        "answer 1 bears no loss",
     ),
     "no end of the turn": (
         MARKED.replace("{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}"),
         "the end-of-turn token bears none",
     ),
-    "a count at the start": ("{{ messages | length }}" + UNMARKED, "renders message 1 differently"),
+    "a count at the start": ("{{ messages | length }}" + UNMARKED, "renders answer 1 differently"),
 }  # fmt: skip
 
 

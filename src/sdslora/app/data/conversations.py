@@ -87,39 +87,40 @@ def conversation(
             unknown or out of order, an empty message, and content that is no text.
     """
     before = [] if prompt is None else _messages(prompt, place)
-    messages, first_trained = [*before, *_messages(raw, place)], len(before)
+    messages = [*before, *_messages(raw, place, len(before))]
     if not messages:
         raise UserError(f"{place}: the conversation is empty; take the row out")
+    _require_order(messages, place)
+    bears_loss = []
+    for number, message in enumerate(messages):
+        weight = message.pop("weight", 1)
+        if weight not in (0, 1):
+            raise UserError(f"{place}: message {number} has the weight {weight!r}, not 0 or 1")
+        bears_loss.append(message["role"] == "assistant" and weight and number >= len(before))
+    if not any(bears_loss):
+        raise UserError(f"{place}: no message bears loss, as the assistant's have the weight 0")
+    if messages[0]["role"] == "system" and not messages[0]["content"]:
+        messages, bears_loss = messages[1:], bears_loss[1:]
     system = row.get("system") or system
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": _text(system, place)})
-        first_trained += 1
-    _require_order(messages, place)
-    trained = []
-    for i, message in enumerate(messages):
-        weight = message.pop("weight", 1)
-        if weight not in (0, 1):
-            raise UserError(f"{place}: message {i} has the weight {weight!r}; it must be 0 or 1")
-        if message["role"] == "assistant" and weight and i >= first_trained:
-            trained.append(i)
-    if not trained:
-        raise UserError(f"{place}: no message bears loss, as the assistant's have the weight 0")
-    return Conversation(messages, _tools(row, place), tuple(trained), place)
+        bears_loss.insert(0, False)
+    trained = tuple(number for number, bit in enumerate(bears_loss) if bit)
+    return Conversation(messages, _tools(row, place), trained, place)
 
 
-def _messages(raw: Any, place: str) -> list[Message]:
-    """The messages one by one; a system message without content is left out."""
+def _messages(raw: Any, place: str, first: int = 0) -> list[Message]:
+    """The messages one by one, numbered from ``first``."""
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise UserError(f"{place}: a conversation must be a list, not {type(raw).__name__}")
-    for number, message in enumerate(raw):
+    for number, message in enumerate(raw, first):
         if not isinstance(message, Mapping):
             raise UserError(
                 f"{place}: message {number} must be an object with role and content, not "
                 f"{type(message).__name__}"
             )
     renamed = maybe_convert_to_chatml({"messages": list(map(dict, raw))})["messages"]
-    messages = [_message(message, f"{place}: message {n}") for n, message in enumerate(renamed)]
-    return [m for m in messages if m["role"] != "system" or m["content"]]
+    return [_message(m, f"{place}: message {number}") for number, m in enumerate(renamed, first)]
 
 
 def _message(raw: Mapping[str, Any], place: str) -> Message:

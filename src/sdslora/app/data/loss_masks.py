@@ -5,6 +5,7 @@ has such a template for many models. With any other, a turn is what the template
 renders the conversation up to that turn, after the prompt for it. Either way the result is checked.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,8 +40,10 @@ class TurnMasks:
         self._template = _training_template(tokenizer)
         own: Any = self._template or tokenizer.chat_template
         self._is_marked = has_generation_markers(own)
-        added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-        self._special = tuple(filter(str.strip, added | set(tokenizer.all_special_tokens)))
+        added = tokenizer.added_tokens_decoder.values()
+        control = {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+        self._control = re.compile("|".join(map(re.escape, sorted(control))))
+        self._special = tuple({*control, *(str(t) for t in added if str(t).strip())})
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
         """Token ids up to the last one that bears loss, and 1 for each that does, else 0.
@@ -51,7 +54,7 @@ class TurnMasks:
         Raises:
             UserError: naming the row, where the template rejects it, or its mask is wrong.
         """
-        self._refuse_special(conversation)
+        self._refuse_control_tokens(conversation)
         text = self._render(conversation, conversation.messages)
         if self._is_marked:
             ids, offsets, mask = self._by_marks(conversation)
@@ -111,7 +114,7 @@ class TurnMasks:
     def _by_prefixes(self, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
         """First and last character of each turn of the assistant."""
         messages = conversation.messages
-        for turn in conversation.turns:
+        for number, turn in enumerate(conversation.turns, start=1):
             before = self._render(conversation, messages[:turn], prompt=True)
             is_last = turn == len(messages) - 1
             through = text if is_last else self._render(conversation, messages[: turn + 1])
@@ -120,7 +123,7 @@ class TurnMasks:
                 through = through.rstrip()
             if not (through.startswith(before) and text.startswith(through)):
                 raise _wrong(
-                    conversation, f"it renders message {turn} differently where others follow"
+                    conversation, f"it renders answer {number} differently where others follow"
                 )
             yield len(before), len(through)
 
@@ -132,18 +135,18 @@ class TurnMasks:
                 conversation, f"{len(chars)} parts bear loss, and the assistant has {len(turns)}"
             )
         last = 0
-        for turn, (start, stop) in zip(turns, chars, strict=True):
+        for number, (turn, (start, stop)) in enumerate(zip(turns, chars, strict=True), start=1):
             asked, answer = conversation.messages[turn - 1], conversation.messages[turn]
             if answer["content"].rpartition(_THOUGHT)[2].strip() not in text[start:stop]:
-                raise _wrong(conversation, f"message {turn} bears no loss, or only a part of it")
+                raise _wrong(conversation, f"answer {number} bears no loss, or only a part of it")
             for call in answer.get("tool_calls", ()):
                 if call["function"]["name"] not in text[start:stop]:
                     raise UserError(
-                        f"{conversation.place}: message {turn} calls a tool, which the chat "
+                        f"{conversation.place}: answer {number} calls a tool, which the chat "
                         "template does not write; give a template that does with data.chat_template"
                     )
             if asked["role"] == "user" and asked["content"].strip() not in text[last:start]:
-                raise _wrong(conversation, f"message {turn - 1}, of the user, bears loss")
+                raise _wrong(conversation, f"what the user asks before answer {number} bears loss")
             last = stop
         ends = text[:last].rstrip().endswith(self._special)
         if not ends and text[last:].lstrip().startswith(self._special):
@@ -151,15 +154,14 @@ class TurnMasks:
                 conversation, "the end-of-turn token bears none, so the model never learns to stop"
             )
 
-    def _refuse_special(self, conversation: Conversation) -> None:
-        for number, message in enumerate(conversation.messages):
-            for token in self._tokenizer.all_special_tokens:
-                if token in message["content"]:
-                    raise UserError(
-                        f"{conversation.place}: message {number} contains {token!r}, which this "
-                        "tokenizer reads as a control token and not as text; write it otherwise, "
-                        "or take the row out"
-                    )
+    def _refuse_control_tokens(self, conversation: Conversation) -> None:
+        for message in conversation.messages:
+            if token := self._control.search(message["content"]):
+                raise UserError(
+                    f"{conversation.place}: a message of the {message['role']} contains "
+                    f"{token.group()!r}, which this tokenizer reads as a control token and not as "
+                    "text; write it otherwise, or take the row out"
+                )
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
