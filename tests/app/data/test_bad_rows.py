@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -32,7 +33,7 @@ def refused(path: Path | str, template: str | None = UNMARKED, **options: Any) -
 
 def file_of(tmp_path: Path, *rows: Any) -> Path:
     path = tmp_path / "rows.jsonl"
-    path.write_text(lines(list(rows)))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 
 
@@ -52,6 +53,10 @@ MESSAGES = {
     "blank": ({"messages": chat(" ", "2")}, "message 0, of the user, is empty"),
     "number": ({"messages": chat("1+1=", 2)}, "must be text, not int"),
     "not a number": ({"messages": chat("1+1=", math.nan)}, "message 1 holds nan"),
+    "half a character": (
+        {"messages": chat("1+1=", "\ud83d")},
+        "message 1 holds '\\ud83d', half of a character",
+    ),
     "no object": ({"messages": ["1+1=", "2"]}, "message 0 must be an object"),
     "image": (
         {"messages": chat([{"type": "image_url", "image_url": {"url": "x"}}], "2")},
@@ -217,6 +222,10 @@ def test_an_empty_cell_of_pandas_is_no_input(tmp_path: Path) -> None:
 def test_every_format_can_be_asked_for() -> None:
     asked = get_args(get_type_hints(DataSpec)["format"])
     assert set(asked) == {"auto", *FORMATS}
+
+
+def test_half_a_character_in_a_text(tmp_path: Path) -> None:
+    assert "data row 0 holds '\\ud83d'" in refused(file_of(tmp_path, {"text": "a\ud83d"}))
 
 
 def test_a_history(tmp_path: Path) -> None:

@@ -149,9 +149,21 @@ def _message(raw: Mapping[str, Any], place: str) -> Message:
     return {"content": "", **message}
 
 
+def refuse_half_characters(text: str, place: str) -> None:
+    """Raise ``UserError`` for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place} holds {ascii(text[error.start])}, half of a character (a surrogate); cut "
+            "texts between characters, or take the row out"
+        ) from error
+
+
 def _text(content: Any, place: str) -> str:
     """The text of a message's content: a string, or a list of parts."""
     if isinstance(content, str):
+        refuse_half_characters(content, place)
         return content
     if not isinstance(content, list):
         raise UserError(f"{place}: the content must be text, not {type(content).__name__}")
@@ -169,7 +181,9 @@ def _text(content: Any, place: str) -> str:
         if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
             raise UserError(f"{place}: a part of the content is {kind!r}, not text")
         texts.append(part["text"])
-    return "".join(texts)
+    text = "".join(texts)
+    refuse_half_characters(text, place)
+    return text
 
 
 def _call(call: Any, place: str) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..config.spec import DataSpec
 from ..errors import UserError
-from .conversations import Conversation, conversation
+from .conversations import Conversation, conversation, refuse_half_characters
 from .readers import Row
 from .templates import Example, Template
 
@@ -155,7 +155,7 @@ def _conversation(field: str) -> Callable[[Row, Place, DataSpec], Example]:
 
 
 def _of(row: Row, turns: Conversation) -> Example:
-    return Example(turns.prompt, turns.completion, row, turns)
+    return Example(turns.prompt, turns.completion, row, conversation=turns)
 
 
 def _texts(row: Row, fields: Sequence[str], place: Place) -> Row:
@@ -203,6 +203,7 @@ def _text(row: Row, place: Place, spec: DataSpec) -> Example:
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: the text must be a string that is not empty, not {text!r}")
+    refuse_half_characters(text, str(place))
     return Example(text, "", row)
 
 
