@@ -155,7 +155,7 @@ def refuse_half_characters(text: str, place: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{place} holds {ascii(text[error.start])}, half of a character (a surrogate); cut "
+            f"{place} holds {text[error.start]!a}, half of a character (a surrogate); cut "
             "texts between characters, or take the row out"
         ) from error
 
