@@ -31,9 +31,9 @@ def test_rows_are_shown(
     assert result.status == 0, result.err
     assert result.out.splitlines() == [
         "What bears loss is between >>> and <<<.",
-        "--- row 1 of 2: 38 tokens, 4 bear loss",
+        "--- row 1 of 2: 46 tokens, 4 bear loss",
         "[user]1+1=[assistant]>>>2</s><<<[user]2+2=[assistant]>>>4</s><<<",
-        "--- row 2 of 2: 38 tokens, 4 bear loss",
+        "--- row 2 of 2: 46 tokens, 4 bear loss",
         "[user]1+1=[assistant]>>>2</s><<<[user]2+2=[assistant]>>>4</s><<<",
     ]
     assert not (tmp_path / "run").exists()
