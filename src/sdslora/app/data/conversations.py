@@ -110,7 +110,7 @@ def conversation(
 
 
 def _messages(raw: Any, place: str, first: int = 0) -> list[Message]:
-    """The messages one by one, numbered from ``first``."""
+    """Return the messages one by one, numbered from ``first``."""
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise UserError(f"{place}: a conversation must be a list, not {type(raw).__name__}")
     for number, message in enumerate(raw, first):
@@ -149,7 +149,7 @@ def _message(raw: Mapping[str, Any], place: str) -> Message:
     return {"content": "", **message}
 
 
-def refuse_half_characters(text: str, place: str) -> None:
+def reject_half_characters(text: str, place: str) -> None:
     """Raise ``UserError`` for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
     try:
         text.encode()
@@ -161,9 +161,9 @@ def refuse_half_characters(text: str, place: str) -> None:
 
 
 def _text(content: Any, place: str) -> str:
-    """The text of a message's content: a string, or a list of parts."""
+    """Return the text of a message's content: a string, or a list of parts."""
     if isinstance(content, str):
-        refuse_half_characters(content, place)
+        reject_half_characters(content, place)
         return content
     if not isinstance(content, list):
         raise UserError(f"{place}: the content must be text, not {type(content).__name__}")
@@ -182,12 +182,12 @@ def _text(content: Any, place: str) -> str:
             raise UserError(f"{place}: a part of the content is {kind!r}, not text")
         texts.append(part["text"])
     text = "".join(texts)
-    refuse_half_characters(text, place)
+    reject_half_characters(text, place)
     return text
 
 
 def _call(call: Any, place: str) -> Any:
-    """A call whose arguments are an object, which templates write as JSON themselves."""
+    """Return a call whose arguments are an object, which templates write as JSON themselves."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, dict) or "name" not in function:
         raise UserError(f"{place}: a tool call must have a function with a name, not {call!r}")
@@ -235,7 +235,7 @@ def _require_order(messages: Sequence[Message], place: str) -> None:
 
 
 def _without_nulls(value: Any, place: str) -> Any:
-    """Without the keys whose value is null, which templates would write as the word None."""
+    """Remove the keys whose value is null, which templates would write as the word None."""
     if isinstance(value, Mapping):
         return {k: _without_nulls(v, place) for k, v in value.items() if v is not None}
     if isinstance(value, list):

@@ -90,7 +90,7 @@ def encode(
 def _encode_conversations(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
 ) -> list[Encoded]:
-    """Every turn of the assistant bears loss; the completion is the last one."""
+    """Encode conversations: all turns of the assistant bear loss, the last is the completion."""
     rows: list[Encoded] = []
     masks: TurnMasks | None = None
     for example in examples:
@@ -169,7 +169,7 @@ def cut(encoded: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], dic
 
 
 def in_pieces(encoded: Sequence[Encoded], max_length: int | None) -> list[Encoded]:
-    """The rows, those of a text that is longer than ``max_length`` tokens in several pieces."""
+    """Cut a text that is longer than ``max_length`` tokens into several rows."""
     rows = []
     for row in encoded:
         if max_length is None or not row.example.is_text or len(row) <= max_length:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..config.spec import DataSpec
 from ..errors import UserError
-from .conversations import Conversation, conversation, refuse_half_characters
+from .conversations import Conversation, conversation, reject_half_characters
 from .readers import Row
 from .templates import Example, Template
 
@@ -53,14 +53,14 @@ class Format:
     lists: tuple[str, ...] = ()
 
     def matches(self, row: Row) -> bool:
-        """Whether a row has the fields."""
+        """Return whether a row has the fields."""
         return all(row.get(name) is not None for name in self.fields) and all(
             isinstance(row[name], list) for name in self.lists
         )
 
 
 def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
-    """The one format that all rows of a source, of which there is one at least, are in.
+    """Return the one format that all rows of a source, one at least, are in.
 
     Raises:
         UserError: for a row in none, a row in another format than the first, and a first row that
@@ -93,7 +93,7 @@ def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
 
 
 def _mismatch(row: Row, wanted: Sequence[Format]) -> str:
-    """Why a row is in none of these formats."""
+    """Return why a row is in none of these formats."""
     present = [name for name, value in row.items() if value is not None]
     it_has = f"it has: {', '.join(present) or 'nothing'}"
     nearest = max(wanted, key=lambda f: sum(name in present for name in f.fields))
@@ -115,7 +115,7 @@ def _mismatch(row: Row, wanted: Sequence[Format]) -> str:
 
 
 def example_of(form: Format, row: Row, place: Place, spec: DataSpec) -> Example:
-    """The example that a row stands for.
+    """Return the example that a row stands for.
 
     Raises:
         UserError: naming file and row, for one that cannot be trained on.
@@ -159,7 +159,7 @@ def _of(row: Row, turns: Conversation) -> Example:
 
 
 def _texts(row: Row, fields: Sequence[str], place: Place) -> Row:
-    """The row with these fields as strings.
+    """Return the row with these fields as strings.
 
     Raises:
         UserError: for one that is neither a string nor a number, whose words nobody wrote.
@@ -203,7 +203,7 @@ def _text(row: Row, place: Place, spec: DataSpec) -> Example:
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: the text must be a string that is not empty, not {text!r}")
-    refuse_half_characters(text, str(place))
+    reject_half_characters(text, str(place))
     return Example(text, "", row)
 
 

@@ -1,4 +1,4 @@
-"""Which files a source names: a file, the files of a folder, or a file on the Hub."""
+"""The files that a source names: one, those of a folder, or one on the Hub."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _SHARD = re.compile(r"^(.*?)(\d+)-of-(\d+)(.*)$")  # as in train-00000-of-00003.
 
 
 def kind(path: Path) -> str | None:
-    """The ending that says how a file is read, without that of its compression; None: no data."""
+    """Return the ending that says how a file is read, compression aside; None: no data."""
     endings = path.suffixes
     if endings and endings[-1] in PACKED:
         endings.pop()
@@ -24,7 +24,7 @@ def kind(path: Path) -> str | None:
 
 
 def is_path(source: str) -> bool:
-    """Whether ``source`` means files rather than a data set's id on the Hub."""
+    """Return whether ``source`` means files rather than a data set's id on the Hub."""
     path = Path(source)
     if source.startswith(HUB):
         return kind(path) is not None
@@ -34,12 +34,12 @@ def is_path(source: str) -> bool:
 
 
 def hub_id(source: str) -> str:
-    """The id of a data set, from that or from ``hf://datasets/OWNER/NAME``."""
+    """Return the id of a data set, from that or from ``hf://datasets/OWNER/NAME``."""
     return source.removeprefix(HUB).removeprefix("datasets/").rstrip("/")
 
 
 def files(source: str, split: str = "train") -> list[Path]:
-    """The files to read, in order.
+    """Return the files to read, in order.
 
     Args:
         source: a file, a folder, ``hf://datasets/OWNER/NAME[@REVISION]/FILE`` or ``bench:NAME``.

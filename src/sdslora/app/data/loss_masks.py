@@ -1,4 +1,4 @@
-"""Which tokens of a conversation bear loss: those of the assistant's turns, and no others.
+"""The tokens of a conversation that bear loss: those of the assistant's turns, and no others.
 
 A chat template with generation marks (``{% generation %}``) says itself where those turns are. TRL
 has such a template for many models. With any other, a turn is what the template adds when it
@@ -46,7 +46,7 @@ class TurnMasks:
         self._special = tuple({*control, *(str(t) for t in added if str(t).strip())})
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
-        """Token ids up to the last one that bears loss, and 1 for each that does, else 0.
+        """Return the ids up to the last that bears loss, and 1 for each that does, else 0.
 
         Where the template ends the last turn with no special token, the end-of-sequence token
         follows it.
@@ -54,7 +54,7 @@ class TurnMasks:
         Raises:
             UserError: naming the row, where the template rejects it, or its mask is wrong.
         """
-        self._refuse_control_tokens(conversation)
+        self._reject_control_tokens(conversation)
         text = self._render(conversation, conversation.messages)
         if self._is_marked:
             ids, offsets, mask = self._by_marks(conversation)
@@ -112,7 +112,7 @@ class TurnMasks:
         return list(encoding["input_ids"]), offsets, list(encoding["assistant_masks"])
 
     def _by_prefixes(self, conversation: Conversation, text: str) -> Iterator[tuple[int, int]]:
-        """First and last character of each turn of the assistant."""
+        """Yield the first and last character of each turn of the assistant."""
         messages = conversation.messages
         for number, turn in enumerate(conversation.turns, start=1):
             before = self._render(conversation, messages[:turn], prompt=True)
@@ -128,7 +128,7 @@ class TurnMasks:
             yield len(before), len(through)
 
     def _check(self, conversation: Conversation, text: str, chars: _Spans) -> None:
-        """Each turn's answer bears loss, up to its end-of-turn token; what it answers does not."""
+        """Verify that each answer bears loss, up to its end-of-turn token, and no question does."""
         turns = conversation.turns
         if len(chars) != len(turns):
             raise _wrong(
@@ -154,7 +154,7 @@ class TurnMasks:
                 conversation, "the end-of-turn token bears none, so the model never learns to stop"
             )
 
-    def _refuse_control_tokens(self, conversation: Conversation) -> None:
+    def _reject_control_tokens(self, conversation: Conversation) -> None:
         for message in conversation.messages:
             if token := self._control.search(message["content"]):
                 raise UserError(
@@ -165,7 +165,7 @@ class TurnMasks:
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """TRL's template with generation marks for this model; None for the model's own."""
+    """Return TRL's template with generation marks for this model; None for the model's own."""
     template: Any = tokenizer.chat_template
     if has_generation_markers(template):
         return None
@@ -184,7 +184,7 @@ def _wrong(conversation: Conversation, flaw: str) -> UserError:
 
 
 def _mask(offsets: _Spans, spans: _Spans) -> list[int]:
-    """1 for each token that overlaps with one of the spans of characters."""
+    """Return 1 for each token that overlaps with one of the spans of characters."""
     mask = [0] * len(offsets)
     ahead = iter(spans)
     span = next(ahead, None)
@@ -198,7 +198,7 @@ def _mask(offsets: _Spans, spans: _Spans) -> list[int]:
 
 
 def _runs(mask: Sequence[int]) -> _Spans:
-    """First and one past the last place of each run of ones."""
+    """Return the first and one past the last place of each run of ones."""
     runs: _Spans = []
     for place, bit in enumerate(mask):
         if bit and (place == 0 or not mask[place - 1]):

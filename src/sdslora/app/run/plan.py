@@ -74,7 +74,7 @@ def make(spec: TrainSpec) -> Plan:
 
 
 def work(spec: TrainSpec) -> Work:
-    """The base model, found but not loaded, and the rows.
+    """Find the base model, without loading it, and read the rows.
 
     Raises:
         UserError: where either cannot be read.

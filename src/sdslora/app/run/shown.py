@@ -15,7 +15,7 @@ _MARKS = (">>>", "<<<")
 
 
 def describe(work: Work, number: int) -> str:
-    """The first ``number`` training rows, special tokens included.
+    """Return the first ``number`` training rows, special tokens included.
 
     What bears loss is green on a terminal, and stands between ``>>>`` and ``<<<`` elsewhere.
 
