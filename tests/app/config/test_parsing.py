@@ -150,3 +150,22 @@ def test_flags_need_no_value_and_recipe_may_follow(recipe: MakeRecipe) -> None:
 def test_one_recipe_only(recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"unexpected argument `b\.yaml`"):
         read(recipe(), "b.yaml")
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_line_breaks_in_a_template_of_the_command_line(recipe: MakeRecipe, joined: bool) -> None:
+    given = {r"{a}\n{b}\t": "{a}\n{b}\t", r"C:\\new {a}": r"C:\new {a}", "{a}\n\\pi": "{a}\n\\pi"}
+    for value, meant in given.items():
+        for key in ("prompt", "completion", "system"):
+            option = [f"--data.{key}={value}"] if joined else [f"--data.{key}", value]
+            assert getattr(read(recipe(), *option).data, key) == meant
+
+
+def test_a_recipe_is_taken_at_its_word(recipe: MakeRecipe) -> None:
+    assert read(recipe(data__prompt=r"{question}\n")).data.prompt == r"{question}\n"
+
+
+def test_a_source_that_is_mixed_in(recipe: MakeRecipe) -> None:
+    assert read(recipe(data__mix={"a/b.jsonl": 2, "c.csv": 0.5})).data.mix["a/b.jsonl"] == 2
+    with pytest.raises(UserError, match=r"data\.mix: the share of a\.csv must be above 0, not 0"):
+        read(recipe(data__mix={"a.csv": 0}))

@@ -124,7 +124,11 @@ def test_unreadable_files(tmp_path) -> None:
         "object.json": (b'{"question": 1}', "a list of objects"),
         "strings.json": (json.dumps([{"a": 1}, "b"]).encode(), "row 1 must be an object"),
         "fake.parquet": (b"not parquet", "cannot be read"),
-        "rows.csv": (b"a,b\n", ".json, .jsonl, .parquet"),
+        "rows.xlsx": (b"a,b\n", ".json, .jsonl, .parquet"),
+        "rows.parquet.gz": (b"", "must end in"),
+        "broken.json.gz": (b"not gzip", "cannot be read"),
+        "short.csv": (b"a,b\n1,2\n\n3\n", "line 4: 1 cells, but 2 columns"),
+        "twice.csv": (b"a,a\n1,2\n", "two columns have one name"),
     }
     for name, (content, words) in cases.items():
         (tmp_path / name).write_bytes(content)

@@ -23,7 +23,7 @@ from ..files import write_jsonl
 from ..models import trained_adapter
 from ..processes import is_first, only_first_prints, prepared_together
 from ..recording import DiagnosticsRecorder
-from ..run import checkpoints, dry_run, modality, plan
+from ..run import checkpoints, dry_run, modality, plan, shown
 from ..run.plan import Plan
 from ..run.record import Record
 from ..run.trainer import StopOnInterrupt
@@ -39,8 +39,8 @@ def train(spec: TrainSpec) -> dict[str, Any]:
     """Train as specified; returns the content of the run's ``run.json``.
 
     In several processes, each calls this; the first one writes. Everything that can be checked
-    without the weights is checked first. With ``spec.dry_run`` the
-    plan is printed and nothing else is done.
+    without the weights is checked first. With ``spec.dry_run`` the plan is printed, with
+    ``spec.show`` some rows, and nothing else is done.
 
     Raises:
         UserError: for a specification or data that cannot work.
@@ -48,6 +48,9 @@ def train(spec: TrainSpec) -> dict[str, Any]:
         CheckFailed: where one of ``spec.checks`` finds something wrong; likewise.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
+    if spec.show is not None:
+        print(shown.describe(plan.work(spec), spec.show))
+        return {}
     with prepared_together():
         prepared = plan.make(spec)
     if spec.dry_run:

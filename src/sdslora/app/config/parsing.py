@@ -27,6 +27,8 @@ SpecT = TypeVar("SpecT")
 
 RECIPE = "config"  # the key that means "read this YAML", which jsonargparse also accepts as text
 _WITHOUT_VALUE = {"--help", "--print_config"}
+_TEXTS = {"--data.prompt", "--data.completion", "--data.system", "--forgetting.text"}
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 _BOOLEANS = {"true", "false", "yes", "no"}
 # Filled in from elsewhere: TrainSpec.output_dir is the trainer's too.
 _SKIPPED: dict[Any, set[str]] = {TrainingConfig: {"output_dir"}}
@@ -104,7 +106,10 @@ def _help(spec: type, name: str) -> str:
 
 
 def _options(argv: Sequence[str], spec: type, positionals: Sequence[str]) -> list[str]:
-    """``argv`` with its positionals named and its bare boolean flags given the value true."""
+    """``argv`` with its positionals named and its bare boolean flags given the value true.
+
+    In the value of a text, ``\\n`` is a line break, as a shell has no short way to write one.
+    """
     flags = {f"--{name}" for name, kind, _ in _fields(spec) if kind is bool}
     names = iter(positionals)
     options, rest = [], list(argv)
@@ -120,10 +125,18 @@ def _options(argv: Sequence[str], spec: type, positionals: Sequence[str]) -> lis
         elif token == f"--{RECIPE}" and rest:
             options.append(f"{token}={rest.pop(0)}")
         else:
+            name, equals, value = token.partition("=")
+            if name in _TEXTS and (equals or rest):
+                options.append(f"{name}={_unescaped(value if equals else rest.pop(0))}")
+                continue
             options.append(token)
-            if "=" not in token and token not in _WITHOUT_VALUE and token != "-h" and rest:
+            if not equals and token not in _WITHOUT_VALUE and token != "-h" and rest:
                 options.append(rest.pop(0))
     return options
+
+
+def _unescaped(value: str) -> str:
+    return re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape.group()], value)
 
 
 def _refuse_unknown(parser: ArgumentParser, argv: Sequence[str]) -> None:

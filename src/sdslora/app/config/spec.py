@@ -60,11 +60,13 @@ class DataSpec:
     """Where the rows come from and how a row becomes a prompt and a completion, or an image.
 
     Args:
-        source: Hub id, path of a .json, .jsonl or .parquet file, "reasoning-gym:<task>",
-            "bench:cipher", or one of the paper's sets in the paper's words: "commonsense-170k",
-            "metamathqa-100k", "metamathqa-100k-lora-ga", "code-feedback-100k"; "gsm8k". For an
-            image classifier a folder (DIR/<class>/<image>, or DIR/<split>/<class>/<image>), the
-            Hub id of a data set of images, or "digits".
+        source: Hub id, path of a .json, .jsonl, .parquet, .csv, .tsv or .txt file (.gz and .zst
+            too) or of a folder of such files, "hf://datasets/OWNER/NAME/FILE",
+            "reasoning-gym:<task>", "bench:cipher", or one of the paper's sets in the paper's
+            words: "commonsense-170k", "metamathqa-100k", "metamathqa-100k-lora-ga",
+            "code-feedback-100k"; "gsm8k". For an image classifier a folder
+            (DIR/<class>/<image>, or DIR/<split>/<class>/<image>), the Hub id of a data set of
+            images, or "digits".
         name: Configuration of a Hub data set.
         split: Split of a Hub data set, or of a folder, to train on.
         validation: Rows to evaluate on: another split of the Hub data set or folder, or a path.
@@ -75,13 +77,18 @@ class DataSpec:
         seed: Seed of the hold-out and of a procedural task.
         options: The procedural task's own options; of the paper's sets, dir: a folder with local
             files; of the digits, rotate, invert, relabel, orientations.
+        format: Of the rows: "auto" tells it by their fields.
+        mix: Further sources, each with the share of its rows to add to the training rows: 0.5 for a
+            half of them, 2 for all of them twice.
         prompt: Template of the prompt; {field} is replaced by the row's field.
         completion: Template of the completion. It alone bears loss; the tokenizer's
             end-of-sequence token is added.
-        chat: Put prompt and completion into the tokenizer's chat template.
+        chat: Put prompt and completion into the tokenizer's chat template, as is always done with
+            conversations.
         system: System message of the chat template.
         chat_template: Path of a Jinja file that replaces the tokenizer's chat template.
-        overlong: What to do with rows longer than training.max_length: "error" or "drop".
+        overlong: What to do with rows longer than training.max_length: "error" or "drop". Plain
+            texts are cut into pieces.
         image: Column of a Hub data set that holds the images; found by its type where not given.
         label: Column of a Hub data set that holds the classes; found by its type where not given.
     """
@@ -94,6 +101,17 @@ class DataSpec:
     size: int | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    format: Literal[
+        "auto",
+        "messages",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "question_answer",
+        "preference",
+        "text",
+    ] = "auto"
+    mix: dict[str, float] = field(default_factory=dict)
     prompt: str = "{question}"
     completion: str = "{answer}"
     chat: bool = False
@@ -110,8 +128,9 @@ class DataSpec:
             )
         if self.size is not None and self.size < 1:
             raise UserError(f"data.size must be 1 or more, not {self.size}")
-        if (self.system or self.chat_template) and not self.chat:
-            raise UserError("data.system and data.chat_template need data.chat: true")
+        for source, share in self.mix.items():
+            if not share > 0:
+                raise UserError(f"data.mix: the share of {source} must be above 0, not {share}")
 
 
 @dataclass
@@ -209,6 +228,8 @@ class TrainSpec:
         resume: Continue the run that output_dir holds from its last whole checkpoint.
         checks: What is verified while training; each is a part in a thousand of its time, or less.
         dry_run: Print what would be done, and stop before any weight is loaded.
+        show: Print so many training rows as the model sees them, and stop before any weight is
+            loaded.
     """
 
     output_dir: str
@@ -221,6 +242,7 @@ class TrainSpec:
     resume: bool = False
     checks: list[Check] = field(default_factory=lambda: list(CHECKS))
     dry_run: bool = False
+    show: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything resolved, for ``run.json``; tokens are masked."""

@@ -1,7 +1,7 @@
 """Token ids of prompts and completions; the same ones in training, in the loss and in generation.
 
 Prompt and completion are tokenized apart, so that what the model was trained to continue is, token
-for token, what it is given to continue.
+for token, what it is given to continue. A conversation is tokenized as one text, as servers do.
 """
 
 from collections import Counter
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config.spec import DataSpec
 from ..errors import UserError
+from .loss_masks import TurnMasks
 from .templates import Example
 
 
@@ -35,33 +36,85 @@ class Manner:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example's token ids. The completion ends with the end-of-sequence token."""
+    """One example's token ids.
+
+    Attributes:
+        prompt: what the model is given to continue.
+        completion: bears loss; ends with the end-of-sequence token, or that of a turn.
+        example: what they were made from.
+        earlier: 1 for each token of the prompt that bears loss too, as earlier turns of a
+            conversation do, else 0; None where none does.
+    """
 
     prompt: list[int]
     completion: list[int]
     example: Example
+    earlier: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
+    @property
+    def mask(self) -> list[int]:
+        """1 for each token that bears loss, else 0."""
+        return (self.earlier or [0] * len(self.prompt)) + [1] * len(self.completion)
+
     def training_row(self) -> dict[str, list[int]]:
         """The columns that TRL's SFTTrainer takes as already tokenized."""
-        mask = [0] * len(self.prompt) + [1] * len(self.completion)
-        return {"input_ids": self.prompt + self.completion, "completion_mask": mask}
+        return {"input_ids": self.prompt + self.completion, "completion_mask": self.mask}
 
 
 def encode(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
 ) -> list[Encoded]:
-    """Encode every example, within the chat template if the specification says so.
+    """Encode every example, within the chat template if the specification or the rows say so.
 
     Raises:
         UserError: where the tokenizer has no end-of-sequence token, or no usable chat template,
-            or a prompt is empty.
+            a prompt is empty, or the mask of a conversation is wrong.
     """
+    rows: dict[int, Encoded] = {}
+    conversations = {i: e for i, e in enumerate(examples) if e.conversation}
+    texts = {i: e for i, e in enumerate(examples) if e.is_text}
+    pairs = {i: e for i, e in enumerate(examples) if i not in conversations and i not in texts}
+    for chosen, encoder in (
+        (conversations, _encode_conversations),
+        (texts, lambda these, tokenizer, _: encode_whole(these, tokenizer)),
+        (pairs, _encode_pairs),
+    ):
+        encoded = encoder(list(chosen.values()), tokenizer, spec)
+        rows.update(zip(chosen, encoded, strict=True))
+    return [rows[i] for i in range(len(examples))]
+
+
+def _encode_conversations(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
+) -> list[Encoded]:
+    """Encode conversations: all turns of the assistant bear loss, the last is the completion."""
+    rows: list[Encoded] = []
+    masks: TurnMasks | None = None
+    for example in examples:
+        turns = example.conversation
+        assert turns is not None
+        if masks is None:
+            _end(tokenizer)
+            need = f"{turns.place} is a conversation, which needs a chat template"
+            _set_chat_template(tokenizer, spec, need)
+            masks = TurnMasks(tokenizer)
+        ids, mask = masks.encode(turns)
+        if 0 not in mask:
+            raise UserError(f"{turns.place}: nothing comes before the answer")
+        start = len(mask) - mask[::-1].index(0)
+        rows.append(Encoded(ids[:start], ids[start:], example, mask[:start]))
+    return rows
+
+
+def _encode_pairs(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
+) -> list[Encoded]:
     eos = _end(tokenizer)
     if spec.chat:
-        _set_chat_template(tokenizer, spec)
+        _set_chat_template(tokenizer, spec, "data.chat needs a chat template")
         texts = [_chat(example, tokenizer, spec.system) for example in examples]
     else:
         texts = [(example.prompt, example.completion) for example in examples]
@@ -115,6 +168,20 @@ def cut(encoded: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], dic
     return kept, dict(counts)
 
 
+def in_pieces(encoded: Sequence[Encoded], max_length: int | None) -> list[Encoded]:
+    """Cut a text that is longer than ``max_length`` tokens into several rows."""
+    rows = []
+    for row in encoded:
+        if max_length is None or not row.example.is_text or len(row) <= max_length:
+            rows.append(row)
+            continue
+        ids = row.prompt + row.completion
+        pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
+        # the first token of a piece bears no loss, so one token alone teaches nothing
+        rows += [replace(row, prompt=p[:1], completion=p[1:]) for p in pieces if len(p) > 1]
+    return rows
+
+
 def within(
     encoded: Sequence[Encoded], max_length: int | None, overlong: str, what: str
 ) -> list[Encoded]:
@@ -149,7 +216,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
     return eos
 
 
-def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> None:
+def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec, need: str) -> None:
     if spec.chat_template is not None:
         try:
             tokenizer.chat_template = Path(spec.chat_template).read_text(encoding="utf-8")
@@ -157,8 +224,8 @@ def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> No
             raise UserError(f"data.chat_template cannot be read: {error}") from error
     if not tokenizer.chat_template:
         raise UserError(
-            "data.chat needs a chat template, which this tokenizer lacks; give data.chat_template, "
-            "or write the template into data.prompt with data.chat: false"
+            f"{need}, which this tokenizer lacks; give data.chat_template, or write the words "
+            "around the fields into data.prompt and data.completion, with data.chat: false"
         )
 
 

@@ -4,17 +4,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 from ..bench import digits
 from ..config.spec import DataSpec
 from ..errors import UserError
 from ..evaluation.scoring import Rule
-from . import readers, training_sets
+from . import locations, readers, training_sets
 from .encoding import Manner
+from .formats import TEMPLATE, Format, Place, example_of, recognize
 from .procedural import PREFIX, VALIDATION_SEED_OFFSET, Task
 from .readers import Row
-from .templates import Example, Template
+from .templates import Example
 from .training_sets import TRAINING_SETS
 
 Size = int | float
@@ -64,9 +66,9 @@ def load_examples(spec: DataSpec, test: Size | str = 0) -> Examples:
         )
     if spec.source in TRAINING_SETS:
         return _known(spec, test)
-    template = Template(spec.prompt, spec.completion)
     task = None
     if spec.source.startswith(PREFIX):
+        refuse_set(spec, ("format",), f" is for rows that are read, not for {spec.source}")
         task = Task(spec.source.removeprefix(PREFIX), spec.options)
         splits = _generate(spec, task, test)
     else:
@@ -74,8 +76,11 @@ def load_examples(spec: DataSpec, test: Size | str = 0) -> Examples:
             raise UserError(f"data.options are for a {PREFIX}<task>, not for {spec.source}")
         splits = _read(spec, test)
     train, validation, tested = (
-        [template.render(row, number) for number, row in split] for split in splits
+        [example_of(form, row, place, spec) for form, place, row in split] for split in splits
     )
+    if spec.mix:
+        train += [example for source in spec.mix for example in _mixed_in(spec, source)]
+        random.Random(spec.seed).shuffle(train)
     return Examples(
         train,
         validation,
@@ -85,8 +90,18 @@ def load_examples(spec: DataSpec, test: Size | str = 0) -> Examples:
     )
 
 
-_Numbered = list[tuple[int, Row]]
-_Splits = tuple[_Numbered, _Numbered, _Numbered]
+_Placed = list[tuple[Format, Place, Row]]
+_Splits = tuple[_Placed, _Placed, _Placed]
+
+
+def _mixed_in(spec: DataSpec, source: str) -> list[Example]:
+    """The share of another source's rows: all of them so many times, and a random part once."""
+    if source in TRAINING_SETS:
+        raise UserError(f"data.mix: {source} has words of its own; give its rows as a file")
+    one = DataSpec(source, holdout=0, chat=spec.chat, system=spec.system, seed=spec.seed)
+    rows = load_examples(replace(one, chat_template=spec.chat_template)).train
+    whole, part = divmod(spec.mix[source], 1)
+    return rows * int(whole) + random.Random(spec.seed).sample(rows, round(part * len(rows)))
 
 
 def _known(spec: DataSpec, test: Size | str) -> Examples:
@@ -94,7 +109,7 @@ def _known(spec: DataSpec, test: Size | str) -> Examples:
     tested_size = _number(spec, test)
     refuse_set(
         spec,
-        ("name", "split", "prompt", "completion", "chat", "overlong"),
+        ("name", "split", "prompt", "completion", "chat", "overlong", "format", "mix"),
         f": {spec.source} has its own; give the rows as a file, or their Hub id, to use another",
     )
     chosen = TRAINING_SETS[spec.source]
@@ -144,18 +159,18 @@ def _generate(spec: DataSpec, task: Task, test: Size | str) -> _Splits:
     ):
         split = task.draw(count, spec.seed + offset, exclude=seen) if count else []
         seen |= {row["question"] for row in split}
-        drawn.append(list(enumerate(split)))
+        drawn.append([(TEMPLATE, Place(spec.source, i), row) for i, row in enumerate(split)])
     validation, tested, train = drawn
     return train, validation, tested
 
 
 def _read(spec: DataSpec, test: Size | str) -> _Splits:
     named = {
-        name: list(enumerate(_rows(spec, source)))
+        name: _rows(spec, source)
         for name, source in (("validation", spec.validation), ("test", test))
         if isinstance(source, str)
     }
-    return hold_out(spec, list(enumerate(_rows(spec, spec.split))), named, test)
+    return hold_out(spec, _rows(spec, spec.split), named, test)
 
 
 def hold_out(
@@ -191,19 +206,30 @@ def hold_out(
     return rest[: spec.size], named["validation"], named["test"]
 
 
-def _rows(spec: DataSpec, split: str) -> Sequence[Row]:
-    """Rows of one split: of the source where that is on the Hub, else of a file."""
-    if readers.is_path(spec.source):
-        path = spec.source if split == spec.split else split
-        found = readers.read_file(path)
+def _rows(spec: DataSpec, split: str) -> _Placed:
+    """Rows of one split, with their format: a split of the source, or a path of its own."""
+    other = split != spec.split and locations.is_path(split)
+    if other or locations.is_path(spec.source):
+        source = split if other else spec.source
+        if split != spec.split and not other and not Path(source).expanduser().is_dir():
+            raise UserError(f"data file {split} does not exist (relative to {Path.cwd()})")
+        parts = {str(path): readers.read_file(path) for path in locations.files(source, split)}
+        if len(parts) == 1:  # by the name that the user knows it by
+            parts = {source: next(iter(parts.values()))}
     else:
-        path = f"{spec.source} ({split})"
-        found = (
-            readers.read_file(split) if readers.is_path(split) else readers.read_hub(spec, split)
-        )
-    if not len(found):
-        raise UserError(f"data set {path} is empty")
-    return found
+        parts = {f"{spec.source} ({split})": list(readers.read_hub(spec, split))}
+    rows: _Placed = []
+    for name, part in parts.items():
+        if not len(part):
+            raise UserError(f"data set {name} is empty")
+        form = recognize(part, name, spec)
+        if rows and form != rows[0][0]:
+            raise UserError(
+                f"{name} is in the format {form.name}, {rows[0][1].source} in {rows[0][0].name}: "
+                "a source has one format (data.format); add the other with data.mix"
+            )
+        rows += [(form, Place(name, number), row) for number, row in enumerate(part)]
+    return rows
 
 
 def _held_out(holdout: Size, size: int) -> int:

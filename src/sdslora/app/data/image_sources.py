@@ -14,12 +14,12 @@ from torch.utils.data import Dataset, TensorDataset
 from ..bench import digits
 from ..config.spec import DataSpec
 from ..errors import RunFailed, UserError, first_line
-from . import examples, readers
+from . import examples, locations, readers
 
 Labelled = Dataset[tuple[Tensor, Any]]
 """Pixel values (channels, height, width) and the number of the class."""
 Read = Callable[[Image.Image], Tensor]
-_WORDS = ("prompt", "completion", "chat", "system", "chat_template", "overlong")
+_WORDS = ("prompt", "completion", "chat", "system", "chat_template", "overlong", "format", "mix")
 _PARTS = ("name", "split", "validation", "holdout", "size", "image", "label")
 _BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot read."""
@@ -133,7 +133,7 @@ def _rows(spec: DataSpec, split: str) -> datasets.Dataset:
     """One split: of the source, or a folder of its own."""
     if is_images(spec.source):
         return _folder(_split_folder(spec, split))
-    if readers.is_path(spec.source):
+    if locations.is_path(spec.source):
         raise UserError(
             f"data.source {spec.source}: an image classifier learns from a folder, "
             "DIR/<class>/<image>, or a data set of images on the Hub"

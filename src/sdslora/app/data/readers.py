@@ -1,46 +1,45 @@
 """Rows as they come: mappings from field names to values, from a file or the Hub."""
 
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import bench, hub
+from .. import hub
 from ..config.spec import DataSpec
 from ..errors import UserError, first_line
+from .locations import KINDS, files, hub_id, kind
 
 Row = Mapping[str, Any]
-SUFFIXES = (".json", ".jsonl", ".parquet")
+_LONGEST_CELL = 2**31 - 1  # the csv module's own limit would be 131,072 characters
 
 
-def is_path(source: str) -> bool:
-    """Whether ``source`` means a file rather than a Hub id."""
-    path = Path(source)
-    return (
-        path.suffix in SUFFIXES or path.exists() or source.startswith((".", "/", "~", bench.PREFIX))
-    )
+def read_file(source: str | Path) -> Sequence[Row]:
+    """Rows of one file of any kind in :data:`.locations.KINDS`, or of a data set of the bench.
 
-
-def read_file(source: str) -> Sequence[Row]:
-    """Rows of a .json (a list of objects), .jsonl or .parquet file, or of a data set of the bench.
+    A .txt file has a row with the field ``text`` for each paragraph between blank lines.
 
     Raises:
-        UserError: where it does not exist, has another suffix, or cannot be read.
+        UserError: where it does not exist, is of another kind, or cannot be read.
     """
-    path = _located(source)
-    if not path.exists():
-        raise UserError(f"data file {source} does not exist (relative to {Path.cwd()})")
-    if path.suffix not in SUFFIXES:
-        hint = "; folders of images are for image classifiers" if path.is_dir() else ""
-        raise UserError(f"data file {source} must end in {', '.join(SUFFIXES)}{hint}")
+    path, *more = files(source) if isinstance(source, str) else [source]
+    if more:
+        raise UserError(f"data file {source} is a folder; name a file in it")
+    ending = kind(path)
+    if ending is None:
+        raise UserError(
+            f"data file {source} must end in {', '.join(KINDS)}, or in one of them and .gz or .zst"
+        )
     try:
-        if path.suffix == ".parquet":
+        if ending == ".parquet":
             import pyarrow.parquet
 
             return pyarrow.parquet.read_table(path).to_pylist()
-        text = path.read_text(encoding="utf-8")
-        rows = json.loads(text) if path.suffix == ".json" else _lines(text)
-    except (OSError, ValueError) as error:  # JSON, encoding and Arrow errors are ValueErrors
+        # a byte-order mark at the start is no text
+        rows = _PARSERS[ending](_content(path).decode("utf-8-sig"))
+    except (OSError, ValueError, csv.Error) as error:  # JSON, encoding and Arrow: ValueErrors
         raise UserError(f"data file {source} cannot be read: {first_line(error)}") from error
     if not isinstance(rows, list):
         raise UserError(
@@ -65,13 +64,18 @@ def read_hub(spec: DataSpec, split: str, streaming: bool = False) -> Any:
     """
     import datasets
 
-    reachable = hub.check("dataset", spec.source)
+    name, _, revision = hub_id(spec.source).partition("@")
+    reachable = hub.check("dataset", name, revision or None)
     if not reachable:
         # Without this, half a minute of retries before the cache is looked at.
         datasets.config.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(
-            spec.source, spec.name, split=split, streaming=streaming and reachable
+            name,
+            spec.name,
+            split=split,
+            revision=revision or None,
+            streaming=streaming and reachable,
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
@@ -80,18 +84,66 @@ def read_hub(spec: DataSpec, split: str, streaming: bool = False) -> Any:
         ) from error
 
 
-def _located(source: str) -> Path:
-    if source.startswith(bench.PREFIX):
-        return bench.resolve(source)
-    return Path(source).expanduser()
+def _content(path: Path) -> bytes:
+    """The bytes of a file, unpacked where its ending is that of a compression."""
+    import pyarrow
+
+    with pyarrow.input_stream(str(path), compression="detect") as stream:
+        content: bytes = stream.read()
+    return content
+
+
+def _json(text: str) -> Any:
+    """One JSON value, or one on each line, which many files called .json hold."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return _lines(text)
 
 
 def _lines(text: str) -> list[Any]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # splitlines would also cut at characters that JSON allows within a string
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     return rows
+
+
+def _table(text: str, delimiter: str) -> list[dict[str, str]]:
+    """Rows of a table whose first line names the columns; an empty cell is an empty string."""
+    csv.field_size_limit(_LONGEST_CELL)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = next(lines, [])
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns have one name: {', '.join(names)}")
+    rows = []
+    for cells in lines:
+        if not cells:
+            continue
+        if len(cells) != len(names):
+            raise ValueError(
+                f"line {lines.line_num}: {len(cells)} cells, but {len(names)} columns are named; "
+                "put a cell with the delimiter or a line break in it between double quotes"
+            )
+        rows.append(dict(zip(names, cells, strict=True)))
+    return rows
+
+
+def _paragraphs(text: str) -> list[dict[str, str]]:
+    parts = text.replace("\r\n", "\n").split("\n\n")
+    return [{"text": part.strip()} for part in parts if part.strip()]
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    ".json": _json,
+    ".jsonl": _lines,
+    ".csv": lambda text: _table(text, ","),
+    ".tsv": lambda text: _table(text, "\t"),
+    ".txt": _paragraphs,
+}

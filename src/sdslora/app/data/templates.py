@@ -4,16 +4,27 @@ from dataclasses import dataclass
 from string import Formatter
 
 from ..errors import UserError, first_line
+from .conversations import Conversation
 from .readers import Row
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, the completion wanted, and the row they were made from."""
+    """A prompt, the completion wanted, and the row they were made from.
+
+    Of a text that is trained on as a whole, the completion is empty. Of a conversation, prompt and
+    completion are what people read; ``conversation`` is what the model is trained on.
+    """
 
     prompt: str
     completion: str
     row: Row
+    conversation: Conversation | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether every token bears loss, as there is no prompt to answer."""
+        return not self.completion
 
 
 @dataclass(frozen=True)

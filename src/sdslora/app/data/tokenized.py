@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config.spec import DataSpec
 from ..errors import UserError
-from .encoding import Encoded, cut, encode, encode_whole, within
+from .encoding import Encoded, cut, encode, encode_whole, in_pieces, within
 from .examples import Examples
 from .templates import Example
 
@@ -35,6 +35,7 @@ def training(
     else:
         rows = encode(examples.train, tokenizer, spec)
     limit = _limit(examples, max_length)
+    rows = in_pieces(rows, limit)
     if manner.overlong == "cut" and limit is not None:
         kept, cuts = cut(rows, limit)
         counts |= cuts
@@ -63,8 +64,9 @@ def held_out(
         UserError: as :func:`training` does.
     """
     overlong = "error" if examples.manner.overlong == "error" else "drop"
-    rows = encode(chosen, tokenizer, spec)
-    return within(rows, _limit(examples, max_length), overlong, what)
+    limit = _limit(examples, max_length)
+    rows = in_pieces(encode(chosen, tokenizer, spec), limit)
+    return within(rows, limit, overlong, what)
 
 
 def _limit(examples: Examples, max_length: int | None) -> int | None:

@@ -55,7 +55,7 @@ def measure(
     loss = mean_loss(model, rows, spec.batch_size, tokenizer.pad_token_id, title)
     metrics: dict[str, Any] = {"rows": len(rows), "loss": loss}
     records: list[dict[str, Any]] = []
-    if spec.exact_match:
+    if spec.exact_match and not rows[0].example.is_text:  # a text answers nothing
         longest = spec.max_new_tokens or max(len(row.completion) for row in rows) + 8
         answers = generate(model, tokenizer, rows, longest, spec.batch_size, title)
         records = scoring.score([row.example for row in rows], answers, rule)
@@ -86,7 +86,7 @@ def summary(metrics: dict[str, Any]) -> str:
 def mean_loss(
     model: nn.Module, rows: Sequence[Encoded], batch_size: int, pad_id: int, title: str = ""
 ) -> float:
-    """Return the mean negative log-likelihood over all completion tokens, in nats."""
+    """Return the mean negative log-likelihood over all tokens that bear loss, in nats."""
     total, count = 0.0, 0
     # Rows of like length share a batch: less padding.
     ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
@@ -106,10 +106,13 @@ def mean_loss(
 def padded_batch(rows: Sequence[Encoded], pad_id: int) -> dict[str, Tensor]:
     """Return ``input_ids``, ``attention_mask`` and ``labels`` (number, longest), padded right.
 
-    Prompts and padding bear no loss.
+    What bears no loss, padding included, has no label.
     """
     ids = [torch.tensor(row.prompt + row.completion) for row in rows]
-    labels = [torch.tensor([_IGNORED] * len(row.prompt) + row.completion) for row in rows]
+    labels = [
+        torch.where(torch.tensor(row.mask, dtype=torch.bool), tokens, _IGNORED)
+        for row, tokens in zip(rows, ids, strict=True)
+    ]
     return {
         "input_ids": _pad(ids, pad_id, "right"),
         "attention_mask": _pad([torch.ones_like(i) for i in ids], 0, "right"),

@@ -55,7 +55,8 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
             raise UserError(
                 f"adapter.r: a rank of {rank} is larger than layer {name} of shape {sizes}"
             )
-    if isinstance(wrapped.get_output_embeddings(), Any):
+    head = wrapped.get_output_embeddings()
+    if any(layer is head for _, layer in adapted_layers(wrapped)):
         raise UserError(
             "adapter.target_modules includes the output layer, whose adapter the trainer would "
             "never train; leave it out, or name it in adapter.modules_to_save"

@@ -49,11 +49,8 @@ def make(spec: TrainSpec) -> Plan:
     config = spec.to_dict()
     held = record.claim(output_dir, config, lambda: unset(spec).to_dict(), spec.resume)
     _refuse_unsupported(spec.training)
-    source = base_models.find(spec.model)
-    made = modality.make(source, source.processor(), spec.data, spec.training.max_length)
+    made = work(spec)
     skeleton = trained_adapter.attach(made.source.skeleton(), spec.adapter, made.source)
-    if spec.training.eos_token is not None:
-        _set_eos(made.processor, spec.training.eos_token)
     rows, validation = made.size("train"), made.size("validation")
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
@@ -74,6 +71,19 @@ def make(spec: TrainSpec) -> Plan:
         raise UserError(f"{error} (trained_adapter.warmup_steps, training.max_steps)") from error
     checkpoint = checkpoints.last_whole(output_dir) if held else None
     return Plan(spec, config, made, skeleton, schedule, held, checkpoint)
+
+
+def work(spec: TrainSpec) -> Work:
+    """Find the base model, without loading it, and read the rows.
+
+    Raises:
+        UserError: where either cannot be read.
+    """
+    source = base_models.find(spec.model)
+    made = modality.make(source, source.processor(), spec.data, spec.training.max_length)
+    if spec.training.eos_token is not None:
+        _set_eos(made.processor, spec.training.eos_token)
+    return made
 
 
 def total_steps(rows: int, training: TrainingConfig) -> int:

@@ -47,8 +47,8 @@ class ForgettingSpec:
     """General text that the model is not tuned on, to measure forgetting.
 
     Args:
-        source: Path of a .txt (paragraphs between blank lines), .json, .jsonl or .parquet file;
-            null measures nothing.
+        source: Path of a .txt (paragraphs between blank lines), .json, .jsonl, .csv, .tsv or
+            .parquet file; null measures nothing.
         text: Template of the text; {field} is replaced by the row's field, {text} is a paragraph.
         rows: Texts at most.
         max_length: Tokens of a text at most; the rest is left out.

@@ -1,7 +1,6 @@
 """Language models on prompts and completions."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
@@ -95,10 +94,8 @@ def _general_rows(spec: ForgettingSpec, tokenizer: PreTrainedTokenizerBase) -> l
     if spec.source is None:
         return []
     template = Template("", spec.text)
-    rows = (
-        _paragraphs(spec.source) if spec.source.endswith(".txt") else readers.read_file(spec.source)
-    )
-    examples = [template.render(row, number) for number, row in enumerate(rows[: spec.rows])]
+    rows = readers.read_file(spec.source)[: spec.rows]
+    examples = [template.render(row, number) for number, row in enumerate(rows)]
     texts = [example.completion for example in examples]
     ids = (
         tokenizer(texts, truncation=True, max_length=spec.max_length)["input_ids"] if texts else []
@@ -111,11 +108,3 @@ def _general_rows(spec: ForgettingSpec, tokenizer: PreTrainedTokenizerBase) -> l
     if not encoded:
         raise UserError(f"forgetting.source {spec.source} holds no text")
     return encoded
-
-
-def _paragraphs(source: str) -> list[dict[str, str]]:
-    try:
-        text = Path(source).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"forgetting.source {source} cannot be read: {error}") from error
-    return [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
