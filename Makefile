@@ -17,7 +17,7 @@ FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_per
 	tests/methods/test_method_contract.py tests/app/config tests/test_cli.py
 
 .PHONY: help install demo test test-fast test-oldest test-torchao nightly lint bench reliability \
-	distribution docs wheel release clean
+	optimizers distribution docs wheel release clean
 
 help: ## this list; times on two cores
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 18
@@ -73,6 +73,10 @@ reliability: install ## kills, broken inputs, load, TRL, half precision, then do
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/reliability $(BIN)/python tools/fuzz_trials.py
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/reliability $(BIN)/python tools/load_trials.py
 	$(BIN)/python tools/reliability_page.py
+
+optimizers: install ## a training with each optimizer that is here, then docs/optimizers.md
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/training:$$PYTHONPATH $(BIN)/python tools/optimizer_trials.py
+	$(BIN)/python tools/optimizer_page.py
 
 distribution: install ## every engine in two processes, then docs/distribute.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/distributed $(BIN)/python tools/distribution_trials.py

@@ -155,3 +155,23 @@ def test_embeddings_are_named(write: str, tmp_path: Path) -> None:
     model = get_peft_model(pipelines.text_encoder(), config)
     with pytest.raises(ValueError, match=r"holds changes of linear.*token_embedding"):
         WRITE[write]({"text_encoder": model}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("with_metadata", [False, True])
+def test_what_diffusers_own_scripts_write_is_refused(with_metadata, tmp_path):
+    """``save_lora_weights`` of the state dictionary as it is: bases, but no scaling."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.training_utils import _collate_lora_metadata
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    unet = adapted("unet")
+    metadata = _collate_lora_metadata({"unet": unet}) if with_metadata else {}
+    tensors = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=tensors, **metadata)
+    fresh = pipelines.MAKE["unet"]()
+    error = TypeError if with_metadata else ValueError
+    with pytest.raises(error, match="LoraConfig" if with_metadata else "SDS-LoRA .*to_diffusers"):
+        fresh.load_lora_adapter(
+            str(tmp_path), prefix="unet", weight_name="pytorch_lora_weights.safetensors"
+        )

@@ -24,7 +24,7 @@ from sdslora.app.run import text
 from sdslora.app.run.record import Record
 from sdslora.app.run.trainer import GuardedTrainer
 from sdslora.cli import main
-from sdslora.training import steps
+from sdslora.training import scheduled_adapter
 from sdslora.tuner import PhasedAdapter
 
 TOTAL, WARMUP = 12, 3
@@ -49,7 +49,7 @@ def start(
     watch = Watch(folder / "journal.jsonl", moment, calls, count)
     watch.watch(PhasedAdapter, "start_main_stage", "re-parameterization")
     watch.watch(PhasedAdapter, "refresh_bases", "refresh")
-    watch.watch(steps, "reset_state", "reset of the optimizer")
+    watch.watch(scheduled_adapter, "reset_state", "reset of the optimizer")
     watch.watch(torch.optim.AdamW, "step", "optimizer step")
     sys.exit(KINDS[kind](inputs, folder, watch))
 

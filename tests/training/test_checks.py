@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
-from observing import loss_of, trainable
+from observing import batch, loss_of, trainable
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -250,27 +251,39 @@ class MasterWeights(torch.optim.AdamW):
     """Updates copies of its own and writes them over the model's, as mixed precision does."""
 
     def __init__(self, parameters: list[nn.Parameter], **options: float) -> None:
-        self.models = parameters
-        super().__init__([nn.Parameter(p.detach().clone()) for p in parameters], **options)
-        self.masters = self.param_groups[0]["params"]
-        self.param_groups[0]["params"] = parameters
+        super().__init__(parameters, **options)
+        self.masters: dict[nn.Parameter, torch.Tensor] = {}
 
     def step(self, closure=None):
-        self.param_groups[0]["params"] = self.masters
-        for master, model in zip(self.masters, self.models, strict=True):
-            master.grad = model.grad
+        for parameter, master in self.masters.items():
+            parameter.data.copy_(master)
         super().step(closure)
-        self.param_groups[0]["params"] = self.models
-        with torch.no_grad():
-            torch._foreach_copy_(self.models, self.masters)
+        self.masters = {p: p.detach().clone() for p in self.param_groups[0]["params"]}
 
 
 def test_master_weights_that_overwrite_the_reparameterization():
+    """The optimizer is rejected at once; a wrapper that does it by hooks shows it only later."""
+    model = sds_model(make_llama())
+    with pytest.raises(ValueError, match=r"MasterWeights of .*: it remembers A and B"):
+        run(model, MasterWeights(trainable(model), lr=1e-2), steps=1)
+
     def attempt(checks):
         model = sds_model(make_llama())
-        run(model, MasterWeights(trainable(model), lr=1e-2), steps=5, checks=checks)
+        optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+        masters: dict[nn.Parameter, torch.Tensor] = {}
 
-    fails_only("reset", r"MasterWeights has put A and B back", attempt)
+        def write_over(optimizer, *_):
+            for parameter, master in masters.items():
+                parameter.data.copy_(master)
+
+        def keep(optimizer, *_):
+            masters.update({p: p.detach().clone() for p in trainable(model)})
+
+        optimizer.register_step_pre_hook(write_over)
+        optimizer.register_step_post_hook(keep)
+        run(model, optimizer, steps=5, checks=checks)
+
+    fails_only("reset", r"AdamW has put A and B back", attempt)
 
 
 def test_a_large_step_is_not_taken_for_one_that_went_back(tiny_llama):
@@ -451,3 +464,34 @@ def test_trained_on_from_a_trained_adapter(tiny_llama):
     optimizer.step()
     scheduler.step()
     assert scheduler.completed_steps == 1
+
+
+# --- single tokens
+
+
+def with_tokens() -> nn.Module:
+    """Tokens 64 and 65 are new, and no batch has them by itself."""
+    return sds_model(
+        make_llama(vocab_size=66), target_modules=["q_proj"], trainable_token_indices=[64, 65]
+    )
+
+
+def test_tokens_that_occur_late_stop_nothing():
+    model = with_tokens()
+    optimizer = torch.optim.AdamW(trainable(model), lr=1e-2)
+    scheduler = SdsLoraScheduler(model, optimizer, TOTAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for step in range(1, TOTAL + 1):
+            ids = batch(step)
+            if step == TOTAL:
+                ids[0, 3] = 65
+            optimizer.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            scheduler.step()
+
+
+def test_tokens_that_never_occur_are_said():
+    with pytest.warns(UserWarning, match="trained tokens in .* no row of the data had them"):
+        run(with_tokens())

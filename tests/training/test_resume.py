@@ -136,3 +136,33 @@ def test_going_back_in_the_same_process(whole):
     run.scheduler.load_state_dict(saved["scheduler"])
     assert run.go(3, TOTAL) == whole.losses[2:]
     assert snapshot(run.model).equal(whole.end)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_where_the_learning_rate_was_zero_so_far(stop, tmp_path):
+    """A warm-up of the rate begins at 0: B is what it was, and nothing is lost."""
+
+    def begin(model: nn.Module) -> Run:
+        optimizer = torch.optim.AdamW(trainable(model), lr=2e-2, weight_decay=0.0)
+        rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: max(0, t - 1) / 4)
+        return Run(model, optimizer, rise, SdsLoraScheduler(model, optimizer, TOTAL))
+
+    whole = begin(sds_model(make_llama()))
+    losses = whole.go(1, TOTAL)
+    first = begin(sds_model(make_llama()))
+    first.go(1, stop)
+    first.save(tmp_path)
+    second = begin(PeftModel.from_pretrained(make_llama(), tmp_path, is_trainable=True))
+    saved = torch.load(tmp_path / FILE, weights_only=True)
+    for name in ("optimizer", "decay", "scheduler"):
+        getattr(second, name).load_state_dict(saved[name])
+    assert second.go(stop + 1, TOTAL) == losses[stop:]
+
+
+def test_an_adapter_lost_after_a_step_that_moved_it_is_noticed_still(tmp_path):
+    run = prepare(sds_model(make_llama()), fused=False)
+    run.go(1, 1)
+    saved = {name: getattr(run, name).state_dict() for name in ("optimizer", "decay", "scheduler")}
+    fresh = prepare(sds_model(make_llama()), fused=False, saved=saved)
+    with pytest.raises(RuntimeError, match="as if never trained"):
+        fresh.go(2, 3)

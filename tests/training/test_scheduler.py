@@ -379,3 +379,21 @@ def test_forgetting_the_schedulers_state_on_resume_is_an_error(tiny_llama):
     fresh.load_state_dict(saved)
     with pytest.raises(RuntimeError, match=r"After loading the optimizer's state, load the"):
         scheduler.step()
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_a_gradient_that_is_nan_is_named_at_its_step(tiny_llama, at):
+    """In the warm-up, and in the main stage, where step 6 refreshes."""
+    model = sds_model(tiny_llama)
+    optimizer = adamw(model)
+    scheduler = SdsLoraScheduler(model, optimizer, 12)
+    for step in range(1, at + 1):
+        loss = loss_of(model, step) * (float("nan") if step == at else 1)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step < at:
+            scheduler.step()
+    with pytest.raises(RuntimeError, match=rf"A or B of .* not finite after step {at}: .* NaN"):
+        scheduler.step()
+    assert scheduler.completed_steps == at

@@ -14,6 +14,7 @@ from trainers import (
     sds_entries,
     watched,
 )
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sdslora import SdsLoraCallback
 from toys import make_llama, sds_model
@@ -240,3 +241,25 @@ def test_resuming_without_the_optimizers_state(tmp_path):
     later = {s: a for s, a in REFRESHES.items() if s > 5}
     assert actions(before, after) == later
     assert callback.scheduler.refresh_count == len(later)
+
+
+class Rising(TrainerCallback):
+    """Lets the evaluation loss rise from the first evaluation on."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metrics["eval_loss"] = float(state.global_step)
+
+
+def test_the_best_checkpoint_may_lie_in_the_warmup(tmp_path):
+    """Early stopping gives the adapter back as it was there, plain LoRA; the checks were made."""
+    before, callback, after = watched()
+    trainer = make_trainer(
+        tmp_path, sds_model(make_llama()), before, callback, after, Rising(),
+        EarlyStoppingCallback(5), max_steps=20, eval_strategy="steps", eval_steps=2,
+        save_strategy="steps", save_steps=2, load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert snapshot(trainer.model).equal(after.seen[2])
+    assert snapshot(trainer.model).gate() == 1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sdslora import SdsLoraScheduler
-from sdslora.training import steps
+from sdslora.training import forgetting, steps
 from sdslora.training.momentum import MomentumTransport
 from sdslora.training.zero import ZeroOptimizer
 from sdslora.tuner import PhasedAdapter
@@ -62,7 +62,7 @@ def test_the_reset_is_in_place():
     zero.step()
     moments = [zero.optimizer.state[flat]["exp_avg"] for flat in zero.flat]
     assert all(moment.all() for moment in moments)
-    steps.reset_state(steps.innermost(zero), [])
+    forgetting.reset_state(steps.innermost(zero), [])
     for flat, moment in zip(zero.flat, moments, strict=True):
         state = zero.optimizer.state[flat]
         assert state["exp_avg"] is moment

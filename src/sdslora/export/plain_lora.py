@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .._peft import PEFT_PREFIX
 from ..core import LowRankPair
@@ -21,6 +22,8 @@ from .adapter import (
     find_carrier,
     plain_adapter,
 )
+from .stock_config import without_misread_names
+from .verification import require_readable
 from .whole_directory import written_whole
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -48,6 +51,7 @@ def to_plain_lora(
     rank: Rank = "exact",
     *,
     adapter: str | None = None,
+    verify: bool | None = None,
 ) -> PlainLoraExport:
     """Write an SDS-LoRA adapter as a plain LoRA adapter that stock PEFT, vLLM, ... load.
 
@@ -65,11 +69,15 @@ def to_plain_lora(
             approximation of rank r. An integer: the best approximation of that rank. No (m, n)
             matrix is formed.
         adapter: its name; by default the only one, or the active one.
+        verify: load what was written in stock PEFT, onto the base model's architecture without its
+            weights, and compare. By default where the base is a model of transformers' whose
+            architecture can be made so; True: an error where it cannot.
 
     Returns:
         The path, the rank, and the relative error of the approximation.
 
     Raises:
+        RuntimeError: where stock PEFT reads something else; nothing is left in ``output_dir``.
         ValueError: for another rank, where there is no such adapter, or where it has ``use_hira``.
         FileExistsError: where ``output_dir`` holds something.
 
@@ -86,7 +94,9 @@ def to_plain_lora(
     check_rank(rank)
     with written_whole(Path(output_dir)) as folder:
         plain = plain_adapter(model, rank, adapter=adapter)
-        save_peft(folder, plain, _plain_config(plain.config, plain.rank))
+        save_peft(folder, plain, stock_config(plain, find_carrier(model)))
+        if verify is not False:
+            require_readable(folder, find_carrier(model), always=verify is True)
     return PlainLoraExport(Path(output_dir), plain.rank, plain.relative_error)
 
 
@@ -113,7 +123,7 @@ def write_plain_lora(
     """
     plain = adapter_of_pairs(find_carrier(model), adapter, pairs)
     with written_whole(Path(output_dir)) as folder:
-        save_peft(folder, plain, _plain_config(plain.config, plain.rank))
+        save_peft(folder, plain, stock_config(plain, find_carrier(model)))
     return PlainLoraExport(Path(output_dir), plain.rank, 0.0)
 
 
@@ -122,8 +132,25 @@ def save_peft(folder: Path, plain: PlainAdapter, config: PeftConfig) -> None:
     tensors = {PEFT_PREFIX + key: tensor for key, tensor in plain.others.items()}
     for name, (down, up, keys, *_) in plain.layers.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{keys[0]}": down, f"{PEFT_PREFIX}{name}.{keys[1]}": up}
-    save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(_apart(tensors), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+
+
+def stock_config(plain: PlainAdapter, carrier: Any) -> LoraConfig:
+    """The configuration with which stock PEFT finds the same layers in the base model."""
+    layers = [name for name, layer in plain.layers.items() if not layer.of_parameter]
+    return without_misread_names(_plain_config(plain.config, plain.rank), layers, carrier)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those copied that share memory with another (tied weights)."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return apart
 
 
 def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:
@@ -139,4 +166,6 @@ def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:
         "inference_mode": True,
         "init_lora_weights": True,
     }
+    if config.bias == "sdslora_only":
+        changed["bias"] = "lora_only"
     return LoraConfig(**inherited | changed)

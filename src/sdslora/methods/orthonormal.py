@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..core import LowRankPair, factored_svd, lora_gradients, orthonormal_basis
-from ..training.steps import completed_steps, count_steps, reset_state
+from ..training.forgetting import reset_state
+from ..training.steps import completed_steps, count_steps
 from .base import initial_pair
 from .base.changed_base import ChangedBaseMethod
 from .base.layers import LayerState, factors, layer_state, lora_layers

@@ -113,7 +113,8 @@ class SdsLoraCallback(TrainerCallback):
         """Make the checks where the training was stopped early."""
         assert self.scheduler is not None
         with self._keeping(args, state, kwargs["model"]):
-            self.scheduler.end()
+            best = args.load_best_model_at_end and state.best_model_checkpoint is not None
+            self.scheduler.end(adapter_replaced=best)
 
     @contextmanager
     def _keeping(

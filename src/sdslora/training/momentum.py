@@ -89,29 +89,38 @@ class MomentumTransport:
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor | None:
         """None where the optimizer remembers nothing of the parameter."""
-        state: dict[str, Any] = self.optimizer.state.get(parameter, {})
-        return next((state[name] for name in MOMENTUM if state.get(name) is not None), None)
+        return momentum_of(self.optimizer.state.get(parameter, {}))
 
     def _require_known(self, parameter: nn.Parameter) -> None:
-        momentum = self._momentum(parameter)
-        if momentum is not None and (
-            type(momentum) not in (Tensor, nn.Parameter, DTensor)
-            or momentum.shape != parameter.shape
-        ):
-            raise self._unsupported("whose momentum is not kept entry by entry")
-        others = sorted(
-            name
-            for name, value in self.optimizer.state.get(parameter, {}).items()
-            if not (value is None or value is momentum or _is_number(value) or name in SCALES)
-        )
-        if others:
-            raise self._unsupported(f"which remembers {', '.join(others)}")
+        obstacle = obstacle_to_transport(self.optimizer.state.get(parameter, {}), parameter)
+        if obstacle is not None:
+            raise self._unsupported(obstacle)
 
     def _unsupported(self, reason: str) -> ValueError:
         return ValueError(
             f"SDS-LoRA does not support transport_momentum with {type(self.optimizer).__name__}, "
             f"{reason}: use AdamW or Muon, or transport_momentum=False"
         )
+
+
+def momentum_of(state: dict[str, Any]) -> Tensor | None:
+    """The mean of gradients in a parameter's state; None where there is none of a known name."""
+    return next((state[name] for name in MOMENTUM if state.get(name) is not None), None)
+
+
+def obstacle_to_transport(state: dict[str, Any], parameter: nn.Parameter) -> str | None:
+    """What in the state of ``parameter`` a change of bases would leave wrong, as a clause."""
+    momentum = momentum_of(state)
+    if momentum is not None and (
+        type(momentum) not in (Tensor, nn.Parameter, DTensor) or momentum.shape != parameter.shape
+    ):
+        return "whose momentum is not kept entry by entry"
+    others = sorted(
+        name
+        for name, value in state.items()
+        if not (value is None or value is momentum or _is_number(value) or name in SCALES)
+    )
+    return f"which remembers {', '.join(others)}" if others else None
 
 
 def _is_number(value: Any) -> bool:

@@ -5,15 +5,16 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import nn
-from torch.optim import Optimizer
 
-from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig, adapter_configs
+from ..tuner import PhasedAdapter, RefreshReport, adapter_configs
 from . import steps, watchdog
-from .checks import CHECKS, Check, ResetHeld, Watched, make_checks, require_known
-from .momentum import MomentumTransport
+from .checks import CHECKS, Check, Watched, make_checks, require_known
+from .forgetting import is_new
 from .partitioning import layer_partition_of
-from .ramp import ramp, shorten_steps
-from .zero import is_partitioned, refuse_partitioned_weights
+from .ramp import shorten_steps
+from .rehearsal import rehearse
+from .scheduled_adapter import ScheduledAdapter
+from .zero import refuse_partitioned_weights
 
 _REFRESHES = "sds_lora_refreshes"
 """Beside the count of steps, in the optimizer's first parameter group."""
@@ -92,7 +93,7 @@ class SdsLoraScheduler:
         """Take position after ``step`` completed steps."""
         configs = adapter_configs(self.model)
         self._scheduled = [
-            _Scheduled(
+            ScheduledAdapter(
                 adapter,
                 configs[adapter.name],
                 self.optimizer,
@@ -113,6 +114,7 @@ class SdsLoraScheduler:
             if configs[adapter.name].use_hira:
                 refuse_partitioned_weights(adapter)
             adapter.layer_partition = layer_partition_of(adapter, self.model, self._process_group)
+        self._rehearse()
         self._follow(step)
         steps.count_steps(self.optimizer, start=step)
         self._group[_REFRESHES] = refreshes
@@ -190,17 +192,25 @@ class SdsLoraScheduler:
         Raises:
             CheckFailed: where one finds something wrong.
         """
-        for check in self._verified:
+        for check in self._verified.values():
             check.verify()
 
-    def end(self) -> None:
+    def end(self, *, adapter_replaced: bool = False) -> None:
         """Make the checks where the training stops early; only then is there a need to call it.
+
+        Args:
+            adapter_replaced: whether the adapter is now that of a checkpoint, the best one for
+                example, so that only the base weights are those of the training.
 
         Raises:
             CheckFailed: where one finds something wrong.
         """
-        if self._first_verified < self._acted < self.total_steps:
+        if not self._first_verified < self._acted < self.total_steps:
+            return
+        if not adapter_replaced:
             self.verify()
+        elif "base" in self._verified:
+            self._verified["base"].verify()
 
     def state_dict(self) -> dict[str, int]:
         """The position in the schedule; the model has the bases, the optimizer its moments."""
@@ -224,6 +234,23 @@ class SdsLoraScheduler:
             )
         self._begin(state["completed_steps"], state["refresh_count"])
 
+    def _rehearse(self) -> None:
+        """Try a new optimizer out; one that has taken steps was tried out before them."""
+        if "reset" not in self.checks or self.completed_steps or not is_new(self.optimizer):
+            return
+        rehearse(
+            self.optimizer,
+            self._reset_parameters(),
+            rewritten=any(each.mode != "qr" or each.ramp_steps for each in self._scheduled),
+            transported=any(scheduled.follow is not None for scheduled in self._scheduled),
+        )
+
+    def _reset_parameters(self) -> list[nn.Parameter]:
+        """What is reset at the start of the main stage."""
+        if any(scheduled.resets_everything for scheduled in self._scheduled):
+            return steps.parameters_of(self.optimizer)
+        return [parameter for adapter in self.adapters for parameter in adapter.parameters]
+
     @property
     def _group(self) -> dict[str, Any]:
         return self.optimizer.param_groups[0]
@@ -238,65 +265,3 @@ class SdsLoraScheduler:
             self._group[f"{_MAIN_STAGE}:{each.adapter.name}"] = each.begun
         ramps = ((each.adapter, each.ramp(self._acted + 1)) for each in self._scheduled)
         shorten_steps(self.optimizer, [(a.parameters, c) for a, c in ramps if c < 1])
-
-
-class _Scheduled:
-    """One adapter's way through its schedule."""
-
-    def __init__(
-        self,
-        adapter: PhasedAdapter,
-        config: SdsLoraConfig,
-        optimizer: Optimizer,
-        total_steps: int,
-        *,
-        check_reset: bool,
-        begun: int | None,
-    ) -> None:
-        self.adapter = adapter
-        self.optimizer = optimizer
-        assert config.refresh_mode is not None  # its preset has seen to that
-        self.mode = config.refresh_mode
-        self.resets_everything = config.preset == "paper"
-        self.follow = MomentumTransport(optimizer, adapter) if config.transport_momentum else None
-        self.warming = adapter.in_warmup
-        self.schedule = config.schedule(total_steps, in_warmup=self.warming)
-        assert config.ramp_steps is not None
-        self.ramp_steps = config.ramp_steps
-        # for an adapter that is past its warm-up, the main stage begins with the training
-        self.begun = self.schedule.warmup_steps if begun is None else begun
-        self.check_reset = check_reset
-        self.reset: ResetHeld | None = None
-        self.refreshed = False
-        steps.require_held(optimizer, adapter.parameters, adapter.name)
-
-    def phase(self, step: int) -> int:
-        return 0 if self.warming else self.schedule.interval(step)
-
-    def ramp(self, step: int) -> float:
-        """The factor of the optimizer step that is number ``step``."""
-        return 1.0 if self.warming else ramp(step, self.begun, self.ramp_steps)
-
-    def advance(self, step: int, *, measure: bool) -> RefreshReport | None:
-        """Act after ``step`` completed steps."""
-        if self.reset is not None:
-            self.reset.verify()
-            self.reset = None
-        if self.follow is not None:
-            self.follow.check()
-        self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
-        if self.refreshed:
-            return self.adapter.refresh_bases(self.mode, measure=measure, follow=self.follow)
-        # later than its last step, for an adapter that met an optimizer already past the warm-up
-        if self.warming and step >= self.schedule.warmup_steps:
-            parameters = self.adapter.parameters
-            before = [parameter.detach().clone() for parameter in parameters]
-            self.adapter.start_main_stage()
-            # the paper resets all states; only those of A and B have lost their meaning
-            everything = steps.parameters_of(self.optimizer)
-            steps.reset_state(self.optimizer, everything if self.resets_everything else parameters)
-            self.warming, self.begun = False, step
-            # masters apart from the parameters are written and reset as one
-            if self.check_reset and not any(map(is_partitioned, parameters)):
-                self.reset = ResetHeld(self.optimizer, parameters, before)
-        return None

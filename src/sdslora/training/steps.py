@@ -1,18 +1,19 @@
-"""Counting the optimizer steps that really happened, and forgetting what an optimizer remembers."""
+"""Counting the optimizer steps that really happened."""
 
-from collections.abc import Sequence
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .zero import ZERO_AT_FIRST, ZeroOptimizer
+from .forgetting import is_new
+from .zero import ZeroOptimizer
 
 STEP_KEY = "sds_lora_steps"
 """Entry of the first parameter group that holds the count, so that ``state_dict`` carries it."""
+
+MOVED_KEY = "sds_lora_moved"
+"""Beside it: whether a step has had a learning rate other than 0, with which warm-ups begin."""
 
 _next_step: "WeakKeyDictionary[Optimizer, int]" = WeakKeyDictionary()
 """The number of the step under way, or of the last one, of every optimizer that is counted."""
@@ -31,13 +32,30 @@ def innermost(optimizer: Any) -> Optimizer:
             return cast(Optimizer, ZeroOptimizer.of(optimizer))
         if not hasattr(optimizer, "optimizer"):
             raise TypeError(f"need a torch.optim.Optimizer, not {type(optimizer).__name__}")
-        optimizer = optimizer.optimizer
-    if any(isinstance(value, Optimizer) for value in vars(optimizer).values()):
+        inner = optimizer.optimizer
+        if isinstance(optimizer, Optimizer) and _has_memory(optimizer):
+            raise ValueError(
+                f"SDS-LoRA does not support {type(optimizer).__name__}: it wraps "
+                f"{type(inner).__name__} and remembers more than that does (slow weights, for "
+                "one), which neither the re-parameterization nor the reset would reach. Use "
+                f"{type(inner).__name__} itself"
+            )
+        optimizer = inner
+    values = list(vars(optimizer).values())
+    members = [m for v in values if isinstance(v, dict) for m in v.values()]
+    members += [m for v in values if isinstance(v, list | tuple) for m in v]
+    if any(isinstance(value, Optimizer) for value in values + members):
         raise ValueError(
             f"SDS-LoRA does not support {type(optimizer).__name__}: it keeps its moments in "
             "another optimizer, where they would not be reset. Use that one itself."
         )
     return optimizer
+
+
+def _has_memory(wrapper: Optimizer) -> bool:
+    """Whether a wrapper keeps more than settings beside the optimizer; Accelerate's does not."""
+    own = {n: v for n, v in vars(wrapper).items() if n != "defaults" and "hooks" not in n}
+    return any(isinstance(value, dict | list | Tensor) for value in own.values())
 
 
 def count_steps(optimizer: Optimizer, start: int) -> None:
@@ -57,10 +75,15 @@ def completed_steps(optimizer: Optimizer) -> int | None:
     return optimizer.param_groups[0].get(STEP_KEY)
 
 
+def has_moved(optimizer: Optimizer) -> bool:
+    """Whether a step can have moved the parameters; True also where nothing says."""
+    return bool(optimizer.param_groups[0].get(MOVED_KEY, True))
+
+
 def count_is_lost(optimizer: Optimizer) -> bool:
     """Whether the optimizer has taken steps, and does not know how many."""
     # ZeRO makes its states before the first step
-    stepped = bool(optimizer.state) and not isinstance(optimizer, ZeroOptimizer)
+    stepped = not isinstance(optimizer, ZeroOptimizer) and not is_new(optimizer)
     return stepped and completed_steps(optimizer) is None
 
 
@@ -73,7 +96,13 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     # A gradient scaler calls a fused optimizer after an overflow too; the kernel then does nothing
     overflow = getattr(optimizer, "found_inf", None)
     if overflow is None or not overflow.item():
-        optimizer.param_groups[0][STEP_KEY] = _next_step[optimizer]
+        first = optimizer.param_groups[0]
+        first[STEP_KEY] = _next_step[optimizer]
+        if not first.get(MOVED_KEY):
+            first[MOVED_KEY] = any(
+                group.get("lr") is None or float(group["lr"]) != 0
+                for group in optimizer.param_groups
+            )
 
 
 def require_held(optimizer: Optimizer, parameters: list[nn.Parameter], adapter: str) -> None:
@@ -102,22 +131,3 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     if isinstance(optimizer, ZeroOptimizer):
         return optimizer.parameters
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def reset_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Forget moments and step counters of ``parameters``; the learning rate is left alone.
-
-    Raises:
-        ValueError: where DeepSpeed's ZeRO holds them for an optimizer not of Adam's family.
-    """
-    if isinstance(optimizer, ZeroOptimizer):
-        optimizer.reset()
-        return
-    for parameter in parameters:
-        state = optimizer.state.pop(parameter, {})
-        # torch saves sharded states only where there are any: it takes a step of its own to make
-        # them, which would count
-        if isinstance(parameter, DTensor) and state.keys() <= ZERO_AT_FIRST:
-            optimizer.state[parameter] = {
-                key: torch.zeros_like(torch.as_tensor(value)) for key, value in state.items()
-            }

@@ -6,6 +6,7 @@ with half an adapter in it. So three of its functions are wrapped, for adapters 
 
 import functools
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -28,9 +29,15 @@ from .config import SdsLoraConfig
 from .registration import SdsPeftType
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_BASES = ".lora_sds."
+"""In the names of the bases' tensors."""
 _ROOM_TO_SPARE = 8
 _room: ContextVar[int | None] = ContextVar("_room", default=None)
 """How many numbers the file holds that an adapter is being loaded from; None outside of loading."""
+
+
+_ignoring_sizes: ContextVar[bool] = ContextVar("_ignoring_sizes", default=False)
+"""Whether the adapter is being loaded with PEFT's ``ignore_mismatched_sizes``."""
 
 
 def wrap_peft() -> None:
@@ -40,6 +47,7 @@ def wrap_peft() -> None:
     from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
     PeftModel.from_pretrained = classmethod(_looking_first(from_pretrained))
     PeftModel.load_adapter = _whole_or_undone(PeftModel.load_adapter)
+    peft.inject_adapter_in_model = _refusing_bases(peft.inject_adapter_in_model)
     peft.utils.save_and_load.torch_load = _refusing_pickles(peft.utils.save_and_load.torch_load)
 
 
@@ -133,6 +141,37 @@ def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -
         )
 
 
+def without_mismatched(
+    model: nn.Module, adapter: str, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors without those of layers that have another size here, where that is wanted.
+
+    Such a layer gets no change: its A and B stay as they are made, and its bases are zero.
+    """
+    if not _ignoring_sizes.get():
+        return tensors
+    left_out: dict[str, Tensor] = {}
+    for name, layer in adapter_layers(model, adapter):
+        own = {
+            f"{PEFT_PREFIX}{name.removeprefix(PEFT_PREFIX)}.{key}": tensor
+            for key, tensor in layer.state_dict(keep_vars=True).items()
+            if key.startswith("lora_") and adapter in key.split(".")
+        }
+        if any(k in tensors and tensors[k].shape != t.shape for k, t in own.items()):
+            left_out |= {k: t for k, t in own.items() if not k.endswith(".gate")}
+    if not left_out:
+        return tensors
+    warnings.warn(
+        f"ignore_mismatched_sizes=True: {len(left_out)} tensors of the adapter file have another "
+        f"size than this model's, {next(iter(left_out))} for one; the adapter leaves these layers "
+        "as they are",
+        UserWarning,
+        stacklevel=2,
+    )
+    # what is there already, so that nothing is missing; bases of zero leave nothing of A and B
+    return tensors | {k: t.detach() for k, t in left_out.items()}
+
+
 def _looking_first(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(from_pretrained)
     def load(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
@@ -150,6 +189,7 @@ def _whole_or_undone(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
         # from_pretrained has made the adapter already, and nothing is loaded into it yet
         is_new = held is None or _room.get() is not None
         folder = Path(model_id, kwargs.get("subfolder") or "")
+        ignoring = _ignoring_sizes.set(bool(kwargs.get("ignore_mismatched_sizes")))
         ours = _is_ours(folder) or (isinstance(held, SdsLoraConfig) and folder.is_dir())
         try:
             with adapter_from(folder) if ours else nullcontext():
@@ -162,6 +202,8 @@ def _whole_or_undone(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
                     f"the adapter file has no tensor for {error}: it is not whole"
                 ) from error
             raise
+        finally:
+            _ignoring_sizes.reset(ignoring)
 
     return load
 
@@ -173,6 +215,26 @@ def _is_ours(folder: Path) -> bool:
         return bool(config["peft_type"] == SdsPeftType.SDSLORA)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
+
+
+def _refusing_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
+    """Reject what training scripts of Diffusers save of an adapter, loaded as if it were LoRA's.
+
+    Their file has the bases, without which A and B are another function, and no scaling.
+    """
+
+    @functools.wraps(inject)
+    def checked(peft_config: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = kwargs.get("state_dict") or {}
+        if not isinstance(peft_config, SdsLoraConfig) and any(_BASES in key for key in tensors):
+            raise ValueError(
+                "the file holds an SDS-LoRA adapter (lora_sds tensors), which is no LoRA adapter: "
+                "write it with sdslora.export.to_diffusers, whose file every loader reads, or load "
+                "it with add_adapter(SdsLoraConfig(...)) and peft.set_peft_model_state_dict"
+            )
+        return inject(peft_config, model, *args, **kwargs)
+
+    return checked
 
 
 def _refusing_pickles(torch_load: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,8 @@ from .layers import SdsParamWrapper, adopt, refuse_unsupported, refuse_without_w
 from .layers.experts import log_coverage, refuse_parameters
 from .layers.hira import refuse_merged
 from .layers.quantized import merge_errors_reported
-from .loading import refuse_larger_than_file, require_all
+from .loading import refuse_larger_than_file, require_all, without_mismatched
+from .tied import untie_adapted
 from .validation.patterns import refuse_slow
 from .validation.tokens import refuse_unknown_tokens
 from .weighted import WeightedAdapterModel
@@ -83,13 +84,21 @@ class SdsLoraModel(WeightedAdapterModel):
             log_coverage(model, adapter_name)
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; a ``UserWarning`` gives the error that quantized weights add in merging."""
+        """As PEFT's; a ``UserWarning`` gives the error that quantized weights add in merging.
+
+        An embedding that is tied to the output layer is untied first, where an adapter changes it.
+        """
+        untie_adapted(self.model)
         with merge_errors_reported(self.model):
             super().merge_adapter(*args, **kwargs)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        if merge:
+            untie_adapted(self.model)
         with merge_errors_reported(self.model):
-            base: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+            base: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         return base
 
     def _prepare_model(self, peft_config: SdsLoraConfig, model: nn.Module) -> None:
@@ -128,6 +137,7 @@ class SdsLoraModel(WeightedAdapterModel):
         remapped: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
+        remapped = without_mismatched(model, adapter_name, remapped)
         require_all(model, adapter_name, remapped)
         return remapped
 

@@ -2,7 +2,7 @@ import pytest
 
 import tiny
 from sdslora.app.config.spec import DataSpec
-from sdslora.app.data.encoding import encode, within
+from sdslora.app.data.encoding import encode, encode_whole, within
 from sdslora.app.data.templates import Example
 from sdslora.app.errors import UserError
 
@@ -79,3 +79,24 @@ def test_overlong_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 of 2 training rows" in capsys.readouterr().out
     with pytest.raises(UserError, match="every one"):
         within(rows, 3, "drop", "training")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_answer_that_contains_the_end_is_not_cut_there(chat) -> None:
+    tokenizer, spec = chat_tokenizer(), DataSpec("rows.json", chat=chat)
+    cut = Example("Strike it:", "<s>old</s> and new", {}, number=17)
+    with pytest.raises(UserError, match=r"^data row 17: the completion contains '</s>'"):
+        encode([EXAMPLES[0], cut], tokenizer, spec)
+    [row] = encode([Example("1+1=", "2</s>", {})], tokenizer, spec)
+    assert tokenizer.decode(row.completion) == "2</s>", "at the end it is the end"
+
+
+def test_whole_texts_that_contain_the_end() -> None:
+    with pytest.raises(UserError, match="data row 0: the completion contains"):
+        encode_whole([Example("a", "b</s>c", {})], tiny.tokenizer())
+
+
+def test_an_empty_prompt_is_named_by_its_row_in_the_file() -> None:
+    """Rows that are held out do not count it down."""
+    with pytest.raises(UserError, match="data row 25 has an empty prompt"):
+        encode([EXAMPLES[0], Example("", "2", {}, number=25)], tiny.tokenizer(), SPEC)

@@ -182,3 +182,48 @@ def test_template_that_a_row_does_not_fit() -> None:
 
 def test_options_of_a_file(data_file) -> None:
     assert "data.options" in refused(DataSpec(str(data_file), options={"a": 1}))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"a": None}, "`m[a]` is null"),
+        ({"a": float("nan")}, "`m[a]` is the number nan"),
+        ({"a": float("inf")}, "`m[a]` is the number inf"),
+        ({"a": ["x", "y"]}, "`m[a]` is a list: name one of its members"),
+        ({"a": {"b": "x"}}, "`m[a]` is a dict"),
+        ({"a": "cut \ud83d"}, "half of a character"),
+    ],
+)
+def test_values_below_the_top_level_that_are_no_text(tmp_path, value, words) -> None:
+    """Python would write them as "None", "nan", "['x', 'y']"."""
+    rows = [{"q": "a", "m": {"a": "1"}}, {"q": "b", "m": value}]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    message = refused(DataSpec(str(path), prompt="{q}", completion="{m[a]}", holdout=0))
+    assert "data row 1 does not fit data.completion" in message
+    assert words in message
+
+
+def test_a_top_level_number_that_is_none(tmp_path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"question": "a", "answer": NaN}]')
+    assert "`answer` is the number nan" in refused(DataSpec(str(path), holdout=0))
+
+
+def test_bytes_of_a_parquet_file(tmp_path) -> None:
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"question": "a", "answer": b"1"}]), path
+    )
+    assert "`answer` is bytes" in refused(DataSpec(str(path), holdout=0))
+
+
+def test_numbers_and_words_stay_text(tmp_path) -> None:
+    rows = [{"question": 1.5, "answer": True, "m": {"a": [{"b": 7}]}}]
+    path = tiny.save_rows(tmp_path / "rows.json", rows)
+    spec = DataSpec(str(path), prompt="{question} {m[a][0][b]}", completion="{answer}", holdout=0)
+    [example] = load_examples(spec).train
+    assert (example.prompt, example.completion) == ("1.5 7", "True")

@@ -62,3 +62,12 @@ def test_estimated_memory(recipe: MakeRecipe, sdslora: Run, outline_dir) -> None
         "activations",
     ]
     assert any("rows * tokens * layers" in line for line in lines)
+
+
+def test_trained_tokens_beside_the_layers(recipe: MakeRecipe, sdslora: Run, outline_dir) -> None:
+    path = recipe(model__name_or_path=str(outline_dir), adapter__trainable_token_indices=[5, 6])
+    result = sdslora("train", path, "--dry_run")
+    assert result.status == 0, result.err
+    assert "layers with an adapter: 14" in result.out
+    # and two rows of the embedding, 32 wide
+    assert f"trainable parameters: {4 * 2 * (2 * 64 + 2 * 48 + 3 * 80) + 2 * 32:,} of" in result.out

@@ -71,7 +71,8 @@ def encode(
 
     Raises:
         UserError: where the tokenizer has no end-of-sequence token, or no usable chat template,
-            a prompt is empty, or the mask of a conversation is wrong.
+            a prompt is empty, the mask of a conversation is wrong, or an answer contains the
+            end-of-sequence token.
     """
     rows: dict[int, Encoded] = {}
     conversations = {i: e for i, e in enumerate(examples) if e.conversation}
@@ -113,6 +114,7 @@ def _encode_pairs(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
 ) -> list[Encoded]:
     eos = _end(tokenizer)
+    _require_one_end(examples, tokenizer)
     if spec.chat:
         _set_chat_template(tokenizer, spec, "data.chat needs a chat template")
         texts = [_chat(example, tokenizer, spec.system) for example in examples]
@@ -124,9 +126,9 @@ def _encode_pairs(
     prompts = tokenizer([p for p, _ in texts], add_special_tokens=not spec.chat)["input_ids"]
     completions = tokenizer([c for _, c in texts], add_special_tokens=False)["input_ids"]
     if not all(prompts):
-        raise UserError(
-            f"data row {prompts.index([])} has an empty prompt, which nothing continues"
-        )
+        position = prompts.index([])
+        row = _row(examples[position], position)
+        raise UserError(f"{row} has an empty prompt, which nothing continues")
     ends_itself = getattr(tokenizer, "add_eos_token", False) and not spec.chat
     return [
         Encoded(
@@ -142,9 +144,10 @@ def encode_whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
     """Encode prompt and completion as one text, of which every token but the first bears loss.
 
     Raises:
-        UserError: where the tokenizer has no end-of-sequence token.
+        UserError: where the tokenizer has no end-of-sequence token, or a completion contains it.
     """
     eos = _end(tokenizer)
+    _require_one_end(examples, tokenizer)
     texts = [example.prompt + example.completion for example in examples]
     ids = tokenizer(texts)["input_ids"] if texts else []
     return [
@@ -214,6 +217,26 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
         raise UserError("the tokenizer has no end-of-sequence token; set training.eos_token")
     eos: int = tokenizer.eos_token_id
     return eos
+
+
+def _require_one_end(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` for an answer with the end-of-sequence token before its end.
+
+    Its text is read as the token, after which nothing is trained or generated.
+    """
+    eos = tokenizer.eos_token
+    for position, example in enumerate(examples):
+        if eos and eos in example.completion.strip().removesuffix(eos):
+            raise UserError(
+                f"{_row(example, position)}: the completion contains {eos!r}, the text of the "
+                "end-of-sequence token, at which the answer would end. Write it in another way, "
+                "leave such rows out, or set training.eos_token to another token"
+            )
+
+
+def _row(example: Example, position: int) -> str:
+    """The example for a message, by its number in the file where it has one."""
+    return f"data row {position if example.number is None else example.number}"
 
 
 def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec, need: str) -> None:

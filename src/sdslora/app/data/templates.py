@@ -1,7 +1,10 @@
 """From a row to a prompt and a completion, by templates with named fields."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
+from typing import Any
 
 from ..errors import UserError, first_line
 from .conversations import Conversation
@@ -14,12 +17,16 @@ class Example:
 
     Of a text that is trained on as a whole, the completion is empty. Of a conversation, prompt and
     completion are what people read; ``conversation`` is what the model is trained on.
+
+    Attributes:
+        number: of the row in its source, from 0; None where the rows were not numbered.
     """
 
     prompt: str
     completion: str
     row: Row
     conversation: Conversation | None = None
+    number: int | None = None
 
     @property
     def is_text(self) -> bool:
@@ -49,13 +56,14 @@ class Template:
         """The example of one row; ``number`` (from 0) is for the error message.
 
         Raises:
-            UserError: where a field is missing or null, or the completion comes out empty.
+            UserError: where a field is missing, null or no text at any level, the text has a
+                character that cannot be encoded, or the completion comes out empty.
         """
         prompt = self._fill("prompt", row, number)
         completion = self._fill("completion", row, number)
         if not completion.strip():
             raise UserError(f"data row {number}: the completion is empty")
-        return Example(prompt, completion, row)
+        return Example(prompt, completion, row, number)
 
     def _fill(self, name: str, row: Row, number: int) -> str:
         template = getattr(self, name)
@@ -67,11 +75,48 @@ class Template:
                     f"it has: {present or 'nothing'}"
                 )
         try:
-            return template.format_map(row)
+            text = _TextFormatter().vformat(template, (), row)
+            _require_characters(text)
+            return text
         except (LookupError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
                 f"data row {number} does not fit data.{name} {template!r}: {first_line(error)}"
             ) from error
+
+
+class _TextFormatter(Formatter):
+    """``str.format`` for values that have a text of their own, at any level of the row."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        value, first = super().get_field(field_name, args, kwargs)
+        problem = _no_text(value)
+        if problem is not None:
+            raise ValueError(f"`{field_name}` is {problem}")
+        return value, first
+
+
+def _no_text(value: Any) -> str | None:
+    """Why a value must not become a part of the text: Python would write "None", "nan", ..."""
+    if value is None:
+        return "null: leave such rows out, or fill them in"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"the number {value}, which is no text: leave such rows out, or fill them in"
+    if isinstance(value, Mapping | list | tuple | set):
+        return f"a {type(value).__name__}: name one of its members, as in {{field[name]}}"
+    if isinstance(value, bytes):
+        return "bytes: decode them when the file is written"
+    return None
+
+
+def _require_characters(text: str) -> None:
+    """Raise ``ValueError`` for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(
+            f"the text has {half}, half of a character (a surrogate): cut texts between characters"
+        ) from error
 
 
 def _fields(name: str, template: str) -> list[str]:

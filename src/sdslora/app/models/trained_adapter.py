@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -65,8 +66,15 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
-    """Return the layers that have an adapter, by their name in the base model."""
-    return {name_in_base(name): layer for name, layer in adapted_layers(model)}
+    """Return the layers that have A and B, by their name in the base model.
+
+    Those that train single tokens (``trainable_token_indices``) have none.
+    """
+    return {
+        name_in_base(name): layer
+        for name, layer in adapted_layers(model)
+        if isinstance(layer, LoraLayer)
+    }
 
 
 def tensors(model: nn.Module) -> dict[str, nn.Parameter]:

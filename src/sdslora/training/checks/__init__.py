@@ -53,6 +53,6 @@ def require_known(names: Collection[str]) -> None:
         raise ValueError(f"there is no check {unknown[0]!r}: `checks` are of {list(CHECKS)}")
 
 
-def make_checks(names: Collection[Check], watched: Watched) -> list[Verifiable]:
+def make_checks(names: Collection[Check], watched: Watched) -> dict[Check, Verifiable]:
     """Those of ``names`` that are verified after the first steps and at the end."""
-    return [made(watched) for name, made in _MADE.items() if name in names]
+    return {name: made(watched) for name, made in _MADE.items() if name in names}

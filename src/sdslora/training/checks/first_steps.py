@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..distributed import local
+from ..steps import has_moved
 from ..zero import is_partitioned
 from .watched import CheckFailed, Watched
 
@@ -18,6 +19,7 @@ class StateLoaded:
     def __init__(self, watched: Watched) -> None:
         self.watched = watched
         self.seen = watched.step == 0
+        self.has_moved = has_moved(watched.optimizer)
         self._hook = watched.optimizer.register_step_pre_hook(self._look)
 
     def _look(self, *_: Any) -> None:
@@ -32,7 +34,8 @@ class StateLoaded:
             untrained = not any(
                 local(B).any() or is_partitioned(B) for B in adapter.parameters[1::2]
             )
-            if step >= warmup or untrained:
+            # where the learning rate was 0 so far, B must be what it was
+            if step >= warmup or (untrained and self.has_moved):
                 state = "as if never trained" if untrained else f"in its warm-up of {warmup} steps"
                 raise CheckFailed(
                     "loaded",

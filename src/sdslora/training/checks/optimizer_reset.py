@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..distributed import local
+from ..forgetting import remembers
 from .watched import CheckFailed
 
 
@@ -32,8 +33,7 @@ class ResetHeld:
     def _look(self, *_: Any) -> None:
         """Just before the first step, when the state must be empty, or zero."""
         if self.remembered is None:
-            states = (self.optimizer.state.get(p, {}).values() for p in self.parameters)
-            self.remembered = any(_is_something(value) for state in states for value in state)
+            self.remembered = remembers(self.optimizer, self.parameters)
 
     def verify(self) -> None:
         """Raise where the step counted on from before, or went on from the former A and B."""
@@ -72,10 +72,3 @@ class ResetHeld:
             for p, before in zip(self.parameters, self.before, strict=True)
         ]
         return float(torch.stack(squares).sum().sqrt())
-
-
-def _is_something(value: Any) -> bool:
-    """Whether an entry of an optimizer's state is a tensor or number that is not zero."""
-    if isinstance(value, Tensor):
-        return bool(local(value).any())
-    return isinstance(value, int | float) and value != 0

@@ -1,8 +1,13 @@
 """Which weights change: those of the base never, those that are trained always."""
 
+import warnings
+
 from ..steps import parameters_of
 from .digests import digests
 from .watched import CheckFailed, Watched
+
+_TOKENS = "trainable_tokens_delta"
+"""In the names of the tensors that PEFT trains for ``trainable_token_indices``."""
 
 
 class BaseUnchanged:
@@ -34,9 +39,14 @@ class BaseUnchanged:
 
 
 class TrainableChanged:
-    """Every tensor that the optimizer holds has been trained, the frozen ones aside."""
+    """Every tensor that the optimizer holds has been trained, the frozen ones aside.
+
+    Single tokens (``trainable_token_indices``) may be rare: that none has occurred yet is no fault,
+    and that none has occurred at all is said in a warning.
+    """
 
     def __init__(self, watched: Watched) -> None:
+        self.verified = 0
         held = {id(parameter) for parameter in parameters_of(watched.optimizer)}
         self.tensors = {
             name: parameter
@@ -46,9 +56,19 @@ class TrainableChanged:
         self.before = digests(self.tensors.items())
 
     def verify(self) -> None:
-        """Raise where one is what it was."""
+        """Raise where one is what it was; at the end, warn of tokens that are."""
+        self.verified += 1
         now = digests(self.tensors.items())
-        same = [name for name in self.before if now[name] == self.before[name]]
+        unchanged = [name for name in self.before if now[name] == self.before[name]]
+        rare = [name for name in unchanged if _TOKENS in name]
+        if rare and self.verified > 1:
+            warnings.warn(
+                f"the trained tokens in {rare[0]} are what they were: no row of the data had them, "
+                "or the learning rate is too small for their dtype",
+                UserWarning,
+                stacklevel=2,
+            )
+        same = [name for name in unchanged if _TOKENS not in name]
         if same:
             raise CheckFailed(
                 "changed",

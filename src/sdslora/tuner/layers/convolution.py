@@ -14,7 +14,7 @@ class _SdsConvNd(SdsLayerMixin):
 
     def apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
         """What ``module`` would compute if ``weight`` (r, n) or (m, r) were its own."""
-        weight = weight.to(module.weight.dtype).reshape(module.weight.shape)
+        weight = weight.to(x.dtype).reshape(module.weight.shape)
         out: Tensor = module._conv_forward(x, weight, None)
         return out
 

@@ -58,6 +58,10 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         super().__setstate__(state)
         LIVE_LAYERS.add(self)  # copied and unpickled layers do not pass through ``adopt``
 
+    def _get_name(self) -> str:
+        # the name of PEFT's class, which its ``repr`` prints; the child ``lora_sds`` says the rest
+        return type(self).__name__.removeprefix("Sds")
+
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         """The trainable A and B as PEFT stores them."""
         # past nn.Module's lookup of an attribute, which costs as much as an operation on tensors
@@ -143,8 +147,11 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         return self.adapter_state(adapter).branch(self, adapter, x)
 
     def apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
-        """What ``module`` would compute if ``weight`` were its own."""
-        return F.linear(x, weight.to(module.weight.dtype))
+        """What ``module`` would compute if ``weight`` were its own.
+
+        In the dtype of ``x``: hooks may cast the weight for the time of the call only.
+        """
+        return F.linear(x, weight.to(x.dtype))
 
 
 def _matrix(tensor: Tensor) -> Tensor:

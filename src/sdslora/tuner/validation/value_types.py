@@ -5,7 +5,7 @@ from typing import Any
 
 from peft import LoraRuntimeConfig
 
-BIASES = ("none", "all", "lora_only")
+BIASES = ("none", "all", "lora_only", "sdslora_only")
 
 
 def _is_text(value: Any) -> bool:

@@ -1,0 +1,73 @@
+"""Reading an exported adapter back with stock PEFT."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
+from torch import nn
+
+
+def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
+    """Load the adapter in ``folder`` onto the bare architecture, and compare names and shapes.
+
+    PEFT finds the tensors of a layer by its name: where all names are found, all values are.
+
+    Args:
+        folder: what was written.
+        carrier: the model with the adapter that was exported.
+        always: whether it is an error where the architecture cannot be made.
+
+    Raises:
+        RuntimeError: where stock PEFT reads something else.
+        ValueError: where the architecture cannot be made and ``always`` is true.
+    """
+    skeleton = _skeleton(carrier)
+    if skeleton is None:
+        if always:
+            raise ValueError(
+                "verify=True needs a model of transformers', whose architecture can be made "
+                "without weights: load the written adapter in PEFT yourself, or verify=False"
+            )
+        return
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
+    written = {key: shape for key, shape in shapes.items() if ".lora_" in key}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = PeftModel.from_pretrained(
+            skeleton, str(folder), low_cpu_mem_usage=True, torch_device="cpu"
+        )
+        tensors = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    read = {key: tuple(tensor.shape) for key, tensor in tensors.items() if ".lora_" in key}
+    lost = [key for key, shape in written.items() if read.get(key) != shape]
+    added = [key for key in read if key not in written]
+    if lost or added:
+        raise RuntimeError(
+            f"stock PEFT reads another adapter than the one written: of {len(written)} tensors it "
+            f"does not take over {len(lost)}, and it makes {len(added)} of its own; "
+            f"{(lost + added)[0]} for one. Leave those layers out of target_modules, or merge the "
+            "adapter into the model"
+        )
+
+
+def _skeleton(carrier: Any) -> nn.Module | None:
+    """The base model's architecture on the meta device; None for other models."""
+    base = carrier.get_base_model() if hasattr(carrier, "get_base_model") else None
+    config = getattr(base, "config", None)
+    if (
+        base is None
+        or not hasattr(type(base), "_from_config")
+        or hasattr(config, "quantization_config")
+    ):
+        return None
+    try:
+        with torch.device("meta"):
+            skeleton: nn.Module = type(base)(copy.deepcopy(config))
+    except Exception:  # a model whose constructor needs more than its configuration
+        return None
+    return skeleton
