@@ -192,7 +192,6 @@ def test_options_of_a_file(data_file) -> None:
         ({"a": float("inf")}, "`m[a]` is the number inf"),
         ({"a": ["x", "y"]}, "`m[a]` is a list: name one of its members"),
         ({"a": {"b": "x"}}, "`m[a]` is a dict"),
-        ({"a": "cut \ud83d"}, "half of a character"),
     ],
 )
 def test_values_below_the_top_level_that_are_no_text(tmp_path, value, words) -> None:
@@ -227,3 +226,11 @@ def test_numbers_and_words_stay_text(tmp_path) -> None:
     spec = DataSpec(str(path), prompt="{question} {m[a][0][b]}", completion="{answer}", holdout=0)
     [example] = load_examples(spec).train
     assert (example.prompt, example.completion) == ("1.5 7", "True")
+
+
+def test_half_a_character_below_the_top_level(tmp_path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"q": "b", "m": {"a": "cut \ud83d"}}]))
+    message = refused(DataSpec(str(path), prompt="{q}", completion="{m[a]}", holdout=0))
+    assert "data row 0: data.completion holds" in message
+    assert "half of a character" in message

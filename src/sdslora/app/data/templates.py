@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 from ..errors import UserError, first_line
-from .conversations import Conversation
+from .conversations import Conversation, reject_half_characters
 from .readers import Row
 
 
@@ -76,12 +76,12 @@ class Template:
                 )
         try:
             text = _TextFormatter().vformat(template, (), row)
-            _require_characters(text)
-            return text
         except (LookupError, AttributeError, ValueError, TypeError) as error:
             raise UserError(
                 f"data row {number} does not fit data.{name} {template!r}: {first_line(error)}"
             ) from error
+        reject_half_characters(text, f"data row {number}: data.{name}")
+        return text
 
 
 class _TextFormatter(Formatter):
@@ -106,17 +106,6 @@ def _no_text(value: Any) -> str | None:
     if isinstance(value, bytes):
         return "bytes: decode them when the file is written"
     return None
-
-
-def _require_characters(text: str) -> None:
-    """Raise ``ValueError`` for half of a surrogate pair, which JSON can hold and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])
-        raise ValueError(
-            f"the text has {half}, half of a character (a surrogate): cut texts between characters"
-        ) from error
 
 
 def _fields(name: str, template: str) -> list[str]:
