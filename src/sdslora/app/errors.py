@@ -1,6 +1,7 @@
 """Errors of a user or of a run, each reported in one line without a traceback."""
 
 import difflib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -48,7 +49,10 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     arguments = [argument for argument in argv if argument != "--debug"]
     debug = len(arguments) < len(argv)
     if not debug:
-        warnings.filterwarnings("ignore", category=FutureWarning)
+        for category in (FutureWarning, SyntaxWarning):  # for those who change the code
+            warnings.filterwarnings("ignore", category=category)
+        # says at its import that it lacks a kernel which only speeds it up
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         for message in _NOISE:
             warnings.filterwarnings("ignore", message=message)
     try:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from .. import bench, hub
+from ..config.paths import require_model
 from ..config.spec import ModelSpec
 from ..errors import UserError, first_line
 
@@ -209,7 +210,7 @@ def find(spec: ModelSpec) -> Source:
     if gguf_file:
         arguments["gguf_file"] = gguf_file
     if not Path(path).is_dir():
-        _reject_missing_path(path)
+        require_model(path)
         arguments["revision"] = spec.revision
         if not hub.check("model", path, spec.revision):
             arguments["local_files_only"] = True  # else half a minute of retries per file
@@ -258,9 +259,3 @@ def _resolve(spec: ModelSpec) -> tuple[str, str | None]:
     if package is None or not package.submodule_search_locations:
         return _SMOLLM2_HUB_ID, None
     return package.submodule_search_locations[0], _SMOLLM2_FILE
-
-
-def _reject_missing_path(path: str) -> None:
-    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-    if looks_like_path or Path(path).exists():
-        raise UserError(f"model {path!r}: no such directory")

@@ -1,6 +1,5 @@
 """``sdslora report``: runs as one page, with pictures and numbers beside it."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ...app.errors import UserError
 from ...app.files import is_used
-from . import number_files, plots
+from . import number_files, plots, usage
 from .page import page
 from .runs import Run, read
 
@@ -19,20 +18,7 @@ _BESIDE = ("figures", "numbers")
 
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora report`` with these arguments."""
-    parser = argparse.ArgumentParser(
-        prog="sdslora report", description="Show one run, or several on one axis, as a page."
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run, finished or not"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="PAGE.html",
-        help="the page (report.html); figures/ and numbers/ go beside it",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = usage.parse(argv)
     report(arguments.runs, arguments.output)
 
 
