@@ -114,6 +114,12 @@ COMMANDS = {
         "write base model and adapter as one model",
         _by_spec("app.commands.merge:MergeSpec", _REWRITE),
     ),
+    "env": Command(
+        "app.commands.env",
+        "",
+        "versions, devices and extras, for a report of a bug",
+        _by_module("app.commands.env"),
+    ),
 }
 _TASKS = Command(
     "app.commands.evaluate_tasks",

@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 
 from sdslora.app.bench import corpus
-from sdslora.app.bench.cache import made
 from sdslora.app.bench.cipher import Cipher
 from sdslora.app.bench.family import TASKS, TEXT, Family
+from sdslora.app.cache import made
 from sdslora.app.errors import UserError
 
 TRAIN_ROWS = 1300

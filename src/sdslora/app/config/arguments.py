@@ -24,7 +24,7 @@ _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 def named(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> list[str]:
     """``argv`` as ``--KEY=VALUE`` or ``--KEY VALUE``: what has no ``--`` is named by its place.
 
-    A flag without a value gets ``true``. In the value of a text, ``\\n`` is a line break, as a shell
+    A flag without a value gets ``true``. In a text ``\\n`` is a line break, as a shell
     has no short way to write one.
 
     Args:

@@ -5,10 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import matplotlib
-from tqdm.auto import tqdm
 
 from ...app.errors import UserError
 from ...app.files import is_used
+from ...app.progress import Progress
 from . import number_files, plots, usage
 from .page import page
 from .runs import Run, read
@@ -55,7 +55,7 @@ def _write(runs: Sequence[Run], folder: Path, name: str) -> None:
         table.to_csv(folder / "numbers" / f"{table_name}.csv", index=False, na_rep="NaN")
     # the same runs give the same bytes
     with matplotlib.rc_context({"svg.hashsalt": "sdslora"}):
-        for picture, draw in tqdm(plots.all_of(runs).items(), desc="pictures", disable=None):
+        for picture, draw in Progress(plots.all_of(runs).items(), title="pictures"):
             figure = draw()
             figure.savefig(folder / "figures" / f"{picture}.png")
             figure.set_layout_engine("none")  # laid out already
