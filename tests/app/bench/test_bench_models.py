@@ -96,7 +96,7 @@ def test_the_same_weights_again(recipe: Any, make: Any) -> None:
 @pytest.mark.parametrize("recipe", [TINY_LM, TINY_VIT], ids=lambda recipe: recipe.name)
 def test_another_seed_gives_other_weights(recipe: Any) -> None:
     other = type(recipe)(training=Pretraining(3, 4, 1e-3, seed=1), **SHAPE)
-    first, second = path_of(recipe), made(other)
+    first, second = path_of(recipe), path_of(other)
     assert first != second
     assert weights(first) != weights(second)
 
