@@ -2,8 +2,8 @@
 
 Each command runs in a process of its own, as a user starts it; the shortest of several is taken.
 Times are processor seconds, which other work on the machine leaves as they are, beside the seconds
-that passed; and shares of ``import torch`` and ``import peft``, which say how fast the machine is. ``python benchmarks/startup.py`` writes
-benchmarks/results/startup.json.
+that passed; and shares of ``import torch`` and ``import peft``, which say how fast the machine is.
+``python benchmarks/startup.py`` writes benchmarks/results/startup.json.
 """
 
 import argparse
