@@ -133,3 +133,15 @@ def raising(error: Exception) -> Callable[[str], None]:
         raise error
 
     return raise_it
+
+
+def test_messages_of_dependencies_that_help_nobody_are_dropped() -> None:
+    code = (
+        "import logging, sys; from sdslora_command import deferred; deferred(); "
+        "from sdslora.app.errors import exit_status; exit_status(lambda _: None, []); "
+        "logging.basicConfig(); log = logging.getLogger('DeepSpeed'); log.setLevel('WARNING'); "
+        "log.warning('Setting accelerator to CPU. If you have'); log.warning('out of memory'); "
+        "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('Failed to load CPU x: %s', 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "WARNING:DeepSpeed:out of memory\n"
