@@ -7,8 +7,6 @@ one module: that name is replaced. Its configuration file stays as for LoRA, exc
     python llama_factory.py train.yaml
 """
 
-import sys
-
 import llamafactory.model.adapter
 from llamafactory.train.tuner import run_exp
 

@@ -131,8 +131,8 @@ def page(measured: Mapping[str, Any]) -> str:
     lines = [
         "# Tested versions",
         "",
-        "Made by `make test-matrix` from [matrix.json](matrix.json). Each row is a set of packages,",
-        "beside which the contract tests ran; `commands` says whether those of the command line",
+        "Made by `make test-matrix` from [matrix.json](matrix.json). Each row is a set of",
+        "packages beside which the contract tests ran; `commands` says whether the command line's",
         "were among them. There are no upper bounds: above the newest version here, importing",
         "sdslora warns once.",
         "",
