@@ -3,6 +3,7 @@
 It stands beside the package. Importing the package imports both, since that registers the method.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec
@@ -10,6 +11,9 @@ from importlib.util import find_spec, module_from_spec
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    if not sys.stderr.isatty():
+        # the libraries' bars, of which a log would keep every state; ours write lines there
+        os.environ.setdefault("TQDM_DISABLE", "1")
     prepare = deferred()
     from sdslora.cli import main as run
 
