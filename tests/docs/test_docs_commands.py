@@ -55,6 +55,9 @@ def test_it_is_accepted(
     for run in (tmp_path / "runs").iterdir():
         (run / record.NAME).write_text(json.dumps({"config": SECTIONS | {"evaluation": {}}}))
     monkeypatch.chdir(tmp_path)
+    if argv == ["env"]:  # has no work to begin
+        assert cli.main(argv) == 0
+        return
     build = parsing._build
 
     def accept(*arguments: Any) -> None:

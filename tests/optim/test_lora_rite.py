@@ -77,7 +77,8 @@ def test_steps_at_a_rank_above_a_layers_width_are_those_of_the_slow_definition()
     """Then the other factor has a null space, where the step is zero."""
     problem = Problem(shapes=[(3, 6, 5), (6, 3, 5)])
     layers = problem.slow()
-    options = {"betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}
+    # the slow definition divides the rounding errors of the null space by eps
+    options = {"betas": (0.8, 0.95), "eps": 1e-2, "weight_decay": 0.1}
     optimizer = LoraRite(problem.params, lr=0.01, **options)
     problem.train(optimizer, 4)
     slow.lora_rite(layers, 4, lambda t: 0.01, **options)

@@ -12,7 +12,7 @@ _SECONDS = 30.0
 """Between two lines in a log."""
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):
     """A bar of tqdm that leaves plain lines where nobody watches it.
 
     Args:

@@ -1,13 +1,12 @@
 """A model in a GGUF file, converted once: to read the file takes minutes each time."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from ..cache import path_of
 
@@ -35,8 +34,6 @@ class Converted:
 
     def make(self, directory: Path) -> dict[str, Any]:
         """Write the model and its tokenizer."""
-        if not sys.stderr.isatty():
-            logging.disable_progress_bar()  # of each tensor a line
         file = Path(self.file)
         source: dict[str, Any] = {"gguf_file": file.name}
         # plain weights: the packed ones can neither take an adapter nor be saved
@@ -46,7 +43,6 @@ class Converted:
         )
         model.save_pretrained(directory)
         AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(directory)
-        logging.enable_progress_bar()
         return {"parameters": model.num_parameters()}
 
 
