@@ -43,6 +43,9 @@ class Cell(NamedTuple):
     commands: bool = True
 
 
+_OF_TRANSFORMERS = ["httpx", "httpcore"]
+"""What older releases of Transformers need, and newer ones of its neighbours do not."""
+
 CELLS = {
     "oldest": Cell(
         "the lower bounds",
@@ -88,7 +91,8 @@ def run(name: str, cell: Cell) -> dict[str, Any]:
     """Install the cell and run its tests; returns versions and counts."""
     overlay = OVERLAYS / name
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--upgrade")
-    subprocess.run([sys.executable, *install, "--target", overlay, *cell.packages], check=True)
+    packages = [*cell.packages, *_OF_TRANSFORMERS]
+    subprocess.run([sys.executable, *install, "--target", overlay, *packages], check=True)
     path = os.pathsep.join(filter(None, [str(overlay), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     tests = [*LIBRARY, *(COMMANDS if cell.commands else [])]

@@ -63,3 +63,14 @@ def test_a_class_whose_base_cannot_be_read_takes_any_key(tmp_path, monkeypatch) 
     assert shape.unread == {"section"}
     assert [option.key for option in shape.options] == ["other"]
     assert "section: " in help_text(shape, "x", ())
+
+
+def test_what_can_be_reproduced_is_listed_under_its_titles() -> None:
+    from sdslora.studies.reproduce.command import _ALL
+
+    titles = {name: (target.title, target.spec.__name__) for name, target in _ALL.items()}
+    listed = {
+        name: (entry.title, entry.spec.partition(":")[2])
+        for name, entry in contents.CONTENTS.items()
+    }
+    assert listed == titles
