@@ -16,8 +16,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_persistence.py \
 	tests/methods/test_method_contract.py tests/app/config tests/test_cli.py
 
-.PHONY: help install demo test test-fast test-oldest test-torchao nightly lint bench reliability \
-	optimizers distribution docs wheel release clean
+.PHONY: help install demo test test-fast test-oldest test-matrix test-torchao nightly lint bench \
+	reliability optimizers distribution docs wheel release clean
 
 help: ## this list; times on two cores
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 18
@@ -47,9 +47,12 @@ test-fast: install ## a part of the tests that says most in two minutes
 
 test-oldest: install ## the PEFT method with the oldest supported PEFT and Transformers
 	$(PIP_INSTALL) --no-deps --upgrade --target $(OLDEST) \
-		peft==0.20.0 transformers==5.23.0
+		peft==0.20.0 transformers==5.16.1 trl==1.9.0 accelerate==1.13.0
 	PYTHONPATH=$(OLDEST) $(PYTEST) tests/tuner tests/training tests/export tests/optim tests/methods \
 		-m 'not slow'
+
+test-matrix: install ## the contract tests beside the versions that others pin, then docs/matrix.md
+	$(BIN)/python tools/test_matrix.py
 
 test-torchao: install ## bases that torchao quantized; apart, since PEFT imports it wherever it is
 	$(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
@@ -104,7 +107,7 @@ release: wheel ## check sdist and wheel in an empty environment; print what rema
 	@echo "Left to do by hand: date the version in CHANGELOG.md; git tag v$$($(BIN)/python -c \
 		'from sdslora._version import __version__ as v; print(v)'); git push --tags; twine upload dist/*"
 
-nightly: test reliability distribution ## all tests, and the longer trials
+nightly: test test-matrix reliability distribution ## all tests, and the longer trials
 
 clean:
 	rm -rf $(VENV) runs build dist

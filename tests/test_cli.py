@@ -1,10 +1,17 @@
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from sdslora import __version__
+from sdslora import __version__, cli
+from sdslora.app import extras
 from sdslora.cli import COMMANDS, main
+from sdslora.studies.reproduce.contents import CONTENTS
+
+RECIPE = str(Path(__file__).parents[1] / "recipes/demo.yaml")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +30,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: sdslora {command}")
-    assert "output_dir" in shown
+    assert "output_dir" in shown or command == "env"
 
 
 @pytest.mark.parametrize("argv", [[], ["trian"]])
@@ -42,14 +49,99 @@ def test_user_errors_are_one_line_and_debug_shows_all(capsys: pytest.CaptureFixt
         main([*argv, "--debug"])
 
 
-def test_help_imports_no_trainer_and_a_missing_extra_is_named() -> None:
-    """In a process of its own: what it has imported, then an environment without TRL."""
+ENTRY = """
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from sdslora_command import deferred
+
+deferred()
+from sdslora.cli import main
+
+results = []
+for argv in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(argv, lambda: sys.exit("more than a quick answer"))
+    results.append([status, out.getvalue(), err.getvalue()])
+heavy = [m for m in ("torch", "peft", "transformers", "trl", "jsonargparse") if m in sys.modules]
+print(json.dumps([results, heavy]))
+"""
+"""As the program does it, with several command lines, none of which may get to its work."""
+
+AT_ONCE = [
+    (["--help"], 0, "commands:"),
+    (["--version"], 0, __version__),
+    *(([command, "--help"], 0, f"usage: sdslora {command}") for command in COMMANDS),
+    (["evaluate", "--tasks", "gsm8k", "--help"], 0, "--allow_code_execution"),
+    *((["reproduce", target, "--help"], 0, "--output_dir") for target in CONTENTS),
+    (["env"], 0, f"sdslora       {__version__}"),
+    (["env", "more"], 2, "unrecognized arguments: more"),
+    (["trian"], 2, "invalid choice: 'trian'"),
+    (["train", "nowhere.yaml"], 2, "error: recipe 'nowhere.yaml' cannot be read"),
+    (["train", RECIPE, "--training.learning_rat", "1"], 2, "did you mean `training.learning_rate`"),
+    (["train", RECIPE, "--adapter.rank", "1"], 2, "unknown key `adapter.rank`"),
+    (["train", RECIPE, "--data.source", "no.jsonl"], 2, "data file no.jsonl does not exist"),
+    (["train", RECIPE, "--model.name_or_path", "./no"], 2, "model './no': no such directory"),
+    (["train", RECIPE, "extra"], 2, "error: unexpected argument `extra`"),
+    (["train"], 2, "error: output_dir, model.name_or_path, data.source are required"),
+    (["evaluate", "--data.source", "x", "--adapter_dir", "no"], 2, "error: no holds no adapter"),
+    (["export", "nowhere", "out"], 2, "error: nowhere holds no adapter"),
+    (["report", "nowhere"], 2, "error: nowhere is no directory"),
+    (["reproduce", "fig9"], 2, "invalid choice: 'fig9'"),
+    (["reproduce", "fig1a", "--rnk", "2"], 2, "did you mean `rank`?"),
+]
+
+
+def test_what_needs_no_model_is_answered_before_torch_is_imported() -> None:
+    lines = json.dumps([argv for argv, _, _ in AT_ONCE])
+    done = subprocess.run([sys.executable, "-c", ENTRY, lines], capture_output=True, text=True)
+    assert done.stderr == ""
+    results, heavy = json.loads(done.stdout)
+    assert heavy == []
+    for (argv, status, words), (got, out, err) in zip(AT_ONCE, results, strict=True):
+        shown, silent = (out, err) if status == 0 else (err, out)
+        assert (got, words in shown, silent) == (status, True, ""), (argv, out, err)
+
+
+def test_the_program_imports_the_whole_package_before_a_command_begins() -> None:
+    """Which registers the method, as any import of the package does."""
     code = (
-        "import sys; from sdslora.cli import main; main(['--help']); "
-        "print([m for m in ('trl', 'datasets', 'jsonargparse') if m in sys.modules]); "
-        "sys.modules['trl'] = None; sys.exit(main(['train', 'recipe.yaml']))"
+        "from sdslora_command import deferred; whole = deferred(); import sdslora, sdslora.cli; "
+        "print(hasattr(sdslora, 'SdsLoraConfig')); whole(); print(sdslora.SdsLoraConfig.__name__)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.splitlines()[-1] == "[]"
-    assert result.returncode == 2
-    assert "pip install 'sds-lora[train]'" in result.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "SdsLoraConfig"]
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = extras._installed
+    monkeypatch.setattr(extras, "_installed", lambda p: None if p == "trl" else installed(p))
+    assert main(["train", RECIPE]) == 2
+    message = "error: `sdslora train` needs trl: pip install 'sds-lora[train]'\n"
+    assert capsys.readouterr().err == message
+
+    monkeypatch.undo()
+    monkeypatch.setattr(cli, "_imported", raising(ModuleNotFoundError(name="jsonargparse")))
+    assert main(["train", RECIPE]) == 2
+    assert "needs jsonargparse: pip install 'sds-lora[train]'" in capsys.readouterr().err
+
+
+def raising(error: Exception) -> Callable[[str], None]:
+    def raise_it(_: str) -> None:
+        raise error
+
+    return raise_it
+
+
+def test_messages_of_dependencies_that_help_nobody_are_dropped() -> None:
+    code = (
+        "import logging, sys; from sdslora_command import deferred; deferred(); "
+        "from sdslora.app.errors import exit_status; exit_status(lambda _: None, []); "
+        "logging.basicConfig(); log = logging.getLogger('DeepSpeed'); log.setLevel('WARNING'); "
+        "log.warning('Setting accelerator to CPU. If you have'); log.warning('out of memory'); "
+        "logging.getLogger('bitsandbytes.backends.cpu.ops').warning('Failed to load CPU x: %s', 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "WARNING:DeepSpeed:out of memory\n"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
+
+from sdslora import SdsLoraCallback, SdsLoraConfig
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {
@@ -26,8 +29,28 @@ def test_each_is_listed_and_short():
         for path in (ROOT / "examples").iterdir()
         if path.suffix == ".py"
     }
-    assert lengths.keys() == EXAMPLES.keys()
+    assert lengths.keys() == EXAMPLES.keys() | {"llama_factory.py"}
     assert max(lengths.values()) <= 60
+
+
+def test_llama_factory_is_given_our_adapter_and_callback(monkeypatch):
+    """Against stand-ins of its two modules; docs/trainers.md tells what ran in it."""
+    given = []
+    adapter = SimpleNamespace(LoraConfig=None)
+    modules = {
+        "llamafactory": SimpleNamespace(model=SimpleNamespace(adapter=adapter)),
+        "llamafactory.model": SimpleNamespace(adapter=adapter),
+        "llamafactory.model.adapter": adapter,
+        "llamafactory.train": SimpleNamespace(),
+        "llamafactory.train.tuner": SimpleNamespace(
+            run_exp=lambda callbacks: given.extend(callbacks)
+        ),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    runpy.run_path(str(ROOT / "examples/llama_factory.py"), run_name="__main__")
+    assert adapter.LoraConfig is SdsLoraConfig
+    assert [type(callback) for callback in given] == [SdsLoraCallback]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

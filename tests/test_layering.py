@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "studies": LIBRARY | {"methods", "app", "__init__", "_version"},
     "cli": {"app", "_version"},
     "_version": set(),
+    "_tested": set(),
     "_install": {"training", "tuner"},
     # the public names of the package
-    "__init__": LIBRARY | {"_version", "_install"},
+    "__init__": LIBRARY | {"_version", "_install", "_tested"},
 }
 """What the modules of each layer may import of ours, their own layer aside."""
 

@@ -1,13 +1,21 @@
 """SDS-LoRA (arXiv 2606.16454) for PEFT. Importing this registers the method with PEFT."""
 
+from typing import TYPE_CHECKING, Any
+
+from . import training as _training
 from ._install import install as _install
+from ._tested import warn_of_untested as _warn_of_untested
 from ._version import __version__
 from .core import RefreshSchedule
 from .export import to_plain_lora
-from .training import SdsLoraCallback, SdsLoraScheduler
+from .training import SdsLoraScheduler
 from .tuner import SdsLoraConfig, SdsLoraModel, from_plain_lora
 
+if TYPE_CHECKING:
+    from .training import SdsLoraCallback
+
 _install()
+_warn_of_untested()
 
 __all__ = [
     "RefreshSchedule",
@@ -19,3 +27,10 @@ __all__ = [
     "from_plain_lora",
     "to_plain_lora",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The callback, which :mod:`.training` imports when it is asked for."""
+    if name != "SdsLoraCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _training.SdsLoraCallback

@@ -68,7 +68,8 @@ def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
     assert done.rank == 8
 
     # In float32 on both sides: llama.cpp computes quantized weights with quantized activations
-    llama_cpp.dequantized(Path(source.path) / source.arguments["gguf_file"], tmp_path / "base.gguf")
+    packed = Path(*base_models._resolve(source.spec))  # the package's file
+    llama_cpp.dequantized(packed, tmp_path / "base.gguf")
     server = llama_cpp.serve(tmp_path / "base.gguf", done.path)
     prompts = [*map(chat, QUESTIONS), *(tokenizer(text).input_ids for text in OPENINGS)]
     assert len(prompts) == 20

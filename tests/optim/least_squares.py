@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from slow_optimizers import Layer
@@ -39,10 +39,16 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 class Problem:
     """Pairs with targets, their gradients by autograd."""
 
-    def __init__(self, *, zero_B: bool = False, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        *,
+        zero_B: bool = False,
+        dtype: torch.dtype = torch.float64,
+        shapes: Sequence[tuple[int, int, int]] = SHAPES,
+    ) -> None:
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         self.targets: list[Tensor] = []
-        for i, (m, n, r) in enumerate(SHAPES):
+        for i, (m, n, r) in enumerate(shapes):
             A, B = 0.5 * random(r, n, seed=3 * i), 0.5 * random(m, r, seed=3 * i + 1)
             B = torch.zeros_like(B) if zero_B else B
             self.pairs.append((nn.Parameter(A.to(dtype)), nn.Parameter(B.to(dtype))))

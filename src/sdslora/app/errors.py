@@ -1,9 +1,11 @@
 """Errors of a user or of a run, each reported in one line without a traceback."""
 
 import difflib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from .processes import is_first
 from .secrets import masked
@@ -11,6 +13,21 @@ from .secrets import masked
 _INTERRUPTED = 130
 # Warnings that libraries print in every run, and that a user cannot act on.
 _NOISE = ("Unable to fetch remote file", "Could not find a config file")
+_LOGGED = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU",  # a kernel that would speed it up
+    "DeepSpeed": "Setting accelerator to CPU",
+}
+"""The same, by logger: how the message begins."""
+
+
+class _Dropped(NamedTuple):
+    """A filter of a logger, equal to another of the same text, so that it is added once."""
+
+    start: str
+
+    def filter(self, entry: logging.LogRecord) -> bool:
+        """Whether the entry is kept."""
+        return not entry.getMessage().startswith(self.start)
 
 
 class UserError(ValueError):
@@ -48,9 +65,7 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     arguments = [argument for argument in argv if argument != "--debug"]
     debug = len(arguments) < len(argv)
     if not debug:
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message=message)
+        _keep_quiet()
     try:
         work(arguments)
     except SystemExit as stop:  # argparse: --help, --version, or bad usage
@@ -66,3 +81,14 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
             print(masked(f"error: {error or type(error).__name__}"), file=sys.stderr)
         return status
     return 0
+
+
+def _keep_quiet() -> None:
+    """Drop what the libraries say to those who change them, before any is imported."""
+    for category in (FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name, start in _LOGGED.items():
+        # a filter stays when a library sets the level of its logger
+        logging.getLogger(name).addFilter(_Dropped(start))

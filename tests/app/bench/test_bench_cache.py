@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from sdslora.app.bench import cache, requirements
+from sdslora.app import cache, requirements
 from sdslora.app.errors import UserError
 
 

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from sdslora.app.bench import digits
-from sdslora.app.bench.cache import made
 from sdslora.app.bench.characters import tokenizer
 from sdslora.app.bench.digits_vit import DigitsVit
 from sdslora.app.bench.family import Family
 from sdslora.app.bench.pretraining import Pretraining
 from sdslora.app.bench.tiny_lm import TinyLm, answer_quality
+from sdslora.app.cache import path_of
 from sdslora.app.config.spec import ModelSpec
 from sdslora.app.models import base_models
 
@@ -32,7 +32,7 @@ def make(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def fresh(recipe: Any, name: str) -> Path:
         monkeypatch.setenv("SDSLORA_CACHE", str(cache_dir / name))
-        return made(recipe)
+        return path_of(recipe)
 
     return fresh
 
@@ -57,7 +57,7 @@ def test_the_tokenizer_knows_every_printable_character(tmp_path: Path) -> None:
 
 
 def test_the_language_model_loads() -> None:
-    directory = made(TINY_LM)
+    directory = path_of(TINY_LM)
     model = AutoModelForCausalLM.from_pretrained(directory)
     loaded = AutoTokenizer.from_pretrained(directory)
     assert quality(directory)["parameters"] == sum(p.numel() for p in model.parameters())
@@ -72,7 +72,7 @@ def test_the_language_model_loads() -> None:
 
 
 def test_the_classifier_loads() -> None:
-    directory = made(TINY_VIT)
+    directory = path_of(TINY_VIT)
     model = AutoModelForImageClassification.from_pretrained(directory).double()
     pixels, labels = digits.load().test
     logits = model(pixels.double()).logits
@@ -96,7 +96,7 @@ def test_the_same_weights_again(recipe: Any, make: Any) -> None:
 @pytest.mark.parametrize("recipe", [TINY_LM, TINY_VIT], ids=lambda recipe: recipe.name)
 def test_another_seed_gives_other_weights(recipe: Any) -> None:
     other = type(recipe)(training=Pretraining(3, 4, 1e-3, seed=1), **SHAPE)
-    first, second = made(recipe), made(other)
+    first, second = path_of(recipe), path_of(other)
     assert first != second
     assert weights(first) != weights(second)
 
@@ -152,7 +152,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_the_classifier_has_names_and_a_processor() -> None:
-    directory = made(TINY_VIT)
+    directory = path_of(TINY_VIT)
     source = base_models.find(ModelSpec(str(directory)))
     assert source.classes == [str(digit) for digit in range(10)]
     image = Image.new("L", (16, 16), 51)

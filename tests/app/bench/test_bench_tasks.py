@@ -5,9 +5,9 @@ from itertools import islice
 import pytest
 
 from sdslora.app.bench import corpus
-from sdslora.app.bench.cache import made
 from sdslora.app.bench.cipher import Cipher
 from sdslora.app.bench.family import TASKS, TEXT, Family
+from sdslora.app.cache import path_of
 from sdslora.app.errors import UserError
 
 TRAIN_ROWS = 1300
@@ -84,7 +84,7 @@ def test_every_task_is_trained_on() -> None:
 
 
 def test_family_file_has_the_field_text() -> None:
-    rows = json.loads(made(Family(rows=3)).read_text())
+    rows = json.loads(path_of(Family(rows=3)).read_text())
     assert len(rows) == 3 * (len(TASKS) + 1)
     assert all(row["text"] for row in rows)
 
@@ -100,7 +100,7 @@ def test_cipher_keys_are_new_permutations() -> None:
 
 def test_cipher_rows() -> None:
     cipher = Cipher()
-    rows = json.loads(made(cipher).read_text())
+    rows = json.loads(path_of(cipher).read_text())
     assert len(rows) >= TRAIN_ROWS + HELD_ROWS
     assert len({row["question"] for row in rows}) == len(rows)
     text = "  ".join(corpus.paragraphs()).replace("'", "").lower()

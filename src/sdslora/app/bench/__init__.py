@@ -5,14 +5,14 @@ of tasks. ``cipher`` is a task that it has never seen, ``family`` holds unseen r
 tasks. ``digits-vit`` classifies upright digits; :func:`.digits.load` turns, inverts and relabels
 them.
 
-Each is built at its first use (:mod:`.cache`).
+Each is built at its first use (:mod:`..cache`).
 """
 
 from pathlib import Path
 from typing import Any
 
+from ..cache import path_of
 from ..errors import UserError, nearest
-from .cache import path_of
 from .cipher import Cipher
 from .digits_vit import DigitsVit
 from .family import Family

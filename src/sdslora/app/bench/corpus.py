@@ -4,7 +4,7 @@ import re
 from functools import cache
 from itertools import accumulate
 
-from . import requirements
+from .. import requirements
 
 PACKAGE = "reasoning-gym"
 _BEGIN, _END = "Little though they seem", "End of Project Gutenberg"

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import requirements
 from ..errors import UserError
-from . import requirements
 
 SOURCE = "digits"
 """Their name as ``data.source``."""

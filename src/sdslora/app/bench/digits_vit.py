@@ -31,7 +31,7 @@ class DigitsVit:
     name: ClassVar[str] = "digits-vit"
     file: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", digits.PACKAGE)
-    takes: ClassVar[str] = "about half a minute on one core"
+    takes: ClassVar[str] = "in a minute or so"
 
     training: Pretraining = field(default_factory=lambda: Pretraining(500, 64, 2e-3, rise=50))
     hidden: int = 96

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm.auto import tqdm
+
+from ..progress import Progress
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Pretraining:
         )
         scheduler = LambdaLR(optimizer, self._factor)
         model.train()
-        for _ in tqdm(range(self.steps), desc=title, leave=False, disable=None):
+        for _ in Progress(range(self.steps), title=title):
             model(**next(batches)).loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

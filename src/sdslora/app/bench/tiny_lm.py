@@ -33,7 +33,7 @@ class TinyLm:
     name: ClassVar[str] = "tiny-lm"
     file: ClassVar[str] = ""
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers", corpus.PACKAGE)
-    takes: ClassVar[str] = "about 4 minutes on one core"
+    takes: ClassVar[str] = "in minutes; the time left is shown"
 
     family: Family = field(default_factory=Family)
     training: Pretraining = field(default_factory=lambda: Pretraining(1500, 48, 2e-3))

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from ..config.parsing import RECIPE, parse
+from ..config.arguments import adapter_or_recipe
+from ..config.outline import RECIPE
+from ..config.parsing import parse
 from ..config.spec import DataSpec, EvalSpec
 from ..errors import UserError
 from ..evaluation.inference import to_accelerator
@@ -44,17 +45,11 @@ def command(argv: Sequence[str]) -> None:
     """Run ``sdslora evaluate`` with these arguments.
 
     The first argument may be a recipe, or an adapter's directory in the place of
-    ``--adapter_dir``; a run's directory brings its own data and model with it. With ``--tasks``
-    it is another command, :mod:`.evaluate_tasks`.
+    ``--adapter_dir``; a run's directory brings its own data and model with it.
     """
-    if any(argument.partition("=")[0] == "--tasks" for argument in argv):
-        _load_tasks().command(argv)
-        return
-    place = "adapter_dir" if argv and Path(argv[0]).is_dir() else RECIPE
-    run = record.of_adapter(Path(argv[0])) if place == "adapter_dir" else None
-    evaluate(
-        parse(EvaluateSpec, argv, "sdslora evaluate", (place,), _defaults(run) if run else None)
-    )
+    places = adapter_or_recipe(argv)
+    run = record.of_adapter(Path(argv[0])) if places != (RECIPE,) else None
+    evaluate(parse(EvaluateSpec, argv, "sdslora evaluate", places, _defaults(run) if run else None))
 
 
 def evaluate(spec: EvaluateSpec) -> Measurement:
@@ -85,15 +80,6 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
             Path(spec.output_dir), result.metrics, result.records, config=asdict(spec)
         )
     return result
-
-
-def _load_tasks() -> ModuleType:
-    """The command for ``--tasks``, whose imports take seconds."""
-    try:
-        from . import evaluate_tasks
-    except ModuleNotFoundError as error:
-        raise UserError(f"--tasks needs {error.name}: pip install 'sds-lora[eval]'") from error
-    return evaluate_tasks
 
 
 def _defaults(run: Mapping[str, Any]) -> dict[str, Any]:

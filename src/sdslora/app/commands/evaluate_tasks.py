@@ -11,7 +11,8 @@ from typing import Any
 import psutil
 import torch
 
-from ..config.parsing import RECIPE, parse
+from ..config.arguments import adapter_recipe_or_model
+from ..config.parsing import parse
 from ..errors import UserError
 from ..evaluation.inference import to_accelerator
 from ..evaluation.tasks import harness
@@ -66,12 +67,7 @@ def command(argv: Sequence[str]) -> None:
 
     The first argument may be a recipe, an adapter's or a run's directory, or a model.
     """
-    first = argv[0] if argv and not argv[0].startswith("-") else ""
-    if (Path(first) / "adapter_config.json").is_file():
-        place = "adapter_dir"
-    else:
-        place = RECIPE if first.endswith((".yaml", ".yml")) else "model.name_or_path"
-    evaluate(parse(TasksSpec, argv, "sdslora evaluate", (place,)))
+    evaluate(parse(TasksSpec, argv, "sdslora evaluate", adapter_recipe_or_model(argv)))
 
 
 def evaluate(spec: TasksSpec) -> TaskResults:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ..config.spec import EvalSpec
 from ..data.encoding import Encoded
 from ..errors import UserError
-from ..processes import is_first
+from ..progress import Progress
 from . import scoring
 from .inference import inference
 
@@ -170,7 +169,7 @@ def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[in
 
 def _batches(items: Sequence[Any], size: int, title: str) -> Iterator[Sequence[Any]]:
     starts = range(0, len(items), size)
-    for start in tqdm(starts, desc=title, leave=False, disable=None if is_first() else True):
+    for start in Progress(starts, title=title):
         yield items[start : start + size]
 
 

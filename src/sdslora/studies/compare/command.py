@@ -10,12 +10,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import nn
-from tqdm.auto import tqdm
 
 from ...app.config.parsing import parse
 from ...app.config.spec import unset
 from ...app.errors import RunFailed, UserError
 from ...app.files import read_json, reject_links_out, write_json, write_jsonl, write_text
+from ...app.progress import Progress
 from ...app.run.record import as_json, differing_keys
 from ...methods import Settings
 from ..grid.contenders import Contender, contenders, next_rate, rates
@@ -111,7 +111,7 @@ class _Schedule:
         self.records: dict[str, list[dict[str, Any]]] = {c.label: [] for c in field}
         self.contenders = {contender.label: contender for contender in field}
         self.open: dict[Future[Any], Job] = {}
-        self.progress = tqdm(desc="runs", unit="run", disable=None)
+        self.progress = Progress(title="runs", unit="run")
 
     def finish(self) -> list[dict[str, Any]]:
         """Carry out all runs; return the records of all contenders, in order."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ...app.errors import RunFailed, UserError
+from ...app.progress import Progress
 from ...app.recording import Figures
 from ...app.recording.layer_figures import layer_figures, rounded
 from ...app.recording.model_figures import linear_layers
@@ -60,7 +60,7 @@ def add_gradients(
         )
     for figures in layers.values():
         figures |= dict.fromkeys(KEYS)
-    with tqdm(total=len(modules), desc="gradients", leave=False, disable=None) as progress:
+    with Progress(total=len(modules), title="gradients") as progress:
 
         def visit(name: str, G: Tensor) -> None:
             if G.any():

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from ...app.progress import Progress
 from ...app.recording import Figures
 from ...app.recording.layer_figures import rounded
 from ...app.recording.model_figures import linear_layers
@@ -31,7 +31,7 @@ def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures
     """
     states = method.layer_states(model)
     order = sorted(linear_layers(model, states), key=by_depth)
-    names = tqdm(order, desc="singular values", leave=False, disable=None)
+    names = Progress(order, title="singular values")
     return {name: _of_layer(method, states[name]) for name in names}
 
 

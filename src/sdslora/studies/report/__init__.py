@@ -3,7 +3,3 @@
 The page is one file that needs no server. Vega-Lite draws it: its whole bundle has 0.9 MB
 (plotly's has 4.8 MB).
 """
-
-from .command import command, report
-
-__all__ = ["command", "report"]

@@ -1,16 +1,15 @@
 """``sdslora report``: runs as one page, with pictures and numbers beside it."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import matplotlib
-from tqdm.auto import tqdm
 
 from ...app.errors import UserError
 from ...app.files import is_used
-from . import number_files, plots
+from ...app.progress import Progress
+from . import number_files, plots, usage
 from .page import page
 from .runs import Run, read
 
@@ -19,20 +18,7 @@ _BESIDE = ("figures", "numbers")
 
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora report`` with these arguments."""
-    parser = argparse.ArgumentParser(
-        prog="sdslora report", description="Show one run, or several on one axis, as a page."
-    )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a run, finished or not"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="PAGE.html",
-        help="the page (report.html); figures/ and numbers/ go beside it",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = usage.parse(argv)
     report(arguments.runs, arguments.output)
 
 
@@ -69,7 +55,7 @@ def _write(runs: Sequence[Run], folder: Path, name: str) -> None:
         table.to_csv(folder / "numbers" / f"{table_name}.csv", index=False, na_rep="NaN")
     # the same runs give the same bytes
     with matplotlib.rc_context({"svg.hashsalt": "sdslora"}):
-        for picture, draw in tqdm(plots.all_of(runs).items(), desc="pictures", disable=None):
+        for picture, draw in Progress(plots.all_of(runs).items(), title="pictures"):
             figure = draw()
             figure.savefig(folder / "figures" / f"{picture}.png")
             figure.set_layout_engine("none")  # laid out already

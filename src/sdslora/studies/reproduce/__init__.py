@@ -3,7 +3,3 @@
 A target measures, draws, describes and writes. :mod:`.catalogue` lists the figures, which share
 their trainings (:mod:`.figures.trainings`), and the theorems, which have synthetic problems.
 """
-
-from .command import command
-
-__all__ = ["command"]

@@ -11,6 +11,7 @@ from ...app.config.parsing import parse
 from ...app.config.spec import TrainingConfig
 from ...app.errors import UserError
 from ...app.run.record import as_json
+from . import contents
 from .catalogue import TARGETS
 from .tables import TABLES
 from .target import Reproducible, Spec
@@ -21,7 +22,7 @@ _ALL: dict[str, Reproducible] = {**TARGETS, **TABLES}
 
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora reproduce`` with these arguments."""
-    name = _parser().parse_args(argv[:1]).target
+    name = contents.target(argv)
     reproduce(name, _spec(name, argv[1:]))
 
 
@@ -69,19 +70,4 @@ def _config(spec: Spec) -> dict[str, Any]:
 def _scale_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--scale", default=_SMALL)
-    return parser
-
-
-def _parser() -> argparse.ArgumentParser:
-    targets = "\n".join(f"  {name:10} {target.title}" for name, target in _ALL.items())
-    parser = argparse.ArgumentParser(
-        prog="sdslora reproduce",
-        usage="sdslora reproduce TARGET [--scale small|paper] [--output_dir DIRECTORY] "
-        "[--dry_run] [--KEY VALUE ...]",
-        description="Reproduce one of the paper's figures, theorems or tables.",
-        epilog=f"targets:\n{targets}\n\n`sdslora reproduce TARGET --help` lists its settings. "
-        "Trainings that are in output_dir already\nare not run again; the figures share them.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("target", choices=_ALL, metavar="TARGET", help="see below")
     return parser

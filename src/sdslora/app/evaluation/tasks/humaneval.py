@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from tqdm.auto import tqdm
 
+from ...progress import Progress
 from .. import sandbox
 from ..sandbox import Limits
 from . import source
@@ -94,7 +94,7 @@ def run_tests(
     pairs = list(zip(responses, docs, strict=True))
     return [
         [judged(doc, completion(response)) for response in of_problem]
-        for of_problem, doc in tqdm(pairs, desc="running the programs", disable=None)
+        for of_problem, doc in Progress(pairs, title="running the programs")
     ]
 
 

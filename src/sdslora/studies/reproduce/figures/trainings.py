@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig, unset
 from ....app.errors import RunFailed, UserError, first_line
 from ....app.files import read_json
+from ....app.progress import Progress
 from ....app.run.record import as_json, differing_keys
 from ...grid.contenders import contenders
 from ...grid.execution import NAME, Job, carry_out, workload
@@ -151,7 +150,7 @@ def trained(spec: TrainingsSpec) -> list[tuple[Job, dict[str, Any]]]:
         RunFailed: if one did not finish.
     """
     finished = []
-    for job in tqdm(jobs(spec), desc="trainings", disable=None):
+    for job in Progress(jobs(spec), title="trainings"):
         run = held(job) or carry_out(job)
         if run["status"] != "finished":
             raise RunFailed(f"{job}: {run['status']}: {run['error']}")

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ....app.config.spec import ModelSpec
 from ....app.errors import UserError
 from ....app.evaluation.inference import to_accelerator
 from ....app.models import base_models
+from ....app.progress import Progress
 from ....app.run import record
 from ....methods import Settings, make_method
 from ...plotting.markdown import table
@@ -124,7 +124,7 @@ def measure(spec: CostSpec) -> dict[str, Any]:
         gc.collect()
     trainings = {name: _Training(name, base, spec, tokens) for name in METHODS}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for _ in tqdm(range(spec.rounds), desc="rounds", disable=None):
+    for _ in Progress(range(spec.rounds), title="rounds"):
         for name, training in trainings.items():
             seconds[name].append(training.timed())
     return {

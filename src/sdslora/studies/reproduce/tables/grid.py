@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
-
 from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
 from ....app.data.training_sets import TRAINING_SETS
 from ....app.errors import UserError, first_line, nearest
+from ....app.progress import Progress
 from ...grid.contenders import contenders
 from ...grid.engines import engine
 from ...grid.execution import Job, carry_out, outcome, workload
@@ -132,7 +131,7 @@ def carried_out(cells: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, 
     new: dict[Path, dict[str, Any]] = {}
     with engine(EngineSpec(spec.engine, spec.slots, spec.threads)) as place:
         futures = {place.submit(carry_out, job): job for _, job, there in runs if there is None}
-        for future in tqdm(as_completed(futures), total=len(futures), desc="runs", disable=None):
+        for future in Progress(as_completed(futures), total=len(futures), title="runs"):
             job = futures[future]
             new[job.folder] = outcome(future, job)
     for cell, job, there in runs:

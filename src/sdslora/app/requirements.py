@@ -1,14 +1,15 @@
-"""The packages that only the bench needs, and the message where one is missing."""
+"""The packages that only some data and models need, and the message where one is missing."""
 
 import importlib
 from importlib import metadata
 from typing import Any
 
-from ..errors import UserError
+from .errors import UserError
 
 _WAYS_OUT = {
     "reasoning-gym": ("reasoning_gym", "train"),
     "scikit-learn": ("sklearn", "eval"),
+    "gguf": ("gguf", "all"),
 }
 """A distribution's module, and the extra of ours that installs it."""
 
@@ -40,4 +41,4 @@ def version(distribution: str) -> str:
 
 def _missing(distribution: str) -> UserError:
     _, extra = _WAYS_OUT.get(distribution, (None, "train"))
-    return UserError(f"the bench needs {distribution}: pip install 'sds-lora[{extra}]'")
+    return UserError(f"this needs {distribution}: pip install 'sds-lora[{extra}]'")

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
-from ...export.whole_directory import written_whole
-from ..errors import UserError
-from ..files import write_json
+from ..export.whole_directory import written_whole
 from . import requirements
+from .errors import UserError
+from .files import write_json
 
 RECORD = "made.json"
 VARIABLE = "SDSLORA_CACHE"
@@ -39,29 +39,30 @@ class Recipe(Protocol):
         """Write the result into an empty directory; return the quality reached."""
 
 
-def path_of(recipe: Any, patience: float = _PATIENCE) -> Path:
+def path_of(recipe: Any, kind: str = "bench", patience: float = _PATIENCE) -> Path:
     """Return the path of the recipe's result in the cache, built first if it is missing.
 
     Args:
         recipe: a :class:`Recipe`.
+        kind: the folder in the cache.
         patience: seconds to wait where another process is building the same.
 
     Raises:
         UserError: where a package is missing, or another process does not finish.
     """
     content = _content(recipe)
-    folder = root() / f"{recipe.name}-{_digest(content)}"
+    folder = root() / kind / f"{recipe.name}-{_digest(content)}"
     if not (folder / RECORD).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder, patience):
             if not (folder / RECORD).exists():
-                _make(recipe, content, folder)
+                _make(recipe, content, folder, kind)
     return folder / recipe.file
 
 
 def root() -> Path:
     """Return the directory of the cache."""
-    return Path(os.environ.get(VARIABLE) or "~/.cache/sdslora").expanduser() / "bench"
+    return Path(os.environ.get(VARIABLE) or "~/.cache/sdslora").expanduser()
 
 
 def _content(recipe: Any) -> dict[str, Any]:
@@ -94,11 +95,11 @@ def _lock(folder: Path, patience: float) -> Any:
         ) from error
 
 
-def _make(recipe: Any, content: dict[str, Any], folder: Path) -> None:
+def _make(recipe: Any, content: dict[str, Any], folder: Path, kind: str) -> None:
     for partial in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
         shutil.rmtree(partial)
     if recipe.takes:
-        print(f"making bench:{recipe.name} once, {recipe.takes}; kept in {folder}", flush=True)
+        print(f"making {kind}:{recipe.name} once, {recipe.takes}; kept in {folder}", flush=True)
     start = time.perf_counter()
     with written_whole(folder) as partial:
         quality = recipe.make(partial)

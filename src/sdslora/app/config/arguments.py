@@ -1,0 +1,157 @@
+"""Command-line arguments, checked as far as the source of the specification tells: at once.
+
+:mod:`.parsing` makes of them what the specification's own checks need.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, nearest
+from . import paths
+from .outline import RECIPE, Outline, help_text
+
+Places = tuple[str, ...]
+"""Keys that arguments without ``--`` are the values of, in order."""
+RECORD = "run.json"
+_WITHOUT_VALUE = {"--help", "-h", "--print_config"}
+_BOOLEANS = {"true", "false", "yes", "no"}
+_TEXTS = {"--data.prompt", "--data.completion", "--data.system", "--forgetting.text"}
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
+
+def named(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> list[str]:
+    """``argv`` as ``--KEY=VALUE`` or ``--KEY VALUE``: what has no ``--`` is named by its place.
+
+    A flag without a value gets ``true``. In a text ``\\n`` is a line break, as a shell
+    has no short way to write one.
+
+    Args:
+        argv: the arguments after the command's name.
+        shape: what can be set.
+        places: keys that arguments without ``--`` are the values of, in order.
+
+    Raises:
+        UserError: for an argument without a place.
+    """
+    flags = {f"--{o.key}" for o in shape.options if o.kind == "bool" and "." not in o.key}
+    names = iter(places)
+    options, rest = [], list(argv)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("-"):
+            name = next(names, None)
+            if name is None:
+                raise UserError(f"unexpected argument `{token}`; options are written --KEY VALUE")
+            options.append(f"--{name}={token}")
+        elif token in flags and not (rest and rest[0].lower() in _BOOLEANS):
+            options.append(f"{token}=true")
+        else:
+            if "=" not in token and token not in _WITHOUT_VALUE and rest:
+                token = f"{token}={rest.pop(0)}"
+            name, equals, value = token.partition("=")
+            options.append(f"{name}={_unescaped(value)}" if equals and name in _TEXTS else token)
+    return options
+
+
+def check(
+    options: Sequence[str], shape: Outline, prog: str, places: Sequence[str], whole: bool = True
+) -> None:
+    """Answer ``--help``, and check the keys and the files that are named.
+
+    Args:
+        options: as :func:`named` returns them.
+        shape: what can be set.
+        prog: the command as typed, for the help.
+        places: as for :func:`named`.
+        whole: False where some keys are given elsewhere, by a run's record for one.
+
+    Raises:
+        UserError: for an unknown key, a required one that is missing, or a file that is not there.
+        SystemExit: with status 0, by ``--help``.
+    """
+    if {"--help", "-h"} & set(options):
+        print(help_text(shape, prog, places), end="")
+        raise SystemExit(0)
+    given = dict(_given(options))
+    keys = shape.keys
+    sections = shape.sections.keys()
+    for key in given:
+        parts = key.split(".")
+        # A value may be a mapping whose keys are its own; a section's keys are all known.
+        parents = {".".join(parts[:n]) for n in range(1, len(parts))}
+        if key not in keys and not parents & (keys - sections | shape.unread):
+            raise UserError(f"unknown key `{key}`{nearest(key, [*keys, RECIPE])}")
+    whole = whole and "--print_config" not in options and not any(map(_is_record, options))
+    missing = [o.key for o in shape.options if o.required and o.key not in given] if whole else []
+    if missing:
+        be = "is" if len(missing) == 1 else "are"
+        raise UserError(
+            f"{', '.join(missing)} {be} required: set it in the recipe, or by --{missing[0]}"
+        )
+    paths.check(given)
+
+
+def adapter_or_recipe(argv: Sequence[str]) -> Places:
+    """The place of the first argument of ``sdslora evaluate``."""
+    return ("adapter_dir" if argv and Path(argv[0]).is_dir() else RECIPE,)
+
+
+def adapter_recipe_or_model(argv: Sequence[str]) -> Places:
+    """The place of the first argument of ``sdslora evaluate --tasks``."""
+    first = argv[0] if argv and not argv[0].startswith("-") else ""
+    if (Path(first) / "adapter_config.json").is_file():
+        return ("adapter_dir",)
+    return (RECIPE if first.endswith((".yaml", ".yml")) else "model.name_or_path",)
+
+
+def _unescaped(value: str) -> str:
+    return re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape.group()], value)
+
+
+def _given(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Every key set in ``options`` and in the recipes that they name, dotted, with its value."""
+    for option in options:
+        key, _, value = option.removeprefix("--").partition("=")
+        if option in _WITHOUT_VALUE:
+            continue
+        if not option.startswith("--"):
+            raise UserError(f"unknown option `{option}`; options are written --KEY VALUE")
+        if key != RECIPE:
+            yield key.removesuffix("+"), value  # jsonargparse's "append to a list"
+        elif not _is_record(option):
+            yield from _leaves(_recipe(value))
+        elif not Path(value).is_file():
+            raise UserError(f"recipe {value!r} cannot be read: there is no such file")
+
+
+def _recipe(path: str) -> dict[Any, Any]:
+    """The keys and values of a YAML file, or of the text itself where that is a mapping."""
+    import yaml  # an extra's, which --help does without
+
+    try:
+        is_text = path.lstrip().startswith("{")
+        tree = yaml.safe_load(path if is_text else Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path!r} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"recipe {path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {path} must hold keys and values, not {type(tree).__name__}")
+    return tree
+
+
+def _is_record(option: str) -> bool:
+    """Whether it names a run's record, whose keys the run has checked."""
+    return option.startswith(f"--{RECIPE}=") and Path(option.partition("=")[2]).name == RECORD
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None and value != {}:
+            yield f"{prefix}{key}", value
