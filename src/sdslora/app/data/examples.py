@@ -124,7 +124,7 @@ def _known(spec: DataSpec, test: Size | str) -> Examples:
     numbered = list(enumerate(found))
     splits = hold_out(held, numbered, {}, _held_out(tested_size, whole))
     train, validation, tested = (
-        [Example(row["prompt"], row["completion"], row, number) for number, row in split]
+        [Example(row["prompt"], row["completion"], row, number=number) for number, row in split]
         for split in splits
     )
     return Examples(train, validation, tested, None, chosen.manner, size, left_out)

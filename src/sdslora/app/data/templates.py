@@ -63,7 +63,7 @@ class Template:
         completion = self._fill("completion", row, number)
         if not completion.strip():
             raise UserError(f"data row {number}: the completion is empty")
-        return Example(prompt, completion, row, number)
+        return Example(prompt, completion, row, number=number)
 
     def _fill(self, name: str, row: Row, number: int) -> str:
         template = getattr(self, name)
