@@ -16,7 +16,7 @@ from sdslora import to_plain_lora
 from toys import logits, make_llama, sds_model, train
 
 LOGITS = 1e-5
-"""The largest difference, of logits of size 1 to 20, in float32."""
+"""The largest difference, as a share of the largest logit, in float32."""
 
 
 def check_rank_r(base: nn.Module, ids: Tensor, folder: Path, **how: object) -> None:
@@ -30,7 +30,7 @@ def check_rank_r(base: nn.Module, ids: Tensor, folder: Path, **how: object) -> N
     assert stock.peft_config["default"].r == 4
     expected = logits(model, ids)
     assert (expected - logits(base.eval(), ids)).abs().max() > 1e-2
-    assert (logits(stock, ids) - expected).abs().max() < LOGITS
+    assert (logits(stock, ids) - expected).abs().max() < LOGITS * expected.abs().max()
 
 
 def test_a_tiny_model(tmp_path: Path, input_ids: Tensor) -> None:

@@ -31,6 +31,8 @@ _UNSUPPORTED = {
     "ensure_weight_tying": "untie the weights, or leave the tied layers out of target_modules",
     "megatron_config": "use a model without Megatron layers",
 }
+FORMAT = 1
+"""Version of the files of an adapter. Files without a version are of the first."""
 _LARGEST_RANK = 2**20
 """No layer has so many inputs or outputs."""
 _INITIALISATIONS = (True, False, "gaussian")
@@ -60,6 +62,7 @@ class SdsLoraConfig(LoraConfig):
         use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does: the change is
             ``ΔW ⊙ W / rms(W)``, of full rank, and no plain LoRA (ours). For ``nn.Linear`` and
             ``Conv1D`` whose weights are not quantized.
+        sds_format: version of the adapter's files, written and checked by the package.
 
     Raises:
         ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
@@ -108,6 +111,9 @@ class SdsLoraConfig(LoraConfig):
         default=False,
         metadata={"help": "Multiply ΔW with the base weight, which gives the change full rank."},
     )
+    sds_format: int = field(
+        default=FORMAT, metadata={"help": "Version of the adapter's files; not to be set."}
+    )
 
     def __post_init__(self) -> None:
         complete(self)
@@ -120,6 +126,11 @@ class SdsLoraConfig(LoraConfig):
 
     def validate(self) -> None:
         """Check what was set, at construction or since. Raises as the constructor does."""
+        if isinstance(self.sds_format, int) and self.sds_format > FORMAT:
+            raise ValueError(
+                f"the adapter's files are of format {self.sds_format}, and this version of "
+                f"sds-lora reads formats up to {FORMAT}: upgrade it (pip install -U sds-lora)"
+            )
         refuse_other_kinds(self)
         self._refuse_unsupported()
         self._check_numbers()
