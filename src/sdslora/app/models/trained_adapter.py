@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from ... import SdsLoraConfig
 from ..._peft import adapted_layers, name_in_base
-from ...tuner import refuse_slow
+from ...tuner import SdsLayerMixin, refuse_slow
 from ..errors import RunFailed, UserError, nearest
 from .base_models import Source
 
@@ -73,7 +72,7 @@ def layers(model: nn.Module) -> dict[str, Any]:
     return {
         name_in_base(name): layer
         for name, layer in adapted_layers(model)
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, SdsLayerMixin)
     }
 
 
