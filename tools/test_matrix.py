@@ -43,28 +43,33 @@ class Cell(NamedTuple):
     commands: bool = True
 
 
-_OF_TRANSFORMERS = ["httpx", "httpcore"]
-"""What older releases of Transformers need, and newer ones of its neighbours do not."""
+_HUB = ["huggingface_hub==1.33.0", "httpx", "httpcore"]
+"""What releases of Transformers need that do not take huggingface_hub 2."""
 
 CELLS = {
     "oldest": Cell(
         "the lower bounds",
-        ["peft==0.20.0", "transformers==5.16.1", "trl==1.9.0", "accelerate==1.13.0"],
+        ["peft==0.20.0", "transformers==5.16.1", *_HUB, "trl==1.9.0", "accelerate==1.13.0"],
     ),
     "axolotl-0.19": Cell(
         "Axolotl 0.19",
         [
             "peft==0.20.0",
             "transformers==5.16.1",
+            *_HUB,
             "trl==1.9.0",
             "accelerate==1.13.0",
             "datasets==4.8.4",
         ],
     ),
-    "axolotl-0.21": Cell("Axolotl 0.21", ["peft==0.21.2", "transformers==5.20.1", "trl==1.14.1"]),
-    "unsloth": Cell("Unsloth", ["peft==0.21.2", "transformers==5.17.0", "trl==1.14.2"]),
+    "axolotl-0.21": Cell(
+        "Axolotl 0.21", ["peft==0.21.2", "transformers==5.20.1", *_HUB, "trl==1.14.1"]
+    ),
+    "unsloth": Cell("Unsloth", ["peft==0.21.2", "transformers==5.17.0", *_HUB, "trl==1.14.2"]),
     "ms-swift-4.6": Cell(
-        "ms-swift 4.6", ["peft==0.20.0", "transformers==5.19.0", "trl==0.29.1"], commands=False
+        "ms-swift 4.6",
+        ["peft==0.20.0", "transformers==5.19.0", *_HUB, "trl==0.29.1"],
+        commands=False,
     ),
     "torch-2.9": Cell("the oldest torch", ["torch==2.9.1"]),
     "newest": Cell("the newest of all", ["peft", "transformers", "trl", "accelerate"]),
@@ -91,8 +96,7 @@ def run(name: str, cell: Cell) -> dict[str, Any]:
     """Install the cell and run its tests; returns versions and counts."""
     overlay = OVERLAYS / name
     install = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--upgrade")
-    packages = [*cell.packages, *_OF_TRANSFORMERS]
-    subprocess.run([sys.executable, *install, "--target", overlay, *packages], check=True)
+    subprocess.run([sys.executable, *install, "--target", overlay, *cell.packages], check=True)
     path = os.pathsep.join(filter(None, [str(overlay), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     tests = [*LIBRARY, *(COMMANDS if cell.commands else [])]
