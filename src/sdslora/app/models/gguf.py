@@ -16,33 +16,34 @@ class Converted:
     """A GGUF file as safetensors in float32, which holds every value of it exactly.
 
     Args:
-        file: its path.
+        source: its path.
         size, modified: in bytes and nanoseconds, which tell another file of this path.
     """
 
+    file: ClassVar[str] = ""  # the folder
     takes: ClassVar[str] = "in minutes"
     packages: ClassVar[tuple[str, ...]] = ("transformers", "gguf")
 
-    file: str
+    source: str
     size: int
     modified: int
 
     @property
     def name(self) -> str:
         """Of the file."""
-        return Path(self.file).stem
+        return Path(self.source).stem
 
     def make(self, directory: Path) -> dict[str, Any]:
         """Write the model and its tokenizer."""
-        file = Path(self.file)
-        source: dict[str, Any] = {"gguf_file": file.name}
+        file = Path(self.source)
+        packed: dict[str, Any] = {"gguf_file": file.name}
         # plain weights: the packed ones can neither take an adapter nor be saved
         plain = {"quant_method": "gguf", "dequantize": True}
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype="float32", quantization_config=plain, **source
+            file.parent, dtype="float32", quantization_config=plain, **packed
         )
         model.save_pretrained(directory)
-        AutoTokenizer.from_pretrained(file.parent, **source).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(file.parent, **packed).save_pretrained(directory)
         return {"parameters": model.num_parameters()}
 
 
