@@ -1,6 +1,7 @@
 """``SdsLoraConfig``: LoRA's configuration, the schedule's, and what cannot be combined."""
 
 import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,9 @@ _UNSUPPORTED = {
 _LARGEST_RANK = 2**20
 """No layer has so many inputs or outputs."""
 _INITIALISATIONS = (True, False, "gaussian")
+_DEFAULT_ALPHA = 4
+_LARGEST_SCALE = 2.0
+"""What lora_alpha = 2 r, the habit with plain LoRA, gives there."""
 
 
 @dataclass
@@ -73,7 +77,7 @@ class SdsLoraConfig(LoraConfig):
     """
 
     lora_alpha: int = field(
-        default=4, metadata={"help": "Numerator of the scaling s = lora_alpha / √r."}
+        default=_DEFAULT_ALPHA, metadata={"help": "Numerator of the scaling s = lora_alpha / √r."}
     )
     use_rslora: bool = field(
         default=True, metadata={"help": "Scale by lora_alpha / √r; False: by lora_alpha / r."}
@@ -117,6 +121,7 @@ class SdsLoraConfig(LoraConfig):
         except TypeError as error:  # PEFT's, of a sub-configuration
             raise ValueError(str(error)) from error
         self.peft_type = SdsPeftType.SDSLORA
+        self._warn_of_a_large_scale()
 
     def validate(self) -> None:
         """Check what was set, at construction or since. Raises as the constructor does."""
@@ -163,6 +168,20 @@ class SdsLoraConfig(LoraConfig):
             raise ValueError(
                 f"SDS-LoRA does not support bias={self.bias!r} with this version of PEFT, which "
                 "would not save the biases: upgrade to peft>=0.21, or use bias='none'."
+            )
+
+    def _warn_of_a_large_scale(self) -> None:
+        """Warn of a ``lora_alpha`` that was chosen for plain LoRA, which divides it by r."""
+        root = self.r**0.5
+        scale = self.lora_alpha / root
+        if self.use_rslora and scale > max(_LARGEST_SCALE, _DEFAULT_ALPHA / root):
+            warnings.warn(
+                f"lora_alpha={self.lora_alpha} with r={self.r} gives the scale "
+                f"lora_alpha / √r = {scale:.3g} (use_rslora=True). Plain LoRA divides by r: for "
+                f"the scale of {self.lora_alpha / self.r:.3g} that it has, set "
+                f"lora_alpha={scale:.3g}. The default, lora_alpha={_DEFAULT_ALPHA}, gives "
+                f"{_DEFAULT_ALPHA / root:.3g}.",
+                stacklevel=4,  # past __post_init__ and __init__, to the caller's line
             )
 
     def _check_numbers(self) -> None:
