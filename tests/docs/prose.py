@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from pages import tokens
 
@@ -14,14 +15,16 @@ VOWELS = re.compile(r"[aeiouy]+")
 
 
 def sentences(page: str) -> list[str]:
-    """The sentences of the page's paragraphs, list items and table cells.
+    """The sentences of the page's paragraphs, list items and table cells; not of its headings.
 
     Each span of code and each formula stands as the word "It": a name has no syllables.
     """
     texts = []
-    for token in tokens(page):
-        if token.type == "inline":
-            parts = ["It" if part.type == "code_inline" else part.content for part in token.children]
+    for before, token in pairwise(tokens(page)):
+        if token.type == "inline" and before.type != "heading_open":
+            parts = [
+                "It" if part.type == "code_inline" else part.content for part in token.children
+            ]
             texts.append(" ".join("".join(part or " " for part in parts).split()))
     texts = [SHORTENED.sub(r"\1", text) for text in texts]
     return [sentence for text in texts for sentence in END.split(text) if words(sentence)]
@@ -36,7 +39,7 @@ def syllables(word: str) -> int:
     """Groups of vowels, less an e at the end that is not spoken."""
     word = word.lower()
     count = len(VOWELS.findall(word))
-    silent = re.search(r"[^aeiouyl]e$|[^aeiouytd]ed$|[aeiouy][^aeiouy]es$", word)
+    silent = re.search(r"[^aeiouyl]e$|[^aeiouytd]ed$|[aeiouy][^aeiouyszxcg]es$", word)
     return max(1, count - bool(silent and count > 1))
 
 
