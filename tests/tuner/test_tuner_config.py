@@ -267,7 +267,7 @@ def test_warns_of_an_alpha_that_was_chosen_for_plain_lora(alpha, r, scale):
 
 @pytest.mark.parametrize(
     "options",
-    [{"r": 1}, {"r": 4, "lora_alpha": 4}, {"lora_alpha": 64, "r": 32, "use_rslora": False}],
+    [{"r": 1}, {"r": 8, "lora_alpha": 5.66}, {"lora_alpha": 64, "r": 32, "use_rslora": False}],
 )
 def test_does_not_warn_of_other_scales(options):
     """The default alpha has a scale above 2 where r is below 4, and is meant."""

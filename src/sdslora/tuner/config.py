@@ -36,8 +36,8 @@ _LARGEST_RANK = 2**20
 """No layer has so many inputs or outputs."""
 _INITIALISATIONS = (True, False, "gaussian")
 _DEFAULT_ALPHA = 4
-_LARGEST_SCALE = 2.0
-"""What lora_alpha = 2 r, the habit with plain LoRA, gives there."""
+_LARGEST_SCALE = 2.01
+"""What lora_alpha = 2 r, the habit with plain LoRA, gives there; 2, and room for rounding."""
 
 
 @dataclass
