@@ -108,6 +108,8 @@ def hub_model(patch: pytest.MonkeyPatch, **options: int) -> None:
     make_llama(vocab_size=len(characters), **options).save_pretrained(folder)
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
+    # TRL asks for a GPU with bfloat16; a CPU has it too
+    patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
     patch.setenv("ACCELERATE_USE_CPU", "1")
 
 
