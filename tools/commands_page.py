@@ -30,7 +30,8 @@ def help_of(*words: str) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         cli.main([*words, "--help"])
-    return printed.getvalue()
+    # without characters that only steer a terminal's line breaks
+    return "".join(c for c in printed.getvalue() if c.isprintable() or c == "\n")
 
 
 def shortened(text: str) -> str:
