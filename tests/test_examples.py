@@ -35,6 +35,28 @@ def test_each_is_listed_and_short():
     assert max(lengths.values()) <= 60
 
 
+def test_llama_factory_is_given_our_adapter_and_callback(monkeypatch):
+    """Against stand-ins of its two modules; docs/trainers.md tells what ran in it."""
+    given = []
+    adapter = SimpleNamespace(LoraConfig=None)
+    modules = {
+        "llamafactory": SimpleNamespace(model=SimpleNamespace(adapter=adapter)),
+        "llamafactory.model": SimpleNamespace(adapter=adapter),
+        "llamafactory.model.adapter": adapter,
+        "llamafactory.train": SimpleNamespace(),
+        "llamafactory.train.tuner": SimpleNamespace(
+            run_exp=lambda callbacks: given.extend(callbacks)
+        ),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    runpy.run_path(str(ROOT / "examples/llama_factory.py"), run_name="__main__")
+    config = adapter.LoraConfig(r=4, target_modules=["q_proj"])
+    assert isinstance(config, SdsLoraConfig)
+    assert config.preset == "tuned"
+    assert [type(callback) for callback in given] == [SdsLoraCallback]
+
+
 def test_the_first_page_shows_the_first_example():
     script = (ROOT / "examples/quickstart.py").read_text()
     assert len(script.splitlines()) < 30

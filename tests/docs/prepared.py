@@ -142,7 +142,7 @@ def qlora(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
 def check_lowest_loss(config: SdsLoraConfig) -> None:
     """What docs/findings.md calls ours."""
     assert (config.preset, config.refresh_mode, config.refresh_every) == ("tuned", "qr", 1)
-    assert (config.transport_momentum, config.ramp_steps) == (True, 10)
+    assert (config.transport_momentum, config.ramp_steps) == (True, 20)
 
 
 def quickstart(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:

@@ -49,8 +49,9 @@ def test_it_is_accepted(
 ) -> None:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"output_dir": "runs/new", **SECTIONS}))
-    for name in ("runs/mine", "runs/first", "runs/image-folder", "my-lora"):
-        (tmp_path / name).mkdir(parents=True)
+    given = [word for word in argv if word.startswith("runs/") and "." not in word]
+    for name in ("runs/mine", "my-lora", *given):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
     for run in (tmp_path / "runs").iterdir():
         (run / record.NAME).write_text(json.dumps({"config": SECTIONS | {"evaluation": {}}}))
     monkeypatch.chdir(tmp_path)

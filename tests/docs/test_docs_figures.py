@@ -14,7 +14,13 @@ FIGURE = re.compile(r"\d[\d.]* ± [\d.]*\d")
 
 @pytest.mark.parametrize(
     "program",
-    ["findings_page.py", "evaluation_page.py", "troubleshooting_page.py", "commands_page.py"],
+    [
+        "findings_page.py",
+        "evaluation_page.py",
+        "readings_page.py",
+        "troubleshooting_page.py",
+        "commands_page.py",
+    ],
 )
 def test_a_page_is_what_the_results_say(program: str) -> None:
     command = [sys.executable, str(ROOT / "tools" / program), "--check"]

@@ -17,7 +17,11 @@ OTHERS = {
     "docs/findings.md",  # has what was measured, each with its own settings
 }
 """Pages whose configurations need not be the recommended one."""
-SCRIPTS = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "examples").glob("*.py"))]
+SCRIPTS = [
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "examples").glob("*.py"))
+    if path.name != "llama_factory.py"  # whose own file names the layers
+]
 RECIPES = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "recipes").glob("*.yaml"))]
 RECOMMENDED = {"preset", "target_modules"}
 
