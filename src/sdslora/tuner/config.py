@@ -35,7 +35,6 @@ _UNSUPPORTED = {
 _LARGEST_RANK = 2**20
 """No layer has so many inputs or outputs."""
 _INITIALISATIONS = (True, False, "gaussian")
-_DEFAULT_ALPHA = 4
 _LARGEST_SCALE = 2.01
 """What lora_alpha = 2 r, the habit with plain LoRA, gives there; 2, and room for rounding."""
 
@@ -77,7 +76,7 @@ class SdsLoraConfig(LoraConfig):
     """
 
     lora_alpha: int = field(
-        default=_DEFAULT_ALPHA, metadata={"help": "Numerator of the scaling s = lora_alpha / √r."}
+        default=4, metadata={"help": "Numerator of the scaling s = lora_alpha / √r."}
     )
     use_rslora: bool = field(
         default=True, metadata={"help": "Scale by lora_alpha / √r; False: by lora_alpha / r."}
@@ -173,14 +172,14 @@ class SdsLoraConfig(LoraConfig):
     def _warn_of_a_large_scale(self) -> None:
         """Warn of a ``lora_alpha`` that was chosen for plain LoRA, which divides it by r."""
         root = self.r**0.5
-        scale = self.lora_alpha / root
-        if self.use_rslora and scale > max(_LARGEST_SCALE, _DEFAULT_ALPHA / root):
+        scale, default = self.lora_alpha / root, type(self).lora_alpha
+        if self.use_rslora and scale > max(_LARGEST_SCALE, default / root):
             warnings.warn(
                 f"lora_alpha={self.lora_alpha} with r={self.r} gives the scale "
                 f"lora_alpha / √r = {scale:.3g} (use_rslora=True). Plain LoRA divides by r: for "
                 f"the scale of {self.lora_alpha / self.r:.3g} that it has, set "
-                f"lora_alpha={scale:.3g}. The default, lora_alpha={_DEFAULT_ALPHA}, gives "
-                f"{_DEFAULT_ALPHA / root:.3g}.",
+                f"lora_alpha={scale:.3g}. The default, lora_alpha={default}, gives "
+                f"{default / root:.3g}.",
                 stacklevel=4,  # past __post_init__ and __init__, to the caller's line
             )
 
