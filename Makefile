@@ -88,6 +88,8 @@ distribution: install ## every engine in two processes, then docs/distribute.md
 docs: install ## the site, in build/site
 	$(BIN)/python tools/architecture_page.py
 	$(BIN)/python tools/capacity_page.py
+	$(BIN)/python tools/commands_page.py
+	$(BIN)/python tools/troubleshooting_page.py
 	$(BIN)/python tools/findings_page.py
 	$(BIN)/python tools/evaluation_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -24,7 +24,7 @@ model = LlamaForCausalLM(  # your model: AutoModelForCausalLM.from_pretrained(..
 rows = (torch.randint(64, (128, 1)) + torch.arange(16)) % 64
 
 accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
-model = get_peft_model(model, SdsLoraConfig(r=8, target_modules="all-linear"))
+model = get_peft_model(model, SdsLoraConfig(r=8, preset="tuned", target_modules="all-linear"))
 trainable = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trainable, lr=5e-3, weight_decay=0.0)
 loader = DataLoader(rows, batch_size=8, shuffle=True)

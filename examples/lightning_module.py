@@ -16,7 +16,7 @@ class Regression(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         network = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 8))
-        config = SdsLoraConfig(r=4, target_modules=["0", "2"])
+        config = SdsLoraConfig(r=4, preset="tuned", target_modules=["0", "2"])
         self.network = get_peft_model(network, config)
 
     def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:

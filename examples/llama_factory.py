@@ -7,12 +7,14 @@ one module: that name is replaced. Its configuration file stays as for LoRA, exc
     python llama_factory.py train.yaml
 """
 
+from functools import partial
+
 import llamafactory.model.adapter
 from llamafactory.train.tuner import run_exp
 
 from sdslora import SdsLoraCallback, SdsLoraConfig
 
-llamafactory.model.adapter.LoraConfig = SdsLoraConfig
+llamafactory.model.adapter.LoraConfig = partial(SdsLoraConfig, preset="tuned")
 
 if __name__ == "__main__":
     run_exp(callbacks=[SdsLoraCallback()])

@@ -33,7 +33,7 @@ base = LlamaForCausalLM(  # your model: AutoModelForCausalLM.from_pretrained(...
     )
 )
 base.save_pretrained("base")
-model = get_peft_model(base, SdsLoraConfig(r=8, target_modules="all-linear"))
+model = get_peft_model(base, SdsLoraConfig(r=8, preset="tuned", target_modules="all-linear"))
 trainable = [p for p in model.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trainable, lr=5e-3, weight_decay=0.0)
 scheduler = SdsLoraScheduler(model, optimizer, total_steps=30)

@@ -22,7 +22,7 @@ rows = [
     for row in (torch.randint(64, (128, 1)) + torch.arange(16)) % 64
 ]
 
-model = get_peft_model(model, SdsLoraConfig(r=8, target_modules="all-linear"))
+model = get_peft_model(model, SdsLoraConfig(r=8, preset="tuned", target_modules="all-linear"))
 model.print_trainable_parameters()
 arguments = TrainingArguments(
     "trainer-run",

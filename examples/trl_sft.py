@@ -44,7 +44,7 @@ trainer = SFTTrainer(
     processing_class=PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>"
     ),
-    peft_config=SdsLoraConfig(r=8, target_modules="all-linear"),
+    peft_config=SdsLoraConfig(r=8, preset="tuned", target_modules="all-linear"),
     callbacks=[SdsLoraCallback()],
 )
 trainer.train()

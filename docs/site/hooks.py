@@ -1,4 +1,4 @@
-"""MkDocs hooks: README.md as the first page, and links that leave docs/ as plain text.
+"""MkDocs hooks: links that leave docs/ as plain text, and long names that break.
 
 The pages are written to be read in the repository. There a link to a source file works, on the site
 it would lead nowhere; the link's text names the file.
@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
@@ -22,17 +22,10 @@ LONG = re.compile(r"(?<=<code>)[^<]{24,}(?=</code>)")
 log = logging.getLogger("mkdocs.hooks.links")
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the first page."""
-    readme = (ROOT / "README.md").read_text()
-    files.append(File.generated(config, "index.md", content=readme))
-    return files
-
-
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn the links of the repository into those of the site."""
     uri = page.file.src_uri
-    folder = "" if uri == "index.md" else posixpath.dirname(f"docs/{uri}")
+    folder = posixpath.dirname(f"docs/{uri}")
 
     def site_link(link: re.Match[str]) -> str:
         mark, text, target = link.groups()

@@ -19,13 +19,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import xllamacpp
-from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from trainers import tokenizer
-from transformers import Trainer, TrainingArguments, default_data_collator
-from trl import SFTConfig
+from transformers import (
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from sdslora import (
     SdsLoraCallback,
@@ -78,9 +82,66 @@ def choose(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
     assert names["config"].use_hira
 
 
+def home(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
+    """A complete script; tests/test_examples.py looks at what it writes."""
+    patch.setenv("ACCELERATE_USE_CPU", "1")
+    yield
+
+
+def migrating(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
+    names["SdsLoraConfig"] = SdsLoraConfig
+    yield
+    plain = get_peft_model(make_llama(), LoraConfig(r=4, target_modules="all-linear"))
+    plain.save_pretrained("my-lora")
+    names["base"] = make_llama()
+    yield
+    check_lowest_loss(names["model"].active_peft_config)
+    assert trainable(names["model"])
+
+
+def hub_model(patch: pytest.MonkeyPatch, **options: int) -> None:
+    """A tiny model that reads characters, in a folder with the name that the pages use."""
+    characters = ["<pad>", "<eos>", *map(chr, range(ord(" "), ord("~")))]
+    raw = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<pad>"))
+    raw.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    folder = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    make_llama(vocab_size=len(characters), **options).save_pretrained(folder)
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
+    # TRL asks for a GPU with bfloat16; a CPU has it too
+    patch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    patch.setenv("ACCELERATE_USE_CPU", "1")
+
+
+def check_exported(adapter: str) -> None:
+    """A plain LoRA adapter of the rank that was trained, which changes something."""
+    config = LoraConfig.from_pretrained(adapter)
+    assert (config.peft_type, config.r, config.lora_alpha) == ("LORA", 16, 16)
+    tensors = load_file(Path(adapter) / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() and tensor.any() for tensor in tensors.values())
+
+
+def trl(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
+    hub_model(patch)
+    for adapter in ("sft-adapter", "dpo-adapter", "grpo-adapter"):
+        yield
+        check_exported(adapter)
+        names.clear()  # each script is complete
+        names["__name__"] = "page"
+
+
+def qlora(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
+    hub_model(patch, hidden_size=128, intermediate_size=192)  # bitsandbytes packs blocks of 64
+    yield
+    check_exported("adapter")
+    assert any(parameter.dtype == torch.uint8 for parameter in names["model"].parameters())
+    yield
+    assert not any(".lora_" in name for name, _ in names["merged"].named_parameters())
+
+
 def check_lowest_loss(config: SdsLoraConfig) -> None:
     """What docs/findings.md calls ours."""
-    assert (config.refresh_mode, config.refresh_every) == ("qr", 1)
+    assert (config.preset, config.refresh_mode, config.refresh_every) == ("tuned", "qr", 1)
     assert (config.transport_momentum, config.ramp_steps) == (True, 20)
 
 
@@ -146,19 +207,22 @@ def recording(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
 
 
 def trainers(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
-    """TRL itself; of Axolotl and ms-swift stand-ins of what the plugins build on."""
-    options = {"max_steps": 12, "report_to": "none", "use_cpu": True, "bf16": False}
-    data = Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()])
-    names |= {"model": make_llama(), "args": SFTConfig("run", **options), "data": data}
-    names["tokenizer"] = tokenizer()
-    axolotl = SimpleNamespace(BasePlugin=object, AdapterCapabilities=SimpleNamespace)
-    patch.setitem(sys.modules, "axolotl.integrations.base", axolotl)
+    """Of ms-swift stand-ins of what the plugin builds on."""
     swift: dict[str, dict[str, Any]] = {"tuners_map": {}, "callbacks_map": {}}
     tuner = SimpleNamespace(PeftTuner=object, tuners_map=swift["tuners_map"])
     patch.setitem(sys.modules, "swift.tuner_plugin", tuner)
     callbacks = SimpleNamespace(callbacks_map=swift["callbacks_map"])
     patch.setitem(sys.modules, "swift.callbacks", callbacks)
     yield
+    model = swift["tuners_map"]["sdslora"].prepare_model(SimpleNamespace(lora_rank=4), make_llama())
+    assert model.active_peft_config.peft_type == "SDSLORA"
+    assert isinstance(swift["callbacks_map"]["sdslora"](None, None), SdsLoraCallback)
+
+
+def axolotl(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
+    """Stand-ins of what the plugin builds on."""
+    stand_ins = SimpleNamespace(BasePlugin=object, AdapterCapabilities=SimpleNamespace)
+    patch.setitem(sys.modules, "axolotl.integrations.base", stand_ins)
     yield
     plugin, cfg = names["SdsLoraPlugin"](), DictDefault(adapter="sdslora", lora_r=4)
     assert plugin.get_adapter_capabilities()[0].name == "sdslora"
@@ -171,10 +235,6 @@ def trainers(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
     assert trainable(loaded)
     [callback] = plugin.add_callbacks_post_trainer(cfg, None)
     assert isinstance(callback, SdsLoraCallback)
-    yield
-    model = swift["tuners_map"]["sdslora"].prepare_model(SimpleNamespace(lora_rank=4), make_llama())
-    assert model.active_peft_config.peft_type == "SDSLORA"
-    assert isinstance(swift["callbacks_map"]["sdslora"](None, None), SdsLoraCallback)
 
 
 class DictDefault(dict):
@@ -240,7 +300,12 @@ def sdxl(names: Names, patch: pytest.MonkeyPatch) -> None:
 
 SETUPS: dict[str, Setup] = {
     "README.md": readme,
+    "docs/axolotl.md": axolotl,
     "docs/choose.md": choose,
+    "docs/index.md": home,
+    "docs/migrating.md": migrating,
+    "docs/qlora.md": qlora,
+    "docs/trl.md": trl,
     "docs/quickstart.md": quickstart,
     "docs/resume.md": resume,
     "docs/distribute.md": distribute,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 
 import pytest
 from peft import LoraConfig, PeftType, get_peft_config, get_peft_model
@@ -248,3 +249,28 @@ def test_options_set_later_are_caught_when_the_model_is_wrapped():
         with pytest.raises(ValueError, match=f"SDS-LoRA does not support {option}"):
             get_peft_model(base, config)
         assert not any("lora" in name for name in base.state_dict())
+
+
+@pytest.mark.parametrize(("alpha", "r", "scale"), [(64, 32, 11.3), (16, 8, 5.66), (9, 16, 2.25)])
+def test_warns_of_an_alpha_that_was_chosen_for_plain_lora(alpha, r, scale):
+    """With the alpha that keeps the scale of plain LoRA, alpha / r."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SdsLoraConfig(r=r, lora_alpha=alpha)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 1
+    [kept] = re.findall(r"set lora_alpha=([\d.]*\d)", messages[0])
+    assert float(kept) / math.sqrt(r) == pytest.approx(alpha / r, rel=5e-3)
+    assert f"lora_alpha / √r = {scale} " in messages[0]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"r": 1}, {"r": 8, "lora_alpha": 5.66}, {"lora_alpha": 64, "r": 32, "use_rslora": False}],
+)
+def test_does_not_warn_of_other_scales(options):
+    """The default alpha has a scale above 2 where r is below 4, and is meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SdsLoraConfig(**options)

@@ -1,6 +1,7 @@
 """``SdsLoraConfig``: LoRA's configuration, the schedule's, and what cannot be combined."""
 
 import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ FORMAT = 1
 _LARGEST_RANK = 2**20
 """No layer has so many inputs or outputs."""
 _INITIALISATIONS = (True, False, "gaussian")
+_LARGEST_SCALE = 2.01
+"""What lora_alpha = 2 r, the habit with plain LoRA, gives there; 2, and room for rounding."""
 
 
 @dataclass
@@ -123,6 +126,7 @@ class SdsLoraConfig(LoraConfig):
         except TypeError as error:  # PEFT's, of a sub-configuration
             raise ValueError(str(error)) from error
         self.peft_type = SdsPeftType.SDSLORA
+        self._warn_of_a_large_scale()
 
     def validate(self) -> None:
         """Check what was set, at construction or since. Raises as the constructor does."""
@@ -174,6 +178,20 @@ class SdsLoraConfig(LoraConfig):
             raise ValueError(
                 f"SDS-LoRA does not support bias={self.bias!r} with this version of PEFT, which "
                 "would not save the biases: upgrade to peft>=0.21, or use bias='none'."
+            )
+
+    def _warn_of_a_large_scale(self) -> None:
+        """Warn of a ``lora_alpha`` that was chosen for plain LoRA, which divides it by r."""
+        root = self.r**0.5
+        scale, default = self.lora_alpha / root, type(self).lora_alpha
+        if self.use_rslora and scale > max(_LARGEST_SCALE, default / root):
+            warnings.warn(
+                f"lora_alpha={self.lora_alpha} with r={self.r} gives the scale "
+                f"lora_alpha / √r = {scale:.3g} (use_rslora=True). Plain LoRA divides by r: for "
+                f"the scale of {self.lora_alpha / self.r:.3g} that it has, set "
+                f"lora_alpha={scale:.3g}. The default, lora_alpha={default}, gives "
+                f"{default / root:.3g}.",
+                stacklevel=4,  # past __post_init__ and __init__, to the caller's line
             )
 
     def _check_numbers(self) -> None:
