@@ -1,8 +1,9 @@
 """Fill the results of README.md and draw its chart, from the comparisons in docs/results."""
 
+from functools import cache
 from pathlib import Path
 
-from keep_comparison import RESULTS, kept_runs
+from keep_comparison import kept_runs
 from page import main, table
 from sdslora.studies.plotting import style
 from sdslora.studies.statistics.numbers import mean_std
@@ -10,48 +11,59 @@ from sdslora.studies.statistics.statistics import Contender, compare
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "docs" / "readme.png"
-TASKS = {"small vision": "small-vision-confirm", "small language": "small-language-confirm"}
-METHODS = {
-    "sds-lora preset=tuned": "SDS-LoRA (tuned)",
-    "lora+": "LoRA+",
-    "rslora": "LoRA (rsLoRA)",
-    "full": "full fine-tuning",
+METHODS = ("SDS-LoRA (tuned)", "LoRA+", "LoRA (rsLoRA)", "full fine-tuning")
+TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=20"
+VISION, LANGUAGE = "small-vision-default", "small-language-default"
+TASKS = {
+    "small vision": (
+        (VISION, TUNED),
+        (VISION, "lora+"),
+        (VISION, "rslora"),
+        (f"{VISION}-full", "full"),
+    ),
+    "small language": (
+        ("small-language-confirm", "sds-lora preset=tuned"),
+        ("small-language-confirm", "lora+"),
+        (LANGUAGE, "rslora"),
+        ("small-language-confirm", "full"),
+    ),
 }
-"""In words, by the label in a comparison."""
+"""For each method the comparison that measured it, and its label there."""
 
 
-def contenders(name: str) -> dict[str, Contender]:
-    """Return what a comparison measured, by label."""
-    return {each.label: each for each in compare(kept_runs(name)).contenders}
+@cache
+def contender(comparison: str, label: str) -> Contender:
+    """Return what a comparison measured of one of its contenders."""
+    contenders = compare(kept_runs(comparison)).contenders
+    return next(each for each in contenders if each.label == label)
 
 
 def results() -> str:
-    """Return one line a task: each method's test loss at its best rate, over fresh seeds."""
+    """Return one line a task: each method's test loss at its best rate, over seeds of its own."""
     rows = []
-    for task, name in TASKS.items():
-        measured = contenders(name)
-        rows.append([task, *(mean_std(measured[label].test["loss"]) for label in METHODS)])
-    return table(["test loss", *METHODS.values()], rows)
+    for task, places in TASKS.items():
+        samples = [contender(*place).test["loss"] for place in places]
+        rows.append([task, *(f"{mean_std(s)} ({len(s.by_seed)} seeds)" for s in samples)])
+    return table(["test loss", *METHODS], rows)
 
 
 def draw() -> None:
     """Write the chart: validation loss by learning rate, a panel a task."""
     figure, panels = style.blank(len(TASKS))
     figure.set_size_inches(9.6, 3.6)
-    for axes, (task, name) in zip(panels, TASKS.items(), strict=True):
-        measured = contenders(name)
-        for place, (label, words) in enumerate(METHODS.items()):
-            rates = [rate for rate in measured[label].rates if rate.counts]
+    for axes, (task, places) in zip(panels, TASKS.items(), strict=True):
+        lowest = []
+        for number, (name, place) in enumerate(zip(METHODS, places, strict=True)):
+            rates = [rate for rate in contender(*place).rates if rate.counts]
             losses = [rate.validation.mean for rate in rates]
-            axes.plot([r.learning_rate for r in rates], losses, label=words, **style.line(place))
+            axes.plot([r.learning_rate for r in rates], losses, label=name, **style.line(number))
+            lowest.append(min(losses))
         axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title=task)
-        lowest = min(rate.validation.mean for each in measured.values() for rate in each.rates)
-        axes.set_ylim(0.9 * lowest if lowest > 0.5 else 0, 2.2 * max(lowest, 0.3))
+        axes.set_ylim(0, 2 * max(lowest))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(CHART, metadata={"Software": None})
 
 
 if __name__ == "__main__":
-    assert RESULTS.exists()
     main(ROOT / "README.md", {"results": results()}, __doc__)
     draw()
