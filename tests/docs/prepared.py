@@ -25,9 +25,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    Trainer,
-    TrainingArguments,
     default_data_collator,
 )
 
@@ -61,16 +61,13 @@ def batches(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def readme(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
-    args = TrainingArguments("run", max_steps=12, report_to="none", use_cpu=True)
-    names |= {"model": make_llama(), "Trainer": Trainer, "args": args, "data": rows()}
+    patch.setenv("ACCELERATE_USE_CPU", "1")
     yield
-    names |= {"SdsLoraScheduler": SdsLoraScheduler, "total_steps": 40}
-    names["optimizer"] = torch.optim.AdamW(trainable(names["model"]))
-    names["model"](**batches(1)[0]).loss.backward()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes))
+    names |= {"PeftModel": PeftModel, "base": base}
     yield
-    assert names["scheduler"].completed_steps == 1
-    yield
-    check_lowest_loss(names["config"])
+    assert names["again"].peft_config["default"].r == 16
 
 
 def choose(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:

@@ -12,7 +12,6 @@ import yaml
 from pages import PAGES, ROOT, blocks, tokens
 
 OTHERS = {
-    "README.md",  # is being rewritten
     "docs/method.md",  # explains the options one by one
     "docs/findings.md",  # has what was measured, each with its own settings
 }
