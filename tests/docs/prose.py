@@ -14,14 +14,15 @@ WORD = re.compile(r"[^\W_][\w'’\-]*")
 VOWELS = re.compile(r"[aeiouy]+")
 
 
-def sentences(page: str) -> list[str]:
+def sentences(page: str, cells: bool = True) -> list[str]:
     """The sentences of the page's paragraphs, list items and table cells; not of its headings.
 
     Each span of code and each formula stands as the word "It": a name has no syllables.
     """
     texts = []
     for before, token in pairwise(tokens(page)):
-        if token.type == "inline" and before.type != "heading_open":
+        in_cell = before.type in ("td_open", "th_open")
+        if token.type == "inline" and before.type != "heading_open" and (cells or not in_cell):
             parts = [
                 "It" if part.type == "code_inline" else part.content for part in token.children
             ]
@@ -46,10 +47,9 @@ def syllables(word: str) -> int:
 def reading_ease(page: str) -> float:
     """Flesch's formula, 206.835 − 1.015 words a sentence − 84.6 syllables a word.
 
-    Of sentences of at least three words: cells of tables are mostly names.
+    Without the cells of tables, which are mostly names.
     """
-    texts = [words(sentence) for sentence in sentences(page)]
-    texts = [text for text in texts if len(text) > 2]
+    texts = [words(sentence) for sentence in sentences(page, cells=False)]
     count = sum(map(len, texts))
     spoken = sum(syllables(word) for text in texts for word in text)
     return 206.835 - 1.015 * count / len(texts) - 84.6 * spoken / count

@@ -51,4 +51,4 @@ def test_the_example_is_used_as_the_page_says(example, tmp_path, monkeypatch):
 def test_the_page_names_what_is_there():
     page = PAGE.read_text()
     for name in re.findall(r"`(\w+)\(", page):
-        assert hasattr(methods.Method, name) or hasattr(methods, name), name
+        assert hasattr(methods.FactorMethod, name) or hasattr(methods, name), name
