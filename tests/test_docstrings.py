@@ -61,13 +61,13 @@ ROOMS = [
     "app/secrets.py",
 ]
 """The folders and files that keep the rules for first lines."""
-NOT_YET = {"core/refresh.py", "optim/lora_rite.py", "optim/scaled_adamw.py"}
+NOT_YET = {"core/refresh.py", "optim/lora_rite.py"}
 """Files of these folders that do not keep them yet."""
 
 VERBS = """
 Add Adjust Arrange Assign Average Build Call Carry Cast Check Close Compare Compute Continue
 Convert Copy Count Create Draw Drop Export Fill Filter Find Generate Give Group Hold Kill Keep
-List Load Make Mark Measure Merge Move Open Pretrain Print Queue Raise Read Reduce Register
+List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue Raise Read Reduce Register
 Reject Remove Render Replace Request Reset Resolve Restore Return Run Save Score Send Set Show
 Silence Sort Split Start Step Stop Submit Subtract Train Update Verify Visit Wait Wrap Write
 Yield

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from sdslora.studies.reproduce.results import section
 
 import figures_page
 from sdslora.studies.reproduce.catalogue import TARGETS
@@ -22,6 +21,6 @@ def test_the_page_of_figures_is_what_the_results_say():
 def test_every_target_is_there_with_its_picture_and_text(name):
     folder = RESULTS / name
     measured = json.loads((folder / f"{name}.json").read_text())["measured"]
-    text = section(name, TARGETS[name], measured, heading="#")
+    text = TARGETS[name].section(name, measured, heading="#")
     assert (folder / f"{name}.md").read_text() == text
     assert (folder / f"{name}.png").is_file()

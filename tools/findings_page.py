@@ -326,6 +326,7 @@ def texts() -> dict[str, str]:
         "refreshes": refreshes(),
         "steps": steps(),
         "ramps": ramps(),
+        "confirmed": comparison("small-language-confirm"),
         **{
             f"{task}-default": either_schedule(
                 [("without", f"{task}-default"), ("with", f"{task}-default-warmed")],

@@ -96,7 +96,7 @@ def uneven() -> dict[str, Any]:
 
 def tuned(folder: Path, **more: Any) -> dict[str, Any]:
     """Of every engine itself; and gone back to where no momentum had been carried over yet."""
-    options, end, found = {"preset": "tuned", **more}, WARMUP + 5, {}
+    options, end, found = {"preset": "tuned", "ramp_steps": 3, **more}, WARMUP + 5, {}
     for name in ENGINES:
         if name.startswith("Accelerate") or (more.get("use_hira") and name.endswith("ZeRO-3")):
             continue
@@ -114,7 +114,7 @@ def refused() -> str:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     tensor = DTensor.from_local(torch.ones(2, 3), mesh, [Partial()])
     try:
-        DistributedPartition(mesh).take([tensor])
+        DistributedPartition(mesh).gather([tensor])
     except ValueError as error:
         return str(error)
     raise AssertionError("not refused")

@@ -74,7 +74,8 @@ def test_more_processes_than_layers_of_a_shape_and_rows():
 @pytest.mark.parametrize("use_hira", [False, True])
 def test_tuned(use_hira, tmp_path):
     """A and B move too, and the momentum; drift and jump are means over all layers."""
-    single, _ = alone(end=WARMUP + 5, preset="tuned", use_hira=use_hira)
+    # a short ramp, so that its end is seen too
+    single, _ = alone(end=WARMUP + 5, preset="tuned", ramp_steps=3, use_hira=use_hira)
     assert single["report"][0] > 1e-3
     for of_rank in together(partial(tuned, use_hira=use_hira), tmp_path):
         assert len(of_rank) >= 2

@@ -19,13 +19,14 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from sdslora import SdsLoraScheduler
+from sdslora import SdsLoraConfig, SdsLoraScheduler
 from sdslora.training import CheckFailed
 from toys import make_llama, sds_model
 
 WARMUP, STEPS = 4, 16
 RATE = 1e-3
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "tuned": {"preset": "tuned"}}
+RAMP = SdsLoraConfig(preset="tuned").ramp_steps
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -127,9 +128,9 @@ def outcome(make: Make, preset: str) -> str:
             one.step()
         if preset == "paper":
             _require_equal(trainable(model), trainable(new_model), start, step)
-        elif step == WARMUP + 1:  # later the momentum is in other bases; the ramp has ten steps
+        elif step == WARMUP + 1:  # later the momentum is in other bases
             pairs = zip(start, trainable(new_model), strict=True)
-            shares = [s + 0.1 * (p.detach() - s) for s, p in pairs]
+            shares = [s + (p.detach() - s) / RAMP for s, p in pairs]
             _require_equal(trainable(model), shares, start, step)
         try:
             scheduler.step()

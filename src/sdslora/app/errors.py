@@ -26,7 +26,7 @@ class _Dropped(NamedTuple):
     start: str
 
     def filter(self, entry: logging.LogRecord) -> bool:
-        """Whether the entry is kept."""
+        """Return whether the entry is logged."""
         return not entry.getMessage().startswith(self.start)
 
 

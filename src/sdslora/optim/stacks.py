@@ -33,7 +33,7 @@ class StackOptimizer(Optimizer):
         super().__init__(params, {self.own: True} | defaults)
 
     def _prepare(self) -> None:
-        """Do what concerns all groups at once, before any moves; nothing by default."""
+        """Prepare all groups at once, before any moves; nothing by default."""
 
     def _step_own(self, group: Group) -> None:
         raise NotImplementedError

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..core import factorization_dtype
 from .forgetting import is_copy
 
 _RATE = 1e-3
-"""For an optimizer whose rate is 0 still, as at the start of a warm-up of the learning rate."""
+"""For an optimizer whose rate is 0 still, as at the start of a learning-rate warm-up, or tiny."""
+_TINY = 1e-6
+"""A rate that would not move a float32 number of size 1."""
 
 
 def chosen(parameters: Iterable[nn.Parameter], our_ids: set[int]) -> list[nn.Parameter]:
@@ -23,9 +26,13 @@ def chosen(parameters: Iterable[nn.Parameter], our_ids: set[int]) -> list[nn.Par
 
 
 def drawn(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers as wide as gradients are, in a plain tensor on the same device."""
+    """Random numbers as wide as gradients are, in a plain tensor on the same device.
+
+    In float32 or better: in half precision a step may be rounded away.
+    """
     device = "cpu" if like.is_meta else like.device
-    return torch.randn(like.shape, generator=generator).to(device, like.dtype)
+    numbers = torch.randn(like.shape, generator=generator)
+    return numbers.to(device, factorization_dtype(like.dtype))
 
 
 def copied_entries(optimizer: Optimizer, parameters: list[nn.Parameter]) -> set[str]:
@@ -79,8 +86,8 @@ def copied_optimizer(
 def _options(group: dict[str, Any]) -> dict[str, Any]:
     """A group that moves its parameters, and by their gradients alone."""
     rate = group.get("lr")
-    if rate is not None and not float(rate):
-        rate = group.get("initial_lr") or _RATE
+    if rate is not None and float(rate) < _TINY:
+        rate = max(float(group.get("initial_lr") or 0.0), _RATE)
         group["lr"] = (
             torch.full_like(group["lr"], rate) if isinstance(group["lr"], Tensor) else rate
         )

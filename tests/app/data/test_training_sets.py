@@ -8,7 +8,7 @@ import pytest
 import tiny
 from sdslora.app.config.spec import DataSpec
 from sdslora.app.data import readers, tokenized
-from sdslora.app.data.examples import load_examples
+from sdslora.app.data.examples import Examples, load_examples
 from sdslora.app.errors import UserError
 from sdslora.app.evaluation.tasks import commonsense, metamath
 
@@ -70,7 +70,7 @@ def test_a_short_row_ends(folder, monkeypatch):
     examples = load_examples(chosen)
     short = [type(examples.train[0])("Q", "A", {})]
     [row], counts = tokenized.training(
-        examples.Examples(short, [], [], manner=examples.manner), tiny.tokenizer(), chosen, None
+        Examples(short, [], [], manner=examples.manner), tiny.tokenizer(), chosen, None
     )
     assert text(row) == "QA</s>"
     assert counts == {}
@@ -207,7 +207,7 @@ def test_gsm8k_in_the_words_of_metamath(folder):
         ({"options": {"dir": "nowhere"}}, "there is no nowhere/commonsense"),
         ({"prompt": "{x}"}, "data.prompt: commonsense-170k has its own"),
         ({"overlong": "drop"}, "data.overlong: commonsense-170k has its own"),
-        ({"validation": "rows.json"}, "set examples.holdout to a number"),
+        ({"validation": "rows.json"}, "set data.holdout to a number"),
         ({"holdout": 1}, "leave none to train on"),
     ],
 )

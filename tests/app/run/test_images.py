@@ -147,8 +147,16 @@ def test_the_seed_draws_the_new_head(vit_dir: Path) -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_the_head_keeps_its_moments_at_the_reparameterization(trained: Path) -> None:
+def test_the_paper_resets_the_head_too(trained: Path) -> None:
     state = torch.load(trained / "checkpoint-4/optimizer.pt", weights_only=True)["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {1}
+
+
+def test_the_tuned_preset_leaves_the_heads_moments(given: Train, sdslora: Run, tmp_path) -> None:
+    run = tmp_path / "run"
+    result = sdslora("train", f"--output_dir={run}", *given, "--adapter.preset=tuned")
+    assert result.status == 0, result.err
+    state = torch.load(run / "checkpoint-4/optimizer.pt", weights_only=True)["state"]
     steps = sorted({int(entry["step"]) for entry in state.values()})
     assert steps == [1, 4]
     assert sum(int(entry["step"]) == 4 for entry in state.values()) == 2  # weight and bias
@@ -221,7 +229,7 @@ def test_head_of_a_model_that_tells_the_classes_already(vit_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--data.source=readers.jsonl"], "learns from a folder"),
+        (["--data.source=rows.jsonl"], "learns from a folder"),
         (["--data.prompt={x}"], "data.prompt is for text"),
         (["--data.options={rotate: 1}"], "data.options are for digits"),
         (["--training.eos_token=</s>"], "is for text"),

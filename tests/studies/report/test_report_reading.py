@@ -156,7 +156,7 @@ def test_a_last_line_cut_short_is_left_out_and_noted(tmp_path: Path) -> None:
         (found,) = read([folder])
         assert found.diagnostics is not None
         assert found.diagnostics.layers["step"].max() == 90
-        assert found.notes == ["the last line of recordings.jsonl was cut short and is left out"]
+        assert found.notes == ["the last line of diagnostics.jsonl was cut short and is left out"]
 
 
 def test_a_step_recorded_twice_counts_once(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def files(source: str, split: str = "train") -> list[Path]:
     path = bench.resolve(source) if source.startswith(bench.PREFIX) else Path(source).expanduser()
     if not path.exists():
         raise UserError(f"data file {source} does not exist (relative to {Path.cwd()})")
+    if path.is_dir() and source.startswith(bench.PREFIX):
+        raise UserError(f"data.source {source} is a model; data sets of the bench are files")
     return _in_folder(path, split) if path.is_dir() else [path]
 
 

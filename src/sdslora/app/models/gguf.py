@@ -30,7 +30,7 @@ class Converted:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """The file's name without its ending."""
         return Path(self.source).stem
 
     def make(self, directory: Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Converted:
 
 
 def converted(path: str, file: str, arguments: Mapping[str, Any]) -> str:
-    """The directory of the converted model.
+    """Return the directory of the converted model.
 
     Args:
         path: directory or Hub id that holds the file.

@@ -8,7 +8,7 @@ from ...app.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The runs and the page's place.
+    """Return the runs and the page's place.
 
     Raises:
         SystemExit: by ``--help``, and with status 2 for other arguments.
