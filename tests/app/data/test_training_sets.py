@@ -70,7 +70,7 @@ def test_a_short_row_ends(folder, monkeypatch):
     examples = load_examples(chosen)
     short = [type(examples.train[0])("Q", "A", {})]
     [row], counts = tokenized.training(
-        Examples(short, [], [], manner=examples.manner), tiny.tokenizer(), chosen, None
+        Examples(short, [], [], encoding=examples.encoding), tiny.tokenizer(), chosen, None
     )
     assert text(row) == "QA</s>"
     assert counts == {}

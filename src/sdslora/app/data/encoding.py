@@ -19,7 +19,7 @@ from .templates import Example
 
 
 @dataclass(frozen=True)
-class Manner:
+class EncodingOptions:
     """How examples become rows to train on.
 
     Attributes:

@@ -12,7 +12,7 @@ from ..config.spec import DataSpec
 from ..errors import UserError
 from ..evaluation.scoring import Rule
 from . import locations, readers, training_sets
-from .encoding import Manner
+from .encoding import EncodingOptions
 from .formats import TEMPLATE, Format, Place, example_of, recognize
 from .procedural import PREFIX, VALIDATION_SEED_OFFSET, Task
 from .readers import Row
@@ -34,7 +34,7 @@ class Examples:
         validation: empty where the specification holds nothing out.
         test: empty where none was asked for.
         rule: the task's own rule of scoring; None for other data.
-        manner: how the rows to train on are made of the examples.
+        encoding: how the rows to train on are made of the examples.
         size: rows to train on at most, counted once overlong ones are left out; None for all.
         left_out: by reason, how many rows of the source are no example.
     """
@@ -43,7 +43,7 @@ class Examples:
     validation: list[Example]
     test: list[Example]
     rule: Rule | None = None
-    manner: Manner = field(default_factory=Manner)
+    encoding: EncodingOptions = field(default_factory=EncodingOptions)
     size: int | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ def load_examples(spec: DataSpec, test: Size | str = 0) -> Examples:
         validation,
         tested,
         rule=task.score if task else None,
-        manner=Manner(overlong=spec.overlong),
+        encoding=EncodingOptions(overlong=spec.overlong),
     )
 
 
@@ -116,7 +116,7 @@ def _known(spec: DataSpec, test: Size | str) -> Examples:
     size = spec.size or chosen.size
     at_most = None
     # where overlong rows are left out, it is not known yet how many will be needed
-    if size is not None and chosen.manner.overlong == "cut":
+    if size is not None and chosen.encoding.overlong == "cut":
         at_most = size + _held_out(spec.holdout, size) + _held_out(tested_size, size)
     found, left_out = training_sets.read(spec, at_most)
     whole = size if size is not None and len(found) == at_most else len(found)
@@ -127,7 +127,7 @@ def _known(spec: DataSpec, test: Size | str) -> Examples:
         [Example(row["prompt"], row["completion"], row, number=number) for number, row in split]
         for split in splits
     )
-    return Examples(train, validation, tested, None, chosen.manner, size, left_out)
+    return Examples(train, validation, tested, None, chosen.encoding, size, left_out)
 
 
 def refuse_set(spec: DataSpec, names: Sequence[str], why: str) -> None:

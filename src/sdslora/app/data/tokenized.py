@@ -1,4 +1,4 @@
-"""The examples of a run as token ids: those to train on in their set's manner, those held out."""
+"""The examples of a run as token ids: those to train on in the way of their set, those held out."""
 
 from collections.abc import Sequence
 
@@ -20,27 +20,27 @@ def training(
     """The rows to train on, and by reason how many are left out or cut, which is printed.
 
     Args:
-        examples: with the manner in which they become rows.
+        examples: with the options of their encoding.
         tokenizer: the model's.
         spec: the data section; its chat template.
-        max_length: tokens of a row at most, where the manner does not say fewer.
+        max_length: tokens of a row at most, where the options do not say fewer.
 
     Raises:
-        UserError: as :func:`~.encode.encode` does, for overlong rows that may not be left out, and
+        UserError: as :func:`~.encoding.encode` does, for overlong rows that may not be left out, and
             where none is left.
     """
-    manner, counts = examples.manner, dict(examples.left_out)
-    if manner.loss_on_prompt:
+    options, counts = examples.encoding, dict(examples.left_out)
+    if options.loss_on_prompt:
         rows = encode_whole(examples.train, tokenizer)
     else:
         rows = encode(examples.train, tokenizer, spec)
     limit = _limit(examples, max_length)
     rows = in_pieces(rows, limit)
-    if manner.overlong == "cut" and limit is not None:
+    if options.overlong == "cut" and limit is not None:
         kept, cuts = cut(rows, limit)
         counts |= cuts
     else:
-        kept = within(rows, limit, manner.overlong, "training")
+        kept = within(rows, limit, options.overlong, "training")
         if len(kept) < len(rows):
             counts[f"longer than {limit} tokens"] = len(rows) - len(kept)
     for reason, count in counts.items():
@@ -63,12 +63,12 @@ def held_out(
     Raises:
         UserError: as :func:`training` does.
     """
-    overlong = "error" if examples.manner.overlong == "error" else "drop"
+    overlong = "error" if examples.encoding.overlong == "error" else "drop"
     limit = _limit(examples, max_length)
     rows = in_pieces(encode(chosen, tokenizer, spec), limit)
     return within(rows, limit, overlong, what)
 
 
 def _limit(examples: Examples, max_length: int | None) -> int | None:
-    given = [n for n in (examples.manner.max_tokens, max_length) if n is not None]
+    given = [n for n in (examples.encoding.max_tokens, max_length) if n is not None]
     return min(given, default=None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..config.spec import DataSpec
 from ..errors import UserError, nearest
 from . import readers
-from .encoding import Manner
+from .encoding import EncodingOptions
 from .readers import Row
 from .templates import Template
 
@@ -47,7 +47,7 @@ class TrainingSet:
         files: pattern of the local files, JSON or JSONL, below ``data.options.dir``.
         fields: what a row must have.
         template: of prompt and completion.
-        manner: which rows are left out or cut, and what bears loss.
+        encoding: which rows are left out or cut, and what bears loss.
         size: rows to train on, the first ones; None for all.
         prepare: a row as the template needs it, or why it is left out.
     """
@@ -56,7 +56,7 @@ class TrainingSet:
     files: str
     fields: tuple[str, ...]
     template: Template
-    manner: Manner
+    encoding: EncodingOptions
     size: int | None = None
     prepare: Callable[[Row], Row | str] = lambda row: row
 
@@ -149,7 +149,7 @@ def _gsm8k(row: Row) -> Row:
 _METAMATH = ("meta-math/MetaMathQA", None, "train")
 _METAMATH_FILES = "math/metamathqa/train.json*"
 _AS_IN_METAMATH = Template(_ALPACA, "{response}")
-_CUT_AT_512 = Manner(max_tokens=512, overlong="cut")
+_CUT_AT_512 = EncodingOptions(max_tokens=512, overlong="cut")
 
 TRAINING_SETS = {
     "commonsense-170k": TrainingSet(
@@ -157,7 +157,7 @@ TRAINING_SETS = {
         "commonsense/*/train.json*",
         ("instruction", "output"),
         Template(_COMMONSENSE, "{output}"),
-        Manner(max_tokens=256, overlong="cut", loss_on_prompt=True),
+        EncodingOptions(max_tokens=256, overlong="cut", loss_on_prompt=True),
         prepare=_answered("output"),
     ),
     "metamathqa-100k": TrainingSet(
@@ -174,7 +174,7 @@ TRAINING_SETS = {
         _METAMATH_FILES,
         ("query", "response", "type"),
         Template("Q: {query}\nA: ", " {response}"),
-        Manner(max_tokens=511, overlong="drop"),
+        EncodingOptions(max_tokens=511, overlong="drop"),
         _HUNDRED_THOUSAND,
         _gsm,
     ),
@@ -183,7 +183,7 @@ TRAINING_SETS = {
         "code/code-feedback/train.json*",
         ("query", "answer"),
         Template(f"{_ALPACA}\n", " {answer}"),
-        Manner(max_tokens=1023, overlong="drop"),
+        EncodingOptions(max_tokens=1023, overlong="drop"),
         _HUNDRED_THOUSAND,
         _code,
     ),
