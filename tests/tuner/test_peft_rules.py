@@ -69,6 +69,9 @@ def test_another_methods_name_for_biases_is_refused():
         SdsLoraConfig(bias="boft_only")
 
 
+@pytest.mark.skipif(
+    not PEFT_SAVES_BY_HOOK, reason="PEFT 0.20 does not ask a method before it loads"
+)
 def test_layers_of_another_size_are_left_as_they_are(tmp_path):
     """``ignore_mismatched_sizes``: for an embedding that was resized since."""
     model = sds_model(make_llama(), target_modules=["embed_tokens", "q_proj"])
@@ -89,6 +92,9 @@ def test_layers_of_another_size_are_left_as_they_are(tmp_path):
             assert torch.equal(layer.lora_A["default"].weight, A)
 
 
+@pytest.mark.skipif(
+    not PEFT_SAVES_BY_HOOK, reason="PEFT 0.20 does not ask a method before it loads"
+)
 def test_a_file_of_the_same_sizes_loads_whole_either_way(tmp_path):
     model = sds_model(make_llama())
     train(model, 9)
