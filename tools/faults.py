@@ -293,7 +293,7 @@ FAULTS: list[tuple[str, str, str]] = [
     (
         "null, NaN, infinity, lists or half characters below the top level of a row",
         "error before training, with row and field",
-        "tests/app/data/test_examples.py::test_values_below_the_top_level_that_are_no_text",
+        "tests/app/data/test_held_out.py::test_values_below_the_top_level_that_are_no_text",
     ),
     (
         "an answer with the text of the end-of-sequence token",

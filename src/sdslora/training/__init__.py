@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from .checks import CHECKS, Check, CheckFailed
+from .scheduled_adapter import Diverged
 from .scheduler import SdsLoraScheduler
 
 if TYPE_CHECKING:
     from .callback import SdsLoraCallback
 
-__all__ = ["CHECKS", "Check", "CheckFailed", "SdsLoraCallback", "SdsLoraScheduler"]
+__all__ = ["CHECKS", "Check", "CheckFailed", "Diverged", "SdsLoraCallback", "SdsLoraScheduler"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,10 @@ from .ramp import ramp
 from .zero import is_partitioned
 
 
+class Diverged(RuntimeError):
+    """A or B holds NaN or infinity."""
+
+
 class ScheduledAdapter:
     """One adapter's way through its schedule."""
 
@@ -54,7 +58,7 @@ class ScheduledAdapter:
         """Raise where A or B holds NaN or infinity, of which no basis can be made.
 
         Raises:
-            RuntimeError: naming the step and the layer.
+            Diverged: naming the step and the layer.
         """
         parameters = [local(parameter.detach()) for parameter in self.adapter.parameters]
         # a norm in half precision may overflow by itself
@@ -63,7 +67,7 @@ class ScheduledAdapter:
         finite = torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().tolist()
         if not all(finite):
             layer = list(self.adapter.layers)[finite.index(False) // 2]
-            raise RuntimeError(
+            raise Diverged(
                 f"A or B of {layer} is not finite after step {step}: the loss or a gradient was "
                 "NaN or infinite in this step, or in one since the last refresh. Resume from a "
                 "checkpoint before it; a smaller learning rate, gradient clipping or bfloat16 in "

@@ -229,7 +229,7 @@ def test_head_of_a_model_that_tells_the_classes_already(vit_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (["--data.source=rows.jsonl"], "learns from a folder"),
+        ([f"--data.source={__file__}"], "learns from a folder"),
         (["--data.prompt={x}"], "data.prompt is for text"),
         (["--data.options={rotate: 1}"], "data.options are for digits"),
         (["--training.eos_token=</s>"], "is for text"),

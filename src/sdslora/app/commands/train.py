@@ -13,7 +13,7 @@ from transformers import TrainerCallback, set_seed
 
 from ... import SdsLoraCallback
 from ...methods.sds_hira import sds_method
-from ...training import CheckFailed
+from ...training import CheckFailed, Diverged
 from .. import recording
 from ..config.parsing import parse
 from ..config.spec import TrainSpec
@@ -137,7 +137,7 @@ def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
         raise
     except Exception as error:
         record.update(status="failed", error=str(error))
-        if isinstance(error, RunFailed | CheckFailed):
+        if isinstance(error, RunFailed | CheckFailed | Diverged):
             raise RunFailed(f"{error}; {_way_on(output_dir)}") from error
         raise
 

@@ -26,8 +26,8 @@ def training(
         max_length: tokens of a row at most, where the options do not say fewer.
 
     Raises:
-        UserError: as :func:`~.encoding.encode` does, for overlong rows that may not be left out, and
-            where none is left.
+        UserError: as :func:`~.encoding.encode` does, for overlong rows that may not be left
+            out, and where none is left.
     """
     options, counts = examples.encoding, dict(examples.left_out)
     if options.loss_on_prompt:
