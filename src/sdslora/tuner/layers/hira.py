@@ -66,13 +66,11 @@ class HadamardState(SdsState):
         self,
         x: Tensor,
         base: nn.Linear,
-        A: Tensor,
-        B: Tensor,
+        factors: SdsFactors,
         scaling: float,
         x_dropout: Tensor | None,
     ) -> Tensor:
         """The same layer as one operation."""
-        factors = SdsFactors(A, B, self.Q_A, self.Q_B)
         return fused_hadamard_linear(
             x, base.weight, base.bias, factors, scaling, self.gate, self.rms, x_dropout
         )

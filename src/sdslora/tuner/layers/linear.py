@@ -6,7 +6,7 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 
-from ...core import autocast_dtype, fused
+from ...core import SdsFactors, autocast_dtype, fused
 from .mixin import SdsLayerMixin
 
 
@@ -24,7 +24,8 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         state = self._state_of(adapter, A)
         drops = self.training and not isinstance(dropout, nn.Identity)
         x_dropout = dropout(x) if drops else None
-        return state.fused_linear(x, base, A, B, self.scaling[adapter], x_dropout)
+        factors = SdsFactors(A, B, state.Q_A, state.Q_B)
+        return state.fused_linear(x, base, factors, self.scaling[adapter], x_dropout)
 
     def _fusible_adapter(self, x: Tensor) -> str | None:
         """The one adapter to apply, if the layer applies just one and nothing else has a say."""

@@ -75,16 +75,15 @@ class SdsState(nn.Module):
         self,
         x: Tensor,
         base: nn.Linear,
-        A: Tensor,
-        B: Tensor,
+        factors: SdsFactors,
         scaling: float,
         x_dropout: Tensor | None,
     ) -> Tensor:
         """The base layer and the branch as one operation: (..., n) -> (..., m).
 
-        A (r, n), B (m, r); ``x_dropout`` (..., n) is what dropout left of x, None without dropout.
+        ``factors`` are A, B and these bases. ``x_dropout`` (..., n) is what dropout left of x, None
+        without dropout.
         """
-        factors = SdsFactors(A, B, self.Q_A, self.Q_B)
         return fused_sds_linear(x, base.weight, base.bias, factors, scaling, self.gate, x_dropout)
 
     @property
