@@ -84,7 +84,9 @@ def check(
         if key not in keys and not parents & (keys - sections | shape.unread):
             raise UserError(f"unknown key `{key}`{nearest(key, [*keys, RECIPE])}")
     whole = whole and "--print_config" not in options and not any(map(_is_record, options))
-    missing = [o.key for o in shape.options if o.required and o.key not in settings] if whole else []
+    missing = (
+        [o.key for o in shape.options if o.required and o.key not in settings] if whole else []
+    )
     if missing:
         be = "is" if len(missing) == 1 else "are"
         raise UserError(

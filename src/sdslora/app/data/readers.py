@@ -116,7 +116,7 @@ def _lines(text: str) -> list[Any]:
 
 
 def _table(text: str, delimiter: str) -> list[dict[str, str]]:
-    """Return the rows of a table whose first line names the columns; an empty cell is an empty string."""
+    """Return the rows of a table, whose first line names the columns; empty cells are ``""``."""
     csv.field_size_limit(_LONGEST_CELL)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = next(lines, [])

@@ -100,7 +100,7 @@ def read(spec: DataSpec, at_most: int | None) -> tuple[list[Row], dict[str, int]
 
 
 def _source_rows(training_set: TrainingSet, spec: DataSpec) -> Iterable[Row]:
-    """Read the rows of the source: a stream from the Hub, or local files, several ones shuffled."""
+    """Read the rows of the source: a stream from the Hub, or local files, shuffled if several."""
     if _FOLDER not in spec.options:
         name, configuration, split = training_set.hub
         return readers.read_hub(DataSpec(source=name, name=configuration), split, streaming=True)
@@ -137,7 +137,9 @@ def _gsm(row: Row) -> Row | str:
     """
     if not str(row["type"]).startswith("GSM"):
         return "not from GSM8K"
-    return _with_answer("response")({**row, "response": row["response"].split("\nThe answer is:")[0]})
+    return _with_answer("response")(
+        {**row, "response": row["response"].split("\nThe answer is:")[0]}
+    )
 
 
 def _gsm8k(row: Row) -> Row:
