@@ -116,8 +116,10 @@ def test_the_program_imports_the_whole_package_before_a_command_begins() -> None
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    installed = extras._installed
-    monkeypatch.setattr(extras, "_installed", lambda p: None if p == "trl" else installed(p))
+    installed = extras._installed_version
+    monkeypatch.setattr(
+        extras, "_installed_version", lambda p: None if p == "trl" else installed(p)
+    )
     assert main(["train", RECIPE]) == 2
     message = "error: `sdslora train` needs trl: pip install 'sds-lora[train]'\n"
     assert capsys.readouterr().err == message

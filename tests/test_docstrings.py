@@ -51,13 +51,21 @@ ROOMS = [
     "studies/report",
     "studies/statistics",
     "app/bench",
+    "app/commands",
+    "app/config",
+    "app/data",
     "app/evaluation",
     "app/models",
     "app/recording",
+    "app/__init__.py",
+    "app/cache.py",
     "app/errors.py",
+    "app/extras.py",
     "app/files.py",
     "app/hub.py",
     "app/processes.py",
+    "app/progress.py",
+    "app/requirements.py",
     "app/secrets.py",
 ]
 """The folders and files that keep the rules for first lines."""
@@ -65,11 +73,11 @@ NOT_YET = {"core/refresh.py", "optim/lora_rite.py"}
 """Files of these folders that do not keep them yet."""
 
 VERBS = """
-Add Adjust Arrange Assign Average Build Call Carry Cast Check Close Compare Compute Continue
-Convert Copy Count Create Draw Drop Export Fill Filter Find Generate Give Group Hold Kill Keep
-List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue Raise Read Reduce Register
-Reject Remove Render Replace Request Reset Resolve Restore Return Run Save Score Send Set Show
-Silence Sort Split Start Step Stop Submit Subtract Train Update Verify Visit Wait Wrap Write
+Add Adjust Arrange Assign Average Build Call Carry Cast Check Close Compare Compute Continue Convert
+Copy Count Create Cut Draw Drop Encode Evaluate Export Fill Filter Find Generate Give Group Hold
+Kill Keep List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue Raise Read Reduce
+Register Reject Remove Render Replace Request Reset Resolve Restore Return Run Save Score Send Set
+Show Silence Sort Split Start Step Stop Submit Subtract Train Update Verify Visit Wait Wrap Write
 Yield
 """
 """What a function's first line may begin with."""

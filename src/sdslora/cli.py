@@ -45,7 +45,7 @@ def _by_spec(spec: str, places: Places | Callable[[Sequence[str]], Places] = (RE
         module, _, name = spec.partition(":")
         shape = outline(f"{__package__}.{module}", name)
         placed = places(argv) if callable(places) else places
-        options = arguments.named(argv, shape, placed)
+        options = arguments.as_options(argv, shape, placed)
         # of an adapter, the record of its run says what is left out
         arguments.check(options, shape, prog, placed, whole=placed != ("adapter_dir",))
 

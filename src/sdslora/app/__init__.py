@@ -1,9 +1,9 @@
-"""What the commands do: specification, data, models, training, evaluation.
+"""The work of the commands: specification, data, models, training, evaluation.
 
 - :mod:`.commands`: one file a command: parse, call, print
 - :mod:`.config`: the typed specification, and its parsing from YAML and the command line
 - :mod:`.data`: rows, templates, splits, tokenization, image sources
-- :mod:`.models`: base models, adapters, what is saved of them
+- :mod:`.models`: base models and adapters, loaded and saved
 - :mod:`.run`: one training: plan, dry run, trainer, checkpoints, record, memory
 - :mod:`.evaluation`: loss, generation, scoring, the paper's tasks, the sandbox
 - :mod:`.recording`: diagnostics recorded while a model trains

@@ -19,7 +19,7 @@ from .files import write_json
 RECORD = "made.json"
 VARIABLE = "SDSLORA_CACHE"
 """The environment variable that moves the cache."""
-_REVISION = 1  # to be raised with every change of the code that changes a result
+_REVISION = 1  # raise it with every change of the code that changes a result
 _PATIENCE = 1800.0  # seconds to wait for another process: several times the slowest build
 
 
@@ -36,7 +36,7 @@ class Recipe(Protocol):
     """The duration in words; ``""`` where it is negligible."""
 
     def make(self, directory: Path) -> dict[str, Any]:
-        """Write the result into an empty directory; return the quality reached."""
+        """Write the result into an empty directory; return figures of its quality."""
 
 
 def path_of(recipe: Any, kind: str = "bench", patience: float = _PATIENCE) -> Path:

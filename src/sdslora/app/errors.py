@@ -8,20 +8,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .processes import is_first
-from .secrets import masked
+from .secrets import mask_secrets
 
-_INTERRUPTED = 130
+_INTERRUPT_STATUS = 130
 # Warnings that libraries print in every run, and that a user cannot act on.
 _NOISE = ("Unable to fetch remote file", "Could not find a config file")
-_LOGGED = {
+_LOG_NOISE = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU",  # a kernel that would speed it up
     "DeepSpeed": "Setting accelerator to CPU",
 }
-"""The same, by logger: how the message begins."""
+"""The same noise in logs: by logger, the first words of the message."""
 
 
-class _Dropped(NamedTuple):
-    """A filter of a logger, equal to another of the same text, so that it is added once."""
+class _StartFilter(NamedTuple):
+    """A filter for messages with this start, equal to others of it, so that it is added once."""
 
     start: str
 
@@ -31,7 +31,7 @@ class _Dropped(NamedTuple):
 
 
 class UserError(ValueError):
-    """A specification, command line or data cannot work; raised before any training.
+    """The error for a specification, command line or data that cannot work, before any training.
 
     The message names the rule, the value that broke it, and the way out.
     """
@@ -40,14 +40,14 @@ class UserError(ValueError):
 
 
 class RunFailed(UserError):
-    """A run started well and could not be finished, for example by a loss that is not a number."""
+    """The error for a run that started well and failed, as by a loss that is not a number."""
 
     exit_status = 1
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean `x`?"`` for the most similar known word, or an empty string."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return ``"; did you mean `x`?"`` for the most similar choice, or an empty string."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return f"; did you mean `{matches[0]}`?" if matches else ""
 
 
@@ -71,24 +71,24 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse: --help, --version, or bad usage
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return _INTERRUPT_STATUS
     except Exception as error:
         if debug:
             raise
         status = getattr(error, "exit_status", 1)
         # an error before the training is the same in all processes; later ones may differ
         if status == 1 or is_first():
-            print(masked(f"error: {error or type(error).__name__}"), file=sys.stderr)
+            print(mask_secrets(f"error: {error or type(error).__name__}"), file=sys.stderr)
         return status
     return 0
 
 
 def _keep_quiet() -> None:
-    """Drop what the libraries say to those who change them, before any is imported."""
+    """Drop the libraries' messages to their developers, before any library is imported."""
     for category in (FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    for name, start in _LOGGED.items():
+    for name, start in _LOG_NOISE.items():
         # a filter stays when a library sets the level of its logger
-        logging.getLogger(name).addFilter(_Dropped(start))
+        logging.getLogger(name).addFilter(_StartFilter(start))

@@ -8,7 +8,7 @@ PACKAGE = "sds-lora"
 
 
 class MissingExtra(ImportError):
-    """A package that a command needs is not installed."""
+    """The error for a command whose package is not installed."""
 
     exit_status = 2
 
@@ -21,28 +21,28 @@ class Need(NamedTuple):
 
     Attributes:
         package: its name on the package index.
-        versions: those that will do, as pip writes them.
-        installed: the version that is here, or None.
+        versions: the versions that satisfy the extra, as pip writes them.
+        installed_version: the version that is installed, or None.
     """
 
     package: str
     versions: str
-    installed: str | None
+    installed_version: str | None
 
     @property
     def is_met(self) -> bool:
-        """Whether a version that will do is here."""
+        """True where the installed version satisfies the extra."""
         from packaging.specifiers import SpecifierSet
 
-        return self.installed is not None and SpecifierSet(self.versions).contains(
-            self.installed, prereleases=True
+        return self.installed_version is not None and SpecifierSet(self.versions).contains(
+            self.installed_version, prereleases=True
         )
 
 
 def needs(extra: str = "") -> Iterator[Need]:
-    """What an extra needs, other extras that it includes included; "" stands for the library.
+    """Yield the packages of an extra and of the extras in it; "" stands for the library.
 
-    Nothing is known, and nothing given, where the package runs from its source uninstalled.
+    Yields nothing where this package runs from its source without an installation.
     """
     from packaging.requirements import Requirement
 
@@ -59,23 +59,23 @@ def needs(extra: str = "") -> Iterator[Need]:
             for other in sorted(entry.extras):
                 yield from needs(other)
         else:
-            yield Need(entry.name, str(entry.specifier), _installed(entry.name))
+            yield Need(entry.name, str(entry.specifier), _installed_version(entry.name))
 
 
 def require(command: str, extra: str) -> None:
     """Raise :class:`MissingExtra` for the first package of ``extra`` that is not installed.
 
     Args:
-        command: that needs it.
-        extra: one, or several with commas between.
+        command: the command that needs the extra.
+        extra: one extra, or several with commas between.
     """
     for name in extra.split(",") if extra else ():
         for need in needs(name):
-            if need.installed is None:
+            if need.installed_version is None:
                 raise MissingExtra(command, need.package, extra)
 
 
-def _installed(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..export.whole_directory import written_whole
 from .errors import UserError
-from .secrets import masked
+from .secrets import mask_secrets
 
 _PARTIAL = ".partial"
 """The ending of an incomplete file's name, which a killed process may leave behind."""
@@ -26,9 +26,9 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write indented JSON; a value that JSON cannot hold (a path, an enum) as its string.
 
-    Tokens in it are masked.
+    Tokens in the data are masked.
     """
-    write_text(path, masked(json.dumps(data, indent=2, default=str)) + "\n")
+    write_text(path, mask_secrets(json.dumps(data, indent=2, default=str)) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -23,10 +23,10 @@ def count() -> int:
 
 
 @contextmanager
-def prepared_together() -> Iterator[None]:
-    """Raise in every process, at the block's end, what the block raised in one.
+def shared_errors() -> Iterator[None]:
+    """Raise in every process, at the block's end, the error that the block raised in one.
 
-    No process continues before all are ready, so none finds the incomplete files of another.
+    No process continues before all are ready, so none reads the incomplete files of another.
     """
     own: Exception | None = None
     try:
@@ -38,7 +38,7 @@ def prepared_together() -> Iterator[None]:
             raise failure
 
 
-def agreed(flag: bool) -> bool:
+def in_any(flag: bool) -> bool:
     """Return whether ``flag`` is set in any process."""
     return any(_from_all(flag))
 
@@ -63,7 +63,7 @@ def _from_all(value: Value) -> list[Value]:
     """Return the value of every process, in their order."""
     if count() == 1:
         return [value]
-    # Imported late: the command line must answer without it
+    # Imported late: the command line must answer without torch
     import torch.distributed as dist
 
     values: list[Value] = [value] * count()

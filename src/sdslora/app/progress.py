@@ -1,4 +1,4 @@
-"""Progress with the time that is left: a bar on a terminal, a line now and then in a log."""
+"""Progress with the remaining time: a bar on a terminal, a line now and then in a log."""
 
 import sys
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ from tqdm import tqdm
 from .processes import is_first
 
 _SECONDS = 30.0
-"""Between two lines in a log."""
+"""The time between two lines in a log."""
 
 
 class Progress(tqdm):
     """A bar of tqdm that leaves plain lines where nobody watches it.
 
     Args:
-        items: what is gone through; None where :meth:`update` is called by hand.
-        title: what is done.
-        total: how many there are, where ``items`` does not tell.
-        unit: of what is counted.
+        items: the items to iterate over; None where :meth:`update` is called by hand.
+        title: the name of the work.
+        total: the number of items, where ``items`` has no length.
+        unit: the name of an item.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Progress(tqdm):
         )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self.is_watched:
             super().display(msg, pos)
         elif self.n and msg is None:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
-        """How far it is, as one line of a log."""
+        """Return the progress as one line of a log."""
         facts = self.format_dict
-        spent, rate = facts["elapsed"], facts["rate"] or self.n / facts["elapsed"]
+        elapsed, rate = facts["elapsed"], facts["rate"] or self.n / facts["elapsed"]
         text = f"{self.desc.removesuffix(': ')}: {self.n}"
         if self.total:
-            left = (self.total - self.n) / rate
-            text += f" of {self.total}, {self.format_interval(left)} left"
-        return f"{text}, {self.format_interval(spent)} spent"
+            remaining = (self.total - self.n) / rate
+            text += f" of {self.total}, {self.format_interval(remaining)} left"
+        return f"{text}, {self.format_interval(elapsed)} spent"

@@ -1,4 +1,4 @@
-"""Tokens and passwords, kept out of everything that is written or printed."""
+"""Functions that keep tokens and passwords out of all files and messages."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")  # of the Hugging Face Hub
 _MASK = "<secret>"
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return ``text`` without tokens of the Hub and without secrets from the environment."""
     for variable in _VARIABLES:
         value = os.environ.get(variable, "")

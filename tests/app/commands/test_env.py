@@ -27,8 +27,10 @@ def test_a_missing_package_and_one_too_old_are_named_with_the_way_out(
     sdslora: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = {"ray": None, "trl": "0.29.1"}
-    real = extras._installed
-    monkeypatch.setattr(extras, "_installed", lambda p: versions[p] if p in versions else real(p))
+    real = extras._installed_version
+    monkeypatch.setattr(
+        extras, "_installed_version", lambda p: versions[p] if p in versions else real(p)
+    )
     shown = sdslora("env").out
     assert (
         "extra ray: compare on a Ray cluster (--engine.name ray): pip install 'sds-lora[ray]'"

@@ -148,7 +148,7 @@ def test_unknown_task_and_option() -> None:
     message = refused(replace(PROCEDURAL, options={"min_term": 2}))
     assert "no option `min_term`; did you mean `min_terms`?" in message
     message = refused(replace(PROCEDURAL, options={"min_terms": 5, "max_terms": 2}))
-    assert "refuses {'min_terms': 5, 'max_terms': 2}" in message
+    assert "rejects {'min_terms': 5, 'max_terms': 2}" in message
 
 
 def test_task_with_too_few_questions() -> None:

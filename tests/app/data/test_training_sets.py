@@ -176,7 +176,7 @@ def test_held_out_rows_are_never_cut(folder):
     write(folder, "math/metamathqa/train.json", found)
     chosen = spec("metamathqa-100k", folder, holdout=6)
     examples = load_examples(chosen)
-    held = tokenized.held_out(
+    held = tokenized.evaluation(
         examples, examples.validation, tiny.tokenizer(), chosen, None, "validation"
     )
     assert 0 < len(held) < 6

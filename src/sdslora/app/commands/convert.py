@@ -22,11 +22,12 @@ class ConvertSpec:
         adapter_dir: The plain LoRA adapter, as PEFT saves it.
         output_dir: Where to write; must not exist, or be empty.
         model: The base model; the one that the adapter names where not given.
-        preset: "paper" or "tuned", for the training that follows: the next four where not given.
+        preset: "paper" or "tuned", for the training that follows; sets the next four options where
+            they are not given.
         refresh_mode: "qr" (the paper's) or "preserve".
         refresh_every: Refresh every that many steps, instead of by phases.
         transport_momentum: Carry the optimizer's momentum into the new bases at each refresh.
-        ramp_steps: Steps over which those of A and B grow at the beginning.
+        ramp_steps: Number of main steps that are shorter; step j is multiplied by j/ramp_steps.
         refresh_phases: Number of phases.
     """
 
@@ -50,16 +51,16 @@ def convert(spec: ConvertSpec) -> None:
     """Write the adapter and its tokenizer."""
     output_dir = Path(spec.output_dir)
     saved_adapters.rewrite(
-        spec.adapter_dir, spec.model, output_dir, lambda found: _converted(found, spec)
+        spec.adapter_dir, spec.model, output_dir, lambda adapter: _convert(adapter, spec)
     )
     print(f"SDS-LoRA adapter past its warm-up in {output_dir}")
 
 
-def _converted(found: SavedAdapter, spec: ConvertSpec) -> PeftModel:
+def _convert(adapter: SavedAdapter, spec: ConvertSpec) -> PeftModel:
     try:
         return from_plain_lora(
-            found.source.load(),
-            found.directory,
+            adapter.source.load(),
+            adapter.directory,
             preset=spec.preset,
             refresh_mode=spec.refresh_mode,
             refresh_every=spec.refresh_every,

@@ -1,4 +1,4 @@
-"""``sdslora env``: versions, devices, and what each extra would add, for a report of a bug."""
+"""``sdslora env``: versions, devices, and the packages of each extra, for a report of a bug."""
 
 import argparse
 import os
@@ -19,7 +19,7 @@ _EXTRAS = {
     "report": "report",
     "ray": "compare on a Ray cluster (--engine.name ray)",
 }
-"""What each extra is for."""
+"""The commands that need each extra."""
 _BESIDE = (
     "transformers",
     "trl",
@@ -34,11 +34,11 @@ _BESIDE = (
     "vllm",
 )
 """Packages that change what the library does where they are installed."""
-_PATIENCE = 3.0  # seconds that a driver is given to answer
+_PATIENCE = 3.0  # seconds in which a driver must answer
 
 
 def check(prog: str, argv: Sequence[str]) -> None:
-    """Answer ``--help``; there are no other arguments."""
+    """Print the help for ``--help``, and reject any other argument."""
     description = "Print versions, devices, and what each extra needs, as text to send with a bug."
     argparse.ArgumentParser(prog=prog, description=description).parse_args(argv)
 
@@ -49,7 +49,7 @@ def command(argv: Sequence[str]) -> None:
 
 
 def lines() -> Iterator[str]:
-    """The report; nothing is imported for it, and nothing has to be there."""
+    """Yield the report line by line; it imports none of the packages that it lists."""
     yield f"sdslora       {__version__} ({Path(__file__).parents[2]})"
     yield f"python        {platform.python_version()} ({sys.executable})"
     yield f"platform      {platform.platform()}"
@@ -70,18 +70,18 @@ def lines() -> Iterator[str]:
 
 
 def _line(need: extras.Need) -> str:
-    text = f"{need.package:14}{need.installed or 'not installed'}"
+    text = f"{need.package:14}{need.installed_version or 'not installed'}"
     return text if need.is_met else f"{text}, needed: {need.versions or 'any version'}"
 
 
 def _gpus() -> str:
-    """What NVIDIA's driver lists: torch would take seconds to ask."""
+    """Return the GPUs that NVIDIA's driver lists; torch would take seconds to list them."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return "no NVIDIA driver"
     query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=_PATIENCE)
+        result = subprocess.run(query, capture_output=True, text=True, timeout=_PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"unknown: {type(error).__name__} from {program}"
-    return "; ".join(done.stdout.splitlines()) or "none"
+    return "; ".join(result.stdout.splitlines()) or "none"

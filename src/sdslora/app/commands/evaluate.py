@@ -45,7 +45,7 @@ def command(argv: Sequence[str]) -> None:
     """Run ``sdslora evaluate`` with these arguments.
 
     The first argument may be a recipe, or an adapter's directory in the place of
-    ``--adapter_dir``; a run's directory brings its own data and model with it.
+    ``--adapter_dir``. A run's directory sets the data and the model too.
     """
     places = adapter_or_recipe(argv)
     run = record.of_adapter(Path(argv[0])) if places != (RECIPE,) else None
@@ -56,24 +56,24 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     """Evaluate, print the figures, and write them where ``spec.output_dir`` says.
 
     Raises:
-        UserError: where model, adapter or data are not there, or no row is held out.
+        UserError: where the model, the adapter or the data are missing, or no row is held out.
     """
     if spec.output_dir is not None:
         reject_used(Path(spec.output_dir))
     if spec.adapter_dir is not None:
-        adapted = saved_adapters.find(spec.adapter_dir, spec.model)
-        source, processor, load = adapted.source, adapted.processor(), adapted.load
+        adapter = saved_adapters.find(spec.adapter_dir, spec.model)
+        source, processor, load = adapter.source, adapter.processor(), adapter.load
     elif spec.model.name_or_path is not None:
         source = base_models.find(spec.model)
         processor, load = source.processor(), source.load
     else:
         raise UserError("nothing to evaluate: give --adapter_dir or --model.name_or_path")
-    made = modality.make(source, processor, spec.data, spec.max_length)
-    modality.require_classes(made, source)
-    require_rows(made.size("validation"))
+    work = modality.make(source, processor, spec.data, spec.max_length)
+    modality.require_classes(work, source)
+    require_rows(work.size("validation"))
     model: Any = load()
     to_accelerator(model, spec.model.options)
-    result = made.measure(model, "validation", spec.evaluation)
+    result = work.measure(model, "validation", spec.evaluation)
     print(summary(result.metrics))
     if spec.output_dir is not None:
         record.write_figures(

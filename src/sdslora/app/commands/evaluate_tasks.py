@@ -1,6 +1,6 @@
 """``sdslora evaluate --tasks``: the paper's tasks, through lm-evaluation-harness.
 
-Everything that can be wrong is found before the first generation.
+All checks run before the first generation.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class TasksSpec:
         model: The base model; the one that the adapter names where not given.
         adapter_dir: An adapter, or the output directory of a run.
         data_dir: Read the tasks' rows from files below this directory instead of the Hub.
-        limit: Evaluate at most so many rows of each task.
+        limit: Evaluate at most this many rows of each task.
         batch_size: Prompts a batch.
         generation: Overrides of the tasks' decoding, num_beams and max_gen_toks for instance; the
             figures are then not the protocol's.
@@ -74,26 +74,26 @@ def evaluate(spec: TasksSpec) -> TaskResults:
     """Evaluate, print the figures, and write them where ``spec.output_dir`` says.
 
     Raises:
-        UserError: where model, adapter, a task or its data are not there, the model cannot fit in
-            memory, or code would be run that may not be, or cannot be contained.
+        UserError: where the model, the adapter, a task or its data are missing, the model is too
+            large, or code would run that is not allowed or cannot be contained.
     """
     names = harness.resolve(spec.tasks, spec.allow_code_execution)
     if spec.output_dir is not None:
         reject_used(Path(spec.output_dir))
     if spec.adapter_dir is not None:
-        found: SavedAdapter | Source = saved_adapters.find(spec.adapter_dir, spec.model)
+        subject: SavedAdapter | Source = saved_adapters.find(spec.adapter_dir, spec.model)
     elif spec.model.name_or_path is not None:
-        found = base_models.find(spec.model)
+        subject = base_models.find(spec.model)
     else:
         raise UserError("nothing to evaluate: give an adapter's directory or a model")
-    source = found.source if isinstance(found, SavedAdapter) else found
+    source = subject.source if isinstance(subject, SavedAdapter) else subject
     if not isinstance(source, LanguageModel):
         raise UserError(f"the tasks are for language models; {source.spec.name_or_path!r} is none")
     _require_memory(source)
-    loaded = harness.load(names, spec.data_dir)
-    tokenizer, model = found.processor(), found.load()
+    tasks = harness.load(names, spec.data_dir)
+    tokenizer, model = subject.processor(), subject.load()
     to_accelerator(model, spec.model.options)
-    results = harness.run(model, tokenizer, loaded, spec.batch_size, spec.limit, spec.generation)
+    results = harness.run(model, tokenizer, tasks, spec.batch_size, spec.limit, spec.generation)
     print(harness.summary(results.metrics))
     if spec.output_dir is not None:
         record.write_figures(
@@ -103,16 +103,16 @@ def evaluate(spec: TasksSpec) -> TaskResults:
 
 
 def _require_memory(source: Source) -> None:
-    """Raise ``UserError`` where the weights alone are more than the memory that is free."""
+    """Raise ``UserError`` where the weights alone need more than the free memory."""
     if {"device_map", "quantization_config"} & source.spec.options.keys():
         return
-    needed = sum(p.numel() for p in source.skeleton().parameters()) * source.dtype.itemsize
+    size = sum(p.numel() for p in source.skeleton().parameters()) * source.dtype.itemsize
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     on_gpu = accelerator is not None and accelerator.type == "cuda"
     free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
-    if needed > free:
+    if size > free:
         raise UserError(
-            f"model {source.spec.name_or_path!r} needs {needed / 2**30:.1f} GiB for its weights, "
+            f"model {source.spec.name_or_path!r} needs {size / 2**30:.1f} GiB for its weights, "
             f"{free / 2**30:.1f} GiB are free; take a smaller dtype (--model.dtype bfloat16), a "
             "quantization or a device_map (--model.options), or a larger machine"
         )

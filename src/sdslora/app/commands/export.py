@@ -22,7 +22,7 @@ from .merge import MergeSpec, merge
 LANGUAGE = {"peft": to_plain_lora, "gguf": to_gguf}
 IMAGE = {"kohya": to_kohya, "diffusers": to_diffusers}
 WHOLE = ("hira", "merged")
-"""Formats of one rank only."""
+"""The formats that have no choice of rank."""
 
 
 @dataclass
@@ -72,22 +72,22 @@ def command(argv: Sequence[str]) -> None:
 
 
 def export(spec: ExportSpec) -> None:
-    """Write it and print its rank and its error."""
+    """Write the adapter in its format; print its rank and its error."""
     if spec.format == "merged":
         merge(MergeSpec(spec.adapter_dir, spec.output_dir, spec.model))
         return
     reject_used(Path(spec.output_dir))
     model = _load(spec)
     try:
-        done = _write(model, spec)
+        result = _write(model, spec)
         if spec.format in ("peft", "hira") and is_classifier(model.config):
             model.config.save_pretrained(spec.output_dir)  # the classes, which no adapter keeps
     except ModuleNotFoundError as error:
-        needed = f"{spec.format} needs the package {error.name}: pip install {error.name}"
-        raise UserError(needed) from error
+        message = f"{spec.format} needs the package {error.name}: pip install {error.name}"
+        raise UserError(message) from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(done)
+    print(result)
 
 
 def _load(spec: ExportSpec) -> PeftModel:

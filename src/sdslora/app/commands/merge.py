@@ -38,6 +38,6 @@ def merge(spec: MergeSpec) -> None:
         spec.adapter_dir,
         spec.model,
         output_dir,
-        lambda found: found.load().merge_and_unload(safe_merge=True),
+        lambda adapter: adapter.load().merge_and_unload(safe_merge=True),
     )
     print(f"merged model in {output_dir}")

@@ -1,4 +1,4 @@
-"""``sdslora train``: from a specification to an adapter that was seen to learn."""
+"""``sdslora train``: trains an adapter as a specification says, and evaluates it."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ from ..errors import RunFailed
 from ..evaluation.text_metrics import summary
 from ..files import write_jsonl
 from ..models import trained_adapter
-from ..processes import is_first, only_first_prints, prepared_together
+from ..processes import is_first, only_first_prints, shared_errors
 from ..recording import DiagnosticsRecorder
 from ..run import checkpoints, dry_run, modality, plan, shown
 from ..run.plan import Plan
@@ -36,30 +36,29 @@ def command(argv: Sequence[str]) -> None:
 
 
 def train(spec: TrainSpec) -> dict[str, Any]:
-    """Train as specified; returns the content of the run's ``run.json``.
+    """Train as specified; return the content of the run's ``run.json``.
 
-    In several processes, each calls this; the first one writes. Everything that can be checked
-    without the weights is checked first. With ``spec.dry_run`` the plan is printed, with
-    ``spec.show`` some rows, and nothing else is done.
+    In several processes, each calls this; the first one writes. All checks that need no weights
+    run first. With ``spec.dry_run`` it only prints the plan, with ``spec.show`` only some rows.
 
     Raises:
         UserError: for a specification or data that cannot work.
         RunFailed: where the loss is not a number; the last whole checkpoint stays.
-        CheckFailed: where one of ``spec.checks`` finds something wrong; likewise.
+        CheckFailed: where one of ``spec.checks`` fails; the last whole checkpoint stays.
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     if spec.show is not None:
         print(shown.describe(plan.work(spec), spec.show))
         return {}
-    with prepared_together():
-        prepared = plan.make(spec)
+    with shared_errors():
+        run_plan = plan.make(spec)
     if spec.dry_run:
-        print(dry_run.describe(prepared))
+        print(dry_run.describe(run_plan))
         return {}
-    if prepared.held and prepared.held["status"] == "finished":
+    if run_plan.held and run_plan.held["status"] == "finished":
         print(f"{spec.output_dir} holds a finished run; nothing is left to do")
-        return prepared.held
-    return run(prepared).record
+        return run_plan.held
+    return run(run_plan).record
 
 
 @dataclass(frozen=True)
@@ -70,33 +69,33 @@ class Trained:
     record: dict[str, Any]
 
 
-def run(prepared: Plan) -> Trained:
+def run(run_plan: Plan) -> Trained:
     """Carry out a plan. Raises as :func:`train` does."""
-    spec, output_dir = prepared.spec, Path(prepared.spec.output_dir)
+    spec, output_dir = run_plan.spec, Path(run_plan.spec.output_dir)
     schedule, interrupt = SdsLoraCallback(checks=spec.checks), StopOnInterrupt()
-    if prepared.held:
-        _say_where_from(prepared)
-    model = _model(prepared)
+    if run_plan.held:
+        _say_where_from(run_plan)
+    model = _model(run_plan)
     trainer = modality.make_trainer(
-        prepared.work,
+        run_plan.work,
         model,
         replace(spec.training, output_dir=spec.output_dir),
-        [schedule, interrupt, *_diagnostics(prepared)],
+        [schedule, interrupt, *_diagnostics(run_plan)],
     )
-    record = _record(prepared)
+    record = _record(run_plan)
     metrics = record.data["metrics"]
     with _outcome(record, output_dir):
-        if prepared.work.size("validation") and spec.evaluation.before and "before" not in metrics:
+        if run_plan.work.size("validation") and spec.evaluation.before and "before" not in metrics:
             # B = 0 in a new adapter, so this is the base model.
-            metrics["before"] = _evaluate(model, prepared, "before training")
+            metrics["before"] = _evaluate(model, run_plan, "before training")
             record.update(metrics=metrics)
 
         start = time.perf_counter()
         with interrupt:
-            checkpoint = prepared.checkpoint
+            checkpoint = run_plan.checkpoint
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         step = trainer.state.global_step
-        if interrupt.interrupted and step < prepared.schedule.total_steps:
+        if interrupt.interrupted and step < run_plan.schedule.total_steps:
             raise KeyboardInterrupt
         metrics["train"] = {"steps": step, "seconds": round(time.perf_counter() - start, 2)}
         record.update(metrics=metrics, log_history=trainer.state.log_history)
@@ -106,29 +105,29 @@ def run(prepared: Plan) -> Trained:
         print(f"adapter saved in {spec.output_dir}")
         if is_first():
             schedule.require_saved(output_dir)
-        if prepared.work.size("validation") and spec.evaluation.after:
-            metrics["after"] = _evaluate(model, prepared, "after training")
+        if run_plan.work.size("validation") and spec.evaluation.after:
+            metrics["after"] = _evaluate(model, run_plan, "after training")
         record.update(status="finished", metrics=metrics)
     return Trained(model, record.data)
 
 
-def _record(prepared: Plan) -> Record:
-    """The run's record, written for the first time, or anew where it is resumed."""
-    output_dir = Path(prepared.spec.output_dir)
+def _record(run_plan: Plan) -> Record:
+    """Return the run's record, started for a new run and updated for one that is resumed."""
+    output_dir = Path(run_plan.spec.output_dir)
     record = (
-        Record(output_dir, prepared.held)
-        if prepared.held
-        else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
+        Record(output_dir, run_plan.held)
+        if run_plan.held
+        else Record.start(output_dir, run_plan.config, run_plan.spec.training.seed)
     )
-    made = prepared.work
-    rows = {"train": made.size("train"), "validation": made.size("validation")}
-    record.update(status="running", rows={**rows, "left_out": dict(made.left_out)})
+    work = run_plan.work
+    rows = {"train": work.size("train"), "validation": work.size("validation")}
+    record.update(status="running", rows={**rows, "left_out": dict(work.left_out)})
     return record
 
 
 @contextmanager
 def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
-    """Write down how a run ended that did not finish, and say where to go on."""
+    """Write to the record how an unfinished run ended, and say where to go on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -142,34 +141,34 @@ def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
         raise
 
 
-def _model(prepared: Plan) -> PeftModel:
-    """The base model, loaded, with a new adapter."""
-    set_seed(prepared.spec.training.seed)  # of A's initial values, and a new head's
-    source = prepared.work.source
-    model = trained_adapter.attach(source.load(), prepared.spec.adapter, source)
+def _model(run_plan: Plan) -> PeftModel:
+    """Load the base model and attach a new adapter."""
+    set_seed(run_plan.spec.training.seed)  # of A's initial values, and a new head's
+    source = run_plan.work.source
+    model = trained_adapter.attach(source.load(), run_plan.spec.adapter, source)
     if not trained_adapter.tensors(model):
         raise RunFailed("no tensor is trainable")
     return model
 
 
-def _diagnostics(prepared: Plan) -> list[TrainerCallback]:
-    """What records the diagnostics, where they are asked for."""
-    spec = prepared.spec
+def _diagnostics(run_plan: Plan) -> list[TrainerCallback]:
+    """Return the callback that records the diagnostics, if the specification requests any."""
+    spec = run_plan.spec
     if spec.diagnostics.every is None:
         return []
     return [
         DiagnosticsRecorder(
             sds_method(spec.adapter),
-            prepared.work.batch("validation", slice(spec.diagnostics.rows)),
+            run_plan.work.batch("validation", slice(spec.diagnostics.rows)),
             spec.diagnostics.every,
             Path(spec.output_dir) / recording.NAME,
         )
     ]
 
 
-def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
-    spec = prepared.spec
-    result = prepared.work.measure(model, "validation", spec.evaluation, title)
+def _evaluate(model: PeftModel, run_plan: Plan, title: str) -> dict[str, Any]:
+    spec = run_plan.spec
+    result = run_plan.work.measure(model, "validation", spec.evaluation, title)
     if result.records and is_first():
         name = f"generations-{title.split()[0]}.jsonl"
         write_jsonl(Path(spec.output_dir) / name, result.records)
@@ -177,17 +176,17 @@ def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
     return result.metrics
 
 
-def _say_where_from(prepared: Plan) -> None:
-    for path, flaw in checkpoints.broken(Path(prepared.spec.output_dir)).items():
+def _say_where_from(run_plan: Plan) -> None:
+    for path, flaw in checkpoints.broken(Path(run_plan.spec.output_dir)).items():
         print(f"{path} is not whole ({flaw}) and is passed over")
-    if prepared.checkpoint:
-        print(f"going on from {prepared.checkpoint}")
+    if run_plan.checkpoint:
+        print(f"going on from {run_plan.checkpoint}")
     else:
         print("there is no whole checkpoint: beginning anew")
 
 
 def _way_on(output_dir: Path) -> str:
-    kept = checkpoints.last_whole(output_dir)
-    if kept is None:
+    checkpoint = checkpoints.last_whole(output_dir)
+    if checkpoint is None:
         return "no checkpoint had been saved yet (training.save_steps)"
-    return f"the last good checkpoint is {kept}"
+    return f"the last good checkpoint is {checkpoint}"

@@ -1,1 +1,1 @@
-"""What a recipe may hold, and how it is read."""
+"""The specification behind a recipe, and its parsing."""

@@ -1,6 +1,6 @@
-"""Command-line arguments, checked as far as the source of the specification tells: at once.
+"""Command-line arguments, checked at once against the source of the specification.
 
-:mod:`.parsing` makes of them what the specification's own checks need.
+:mod:`.parsing` builds the specification later, whose own checks need its modules.
 """
 
 import re
@@ -13,7 +13,7 @@ from . import paths
 from .outline import RECIPE, Outline, help_text
 
 Places = tuple[str, ...]
-"""Keys that arguments without ``--`` are the values of, in order."""
+"""The keys that arguments without ``--`` set, in order."""
 RECORD = "run.json"
 _WITHOUT_VALUE = {"--help", "-h", "--print_config"}
 _BOOLEANS = {"true", "false", "yes", "no"}
@@ -21,16 +21,16 @@ _TEXTS = {"--data.prompt", "--data.completion", "--data.system", "--forgetting.t
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
-def named(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> list[str]:
-    """``argv`` as ``--KEY=VALUE`` or ``--KEY VALUE``: what has no ``--`` is named by its place.
+def as_options(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> list[str]:
+    """Return ``argv`` as ``--KEY=VALUE``; an argument without ``--`` gets the key of its place.
 
     A flag without a value gets ``true``. In a text ``\\n`` is a line break, as a shell
     has no short way to write one.
 
     Args:
         argv: the arguments after the command's name.
-        shape: what can be set.
-        places: keys that arguments without ``--`` are the values of, in order.
+        shape: the keys that can be set.
+        places: the keys that arguments without ``--`` set, in order.
 
     Raises:
         UserError: for an argument without a place.
@@ -51,21 +51,21 @@ def named(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> list[st
             if "=" not in token and token not in _WITHOUT_VALUE and rest:
                 token = f"{token}={rest.pop(0)}"
             name, equals, value = token.partition("=")
-            options.append(f"{name}={_unescaped(value)}" if equals and name in _TEXTS else token)
+            options.append(f"{name}={_unescape(value)}" if equals and name in _TEXTS else token)
     return options
 
 
 def check(
     options: Sequence[str], shape: Outline, prog: str, places: Sequence[str], whole: bool = True
 ) -> None:
-    """Answer ``--help``, and check the keys and the files that are named.
+    """Check the keys, and that the files they name exist; print the help for ``--help``.
 
     Args:
-        options: as :func:`named` returns them.
-        shape: what can be set.
+        options: as :func:`as_options` returns them.
+        shape: the keys that can be set.
         prog: the command as typed, for the help.
-        places: as for :func:`named`.
-        whole: False where some keys are given elsewhere, by a run's record for one.
+        places: as for :func:`as_options`.
+        whole: False where some keys are set elsewhere, for example by a run's record.
 
     Raises:
         UserError: for an unknown key, a required one that is missing, or a file that is not there.
@@ -74,44 +74,46 @@ def check(
     if {"--help", "-h"} & set(options):
         print(help_text(shape, prog, places), end="")
         raise SystemExit(0)
-    given = dict(_given(options))
+    settings = dict(_settings(options))
     keys = shape.keys
     sections = shape.sections.keys()
-    for key in given:
+    for key in settings:
         parts = key.split(".")
         # A value may be a mapping whose keys are its own; a section's keys are all known.
         parents = {".".join(parts[:n]) for n in range(1, len(parts))}
         if key not in keys and not parents & (keys - sections | shape.unread):
             raise UserError(f"unknown key `{key}`{nearest(key, [*keys, RECIPE])}")
     whole = whole and "--print_config" not in options and not any(map(_is_record, options))
-    missing = [o.key for o in shape.options if o.required and o.key not in given] if whole else []
+    missing = (
+        [o.key for o in shape.options if o.required and o.key not in settings] if whole else []
+    )
     if missing:
         be = "is" if len(missing) == 1 else "are"
         raise UserError(
             f"{', '.join(missing)} {be} required: set it in the recipe, or by --{missing[0]}"
         )
-    paths.check(given)
+    paths.check(settings)
 
 
 def adapter_or_recipe(argv: Sequence[str]) -> Places:
-    """The place of the first argument of ``sdslora evaluate``."""
+    """Return the place of the first argument of ``sdslora evaluate``."""
     return ("adapter_dir" if argv and Path(argv[0]).is_dir() else RECIPE,)
 
 
 def adapter_recipe_or_model(argv: Sequence[str]) -> Places:
-    """The place of the first argument of ``sdslora evaluate --tasks``."""
+    """Return the place of the first argument of ``sdslora evaluate --tasks``."""
     first = argv[0] if argv and not argv[0].startswith("-") else ""
     if (Path(first) / "adapter_config.json").is_file():
         return ("adapter_dir",)
     return (RECIPE if first.endswith((".yaml", ".yml")) else "model.name_or_path",)
 
 
-def _unescaped(value: str) -> str:
+def _unescape(value: str) -> str:
     return re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape.group()], value)
 
 
-def _given(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Every key set in ``options`` and in the recipes that they name, dotted, with its value."""
+def _settings(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield each dotted key and its value, as the options and the recipes in them set it."""
     for option in options:
         key, _, value = option.removeprefix("--").partition("=")
         if option in _WITHOUT_VALUE:
@@ -119,7 +121,7 @@ def _given(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not option.startswith("--"):
             raise UserError(f"unknown option `{option}`; options are written --KEY VALUE")
         if key != RECIPE:
-            yield key.removesuffix("+"), value  # jsonargparse's "append to a list"
+            yield key.removesuffix("+"), value  # jsonargparse appends to a list by KEY+
         elif not _is_record(option):
             yield from _leaves(_recipe(value))
         elif not Path(value).is_file():
@@ -127,8 +129,8 @@ def _given(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _recipe(path: str) -> dict[Any, Any]:
-    """The keys and values of a YAML file, or of the text itself where that is a mapping."""
-    import yaml  # an extra's, which --help does without
+    """Read a YAML file, or the text itself where it is a mapping."""
+    import yaml  # comes with an extra; --help works without it
 
     try:
         is_text = path.lstrip().startswith("{")
@@ -145,7 +147,7 @@ def _recipe(path: str) -> dict[Any, Any]:
 
 
 def _is_record(option: str) -> bool:
-    """Whether it names a run's record, whose keys the run has checked."""
+    """Return whether an option names a run's record, whose keys the run has checked."""
     return option.startswith(f"--{RECIPE}=") and Path(option.partition("=")[2]).name == RECORD
 
 

@@ -1,4 +1,4 @@
-"""Dataclasses as their source has them: found through the imports of modules that stay unimported.
+"""Dataclasses, read from their source; their modules are not imported.
 
 The classes of TRL, Transformers and PEFT take seconds to import, and milliseconds to read.
 """
@@ -40,30 +40,30 @@ class Field(NamedTuple):
 
 @cache
 def find(module: str, name: str) -> Class | None:
-    """The class that ``name`` is in ``module``, or None where it is no class, or not found."""
+    """Return the class that ``name`` stands for in ``module``; None where it stands for none."""
     classes, imports = _names(module)
     if name in classes:
         return Class(module, classes[name])
     for source, original in imports.get(name, ()):
-        found = find(source, original)
-        if found is not None:
-            return found
+        cls = find(source, original)
+        if cls is not None:
+            return cls
     return None
 
 
 def dataclass_of(owner: Class, annotation: ast.expr) -> Class | None:
-    """The dataclass that an annotation names; None for any other type."""
+    """Return the dataclass that an annotation names; None for any other type."""
     if not isinstance(annotation, ast.Name):
         return None
-    found = find(owner.module, annotation.id)
-    return found if found is not None and _is_dataclass(found.node) else None
+    cls = find(owner.module, annotation.id)
+    return cls if cls is not None and _is_dataclass(cls.node) else None
 
 
 def fields(cls: Class) -> dict[str, Field]:
-    """The fields by name, in the order of the constructor's arguments.
+    """Return the fields by name, in the order of the constructor's arguments.
 
     Raises:
-        Unread: where the source of a base class is not found.
+        Unread: where the source of a base class is missing.
     """
     result: dict[str, Field] = {}
     for base in reversed(cls.node.bases):
@@ -84,14 +84,14 @@ def fields(cls: Class) -> dict[str, Field]:
         if _constant(options.get("init")) is False:
             result.pop(name, None)
             continue
-        inherited = result[name].help if name in result else ""
-        text = _metadata_help(options) or texts.get(name, inherited)
+        inherited_help = result[name].help if name in result else ""
+        text = _metadata_help(options) or texts.get(name, inherited_help)
         result[name] = Field(cls, node.annotation, node.value, text)
     return result
 
 
 def field_options(value: ast.expr | None) -> dict[str, ast.expr]:
-    """The arguments of ``field(...)``; none where the value is another."""
+    """Return the arguments of ``field(...)``; none where the value is another expression."""
     if (
         isinstance(value, ast.Call)
         and isinstance(value.func, ast.Name)
@@ -119,16 +119,16 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 
 def _texts(docstring: str) -> Iterator[tuple[str, str]]:
-    """Each argument that the docstring tells, and what it tells."""
-    _, _, told = docstring.partition("Args:\n")
+    """Yield each argument that the docstring describes, and its description."""
+    _, _, arguments = docstring.partition("Args:\n")
     entry = r"^( *)(\w+)(?: \(.*?\))?:((?:.*)(?:\n\1 +.*)*)"
-    for found in re.finditer(entry, inspect.cleandoc(told), re.MULTILINE):
-        yield found.group(2), " ".join(found.group(3).split())
+    for match in re.finditer(entry, inspect.cleandoc(arguments), re.MULTILINE):
+        yield match.group(2), " ".join(match.group(3).split())
 
 
 @cache
 def _names(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, list[tuple[str, str]]]]:
-    """The classes of a module, and by name what it imports: module and name there."""
+    """Return a module's classes by name, and its imports by name: module and name there."""
     path = _path(module)
     if path is None:
         return {}, {}
@@ -144,7 +144,7 @@ def _names(module: str) -> tuple[dict[str, ast.ClassDef], dict[str, list[tuple[s
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements, and those below ``if``: a lazy package imports under ``TYPE_CHECKING``."""
+    """Yield the statements, and those below ``if``, where a lazy package imports."""
     for node in body:
         yield node
         for branch in ("body", "orelse") if isinstance(node, ast.If | ast.Try) else ():
@@ -161,7 +161,7 @@ def _absolute(module: str, is_package: bool, node: ast.ImportFrom) -> str:
 
 @cache
 def _path(module: str) -> Path | None:
-    """The file of a module, found without importing what is above it."""
+    """Return the file of a module, without importing the packages above it."""
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)

@@ -1,4 +1,4 @@
-"""What a specification lets a user set, and the help that tells it; nothing heavy is imported."""
+"""The options of a specification, and the help that lists them; nothing heavy is imported."""
 
 import ast
 import textwrap
@@ -11,9 +11,9 @@ from . import class_source
 from .class_source import Class, Unread
 
 RECIPE = "config"
-"""The key that means "read this YAML"."""
-# Filled in from elsewhere: the specification's output_dir is the trainer's too.
-_SKIPPED = {"training.output_dir"}
+"""The key that names a YAML file to read."""
+# The specification's output_dir is the trainer's too.
+_SKIPPED_KEYS = {"training.output_dir"}
 _EMPTY = {"dict": "{}", "list": "[]"}
 _AS_YAML = {"None": "null", "True": "true", "False": "false"}
 _WIDTH = 100
@@ -23,11 +23,11 @@ class Option(NamedTuple):
     """A key that can be set.
 
     Attributes:
-        key: dotted.
+        key: the key, dotted.
         kind: its type, as a user reads it.
-        default: as a user would write it; None where there is none, or none so short.
+        default: as a user would write it; None where there is none, or it is long.
         required: whether it has to be set.
-        help: what it does.
+        help: its description.
     """
 
     key: str
@@ -39,12 +39,12 @@ class Option(NamedTuple):
 
 @dataclass
 class Outline:
-    """Everything that a specification lets a user set.
+    """The options of a specification.
 
     Attributes:
-        summary: what it is, in a line.
-        options: in their order.
-        sections: by key what they are, in a line; "" stands for the specification itself.
+        summary: the specification, in a line.
+        options: the options, in their order.
+        sections: by key, the description of a section in a line.
         unread: sections whose source is not where it was expected: any key below may be right.
     """
 
@@ -61,7 +61,7 @@ class Outline:
 
 @cache
 def outline(module: str, name: str) -> Outline:
-    """The outline of the dataclass ``name`` in ``module``.
+    """Return the outline of the dataclass ``name`` in ``module``.
 
     Raises:
         LookupError: where there is no such class.
@@ -76,41 +76,41 @@ def outline(module: str, name: str) -> Outline:
 
 def _add(result: Outline, cls: Class, prefix: str) -> None:
     """Add the options of ``cls``, whose keys begin with ``prefix``."""
-    for name, found in class_source.fields(cls).items():
+    for name, entry in class_source.fields(cls).items():
         key = f"{prefix}{name}"
-        section = class_source.dataclass_of(found.owner, found.annotation)
+        section = class_source.dataclass_of(entry.owner, entry.annotation)
         if section is not None:
-            result.sections[key] = found.help or section.summary
+            result.sections[key] = entry.help or section.summary
             try:
                 _add(result, section, f"{key}.")
             except Unread:
                 result.unread.add(key)
-        elif key not in _SKIPPED:
-            default, required = _default(found.value)
-            kind = _kind(found.annotation)
-            result.options.append(Option(key, kind, default, required, found.help))
+        elif key not in _SKIPPED_KEYS:
+            default, required = _default(entry.value)
+            kind = _kind(entry.annotation)
+            result.options.append(Option(key, kind, default, required, entry.help))
 
 
 def _default(value: ast.expr | None) -> tuple[str | None, bool]:
-    """The default as text, where it has one that is short, and whether it has none."""
+    """Return the default as text (None where it is long), and whether there is none."""
     options = class_source.field_options(value)
     if value is None or (options and not {"default", "default_factory"} & options.keys()):
         return None, True
     factory = options.get("default_factory")
     if isinstance(factory, ast.Name):
         return _EMPTY.get(factory.id), False
-    shown = options.get("default", factory or value)
-    if isinstance(shown, ast.Constant):
-        text = str(shown.value)
+    expression = options.get("default", factory or value)
+    if isinstance(expression, ast.Constant):
+        text = str(expression.value)
         return _AS_YAML.get(text, text), False
     is_plain = not any(
-        isinstance(node, ast.Name | ast.Call | ast.Lambda) for node in ast.walk(shown)
+        isinstance(node, ast.Name | ast.Call | ast.Lambda) for node in ast.walk(expression)
     )
-    return ast.unparse(shown) if is_plain else None, False
+    return ast.unparse(expression) if is_plain else None, False
 
 
 def _kind(annotation: ast.expr) -> str:
-    """``Literal`` as its choices, anything else as it is written."""
+    """Return an annotation as it is written, with each ``Literal`` as its choices."""
     text = ast.unparse(annotation)
     for node in ast.walk(annotation):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
@@ -121,7 +121,7 @@ def _kind(annotation: ast.expr) -> str:
 
 
 def help_text(shape: Outline, prog: str, places: Sequence[str]) -> str:
-    """What ``--help`` prints of a command whose arguments without ``--`` set ``places``."""
+    """Return the text of ``--help``; arguments without ``--`` set the keys in ``places``."""
     words = ["[RECIPE.yaml]" if place == RECIPE else place.upper() for place in places]
     lines = [" ".join(["usage:", prog, *words, "[--KEY VALUE ...]"]), "", shape.summary, ""]
     lines += ["options:", *_entry("--help", "", "show this text")]
@@ -129,7 +129,7 @@ def help_text(shape: Outline, prog: str, places: Sequence[str]) -> str:
     lines += _entry("--print_config", "", "print everything that can be set, as a recipe")
     for section, options in _by_section(shape):
         if section:
-            lines += ["", *_wrapped(f"{section}: {shape.sections[section]}", "")]
+            lines += ["", *_wrap(f"{section}: {shape.sections[section]}", "")]
         for option in options:
             facts = [option.kind]
             facts += ["required"] if option.required else []
@@ -149,8 +149,8 @@ def _by_section(shape: Outline) -> Iterator[tuple[str, list[Option]]]:
 
 def _entry(name: str, facts: str, text: str) -> list[str]:
     head = f"  {name}" + (f" ({facts})" if facts else "")
-    return [head, *_wrapped(text, "      ")]
+    return [head, *_wrap(text, "      ")]
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
+def _wrap(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent or "  ")

@@ -1,8 +1,8 @@
-"""From a recipe (YAML) and command-line arguments to a specification, by jsonargparse.
+"""Parsing of recipes (YAML) and command-line arguments into a specification, by jsonargparse.
 
 ``--KEY VALUE`` sets any key of the specification, ``section.key`` for one in a section, and takes
 precedence over the recipe. An unknown key is an error that names the nearest valid one. A run's
-``run.json`` is a recipe too: the run again.
+``run.json`` is a recipe too, which repeats the run.
 """
 
 import json
@@ -26,8 +26,8 @@ from .spec import TrainingConfig
 
 SpecT = TypeVar("SpecT")
 
-# Filled in from elsewhere: TrainSpec.output_dir is the trainer's too.
-_SKIPPED: dict[Any, set[str]] = {TrainingConfig: {"output_dir"}}
+# TrainSpec.output_dir is the trainer's too.
+_SKIPPED_KEYS: dict[Any, set[str]] = {TrainingConfig: {"output_dir"}}
 
 
 def parse(
@@ -43,16 +43,16 @@ def parse(
         spec: the dataclass; its docstring becomes the help.
         argv: the arguments after the command's name.
         prog: the command as typed, for the help.
-        positionals: keys that arguments without ``--`` are the values of, in order.
+        positionals: the keys that arguments without ``--`` set, in order.
         defaults: values that precede the recipe, nested as a recipe is.
 
     Raises:
-        UserError: for an unknown key, a value of the wrong type, an unreadable recipe, and whatever
-            a section refuses.
+        UserError: for an unknown key, a value of the wrong type or one that a section rejects,
+            and an unreadable recipe.
         SystemExit: with status 0, by ``--help`` and ``--print_config``.
     """
     shape = outline(spec.__module__, spec.__qualname__)
-    options = arguments.named(argv, shape, positionals)
+    options = arguments.as_options(argv, shape, positionals)
     if defaults:
         options.insert(0, f"--{RECIPE}={json.dumps(dict(defaults), default=str)}")
     options = [_record_as_recipe(option) for option in options]
@@ -71,7 +71,7 @@ def _parser(spec: type) -> ArgumentParser:
     for name, kind, default in _fields(spec):
         if is_dataclass(kind):
             parser.add_class_arguments(
-                kind, name, skip=_SKIPPED.get(kind), instantiate=kind is not SdsLoraConfig
+                kind, name, skip=_SKIPPED_KEYS.get(kind), instantiate=kind is not SdsLoraConfig
             )
         elif default is MISSING:
             parser.add_argument(f"--{name}", type=kind, required=True)
@@ -83,12 +83,12 @@ def _parser(spec: type) -> ArgumentParser:
 def _fields(spec: type) -> Iterator[tuple[str, Any, Any]]:
     hints = typing.get_type_hints(spec)
     for field in fields(spec):
-        made = field.default if field.default_factory is MISSING else field.default_factory()
-        yield field.name, hints[field.name], made
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        yield field.name, hints[field.name], default
 
 
 def _record_as_recipe(option: str) -> str:
-    """The option with the recipe itself in the place of a ``run.json``; any other as it is."""
+    """Return the option with a ``run.json`` replaced by its recipe; any other option as it is."""
     name, _, path = option.partition("=")
     if name == f"--{RECIPE}" and Path(path).name == record.NAME:
         run = record.read(Path(path).parent)
@@ -97,24 +97,25 @@ def _record_as_recipe(option: str) -> str:
 
 
 def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded configuration without what no recipe sets, and what Transformers masks.
+    """Return a recorded configuration without values that no recipe sets or that are masked.
 
-    What the adapter's preset gave is left to the preset, so that another one can be given.
+    Values of the adapter's preset are left out, so that another preset can be chosen.
+    Transformers masks tokens.
     """
     training = {
         key: value
         for key, value in config.get("training", {}).items()
-        if key not in _SKIPPED[TrainingConfig] and value != f"<{key.upper()}>"
+        if key not in _SKIPPED_KEYS[TrainingConfig] and value != f"<{key.upper()}>"
     }
     sections = {key: value for key, value in config.items() if value is not None}
     if adapter := sections.get("adapter"):
-        given = PRESETS.get(str(adapter.get("preset", "paper")), {}).items()
-        sections["adapter"] = {k: v for k, v in adapter.items() if (k, v) not in given}
+        preset = PRESETS.get(str(adapter.get("preset", "paper")), {}).items()
+        sections["adapter"] = {k: v for k, v in adapter.items() if (k, v) not in preset}
     return sections | {"training": training}
 
 
 def _readable(error: Exception) -> str:
-    """Jsonargparse's message on one line, with the key first."""
+    """Return jsonargparse's message on one line, with the key first."""
     text = " ".join(str(error).split())
     return re.sub(r'^Parser key "([^"]+)": ?', r"`\1`: ", text)
 
@@ -125,7 +126,7 @@ def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> Spec
         arguments = {name: ready[name] for name, _, _ in _fields(spec)}
         for name, kind, _ in _fields(spec):
             if kind is SdsLoraConfig:
-                arguments[name] = make_config(_changed(values[name]))
+                arguments[name] = make_config(_changed_options(values[name]))
         return spec(**arguments)
     except UserError:
         raise
@@ -133,8 +134,8 @@ def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> Spec
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _changed(values: Namespace) -> dict[str, Any]:
-    """The adapter's options that were set: some defaults are refused when passed explicitly."""
+def _changed_options(values: Namespace) -> dict[str, Any]:
+    """Return the adapter's options that were changed, as it rejects some explicit defaults."""
     parser = ArgumentParser()
     parser.add_class_arguments(SdsLoraConfig, "adapter")
     defaults = parser.parse_args([]).adapter

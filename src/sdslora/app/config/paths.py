@@ -1,4 +1,4 @@
-"""Files that a user names, looked for before anything is imported that would read them."""
+"""Checks that the files a user names exist, before the modules that read them are imported."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,17 +11,17 @@ _FILE = re.compile(r"(\.{0,2}/|~).*|.*\.(json|jsonl|parquet|csv|tsv|txt)(\.(gz|z
 """A source that can only be a file here: no id on the Hub begins or ends like this."""
 
 
-def check(given: Mapping[str, Any]) -> None:
-    """Check that what the keys name is there.
+def check(settings: Mapping[str, Any]) -> None:
+    """Check that each adapter, model and data file that the keys name exists.
 
     Args:
-        given: values by dotted key, as a recipe or the command line has them.
+        settings: values by dotted key, as a recipe or the command line sets them.
 
     Raises:
-        UserError: for the first that is not.
+        UserError: for the first that does not.
     """
     for key, require in _CHECKS.items():
-        value = given.get(key)
+        value = settings.get(key)
         if isinstance(value, str):
             require(value)
 

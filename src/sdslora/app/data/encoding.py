@@ -1,7 +1,7 @@
 """Token ids of prompts and completions; the same ones in training, in the loss and in generation.
 
-Prompt and completion are tokenized apart, so that what the model was trained to continue is, token
-for token, what it is given to continue. A conversation is tokenized as one text, as servers do.
+Prompt and completion are tokenized apart, so that the model generates after the same prompt tokens
+as in training. A conversation is tokenized as one text, as servers do.
 """
 
 from collections import Counter
@@ -20,13 +20,14 @@ from .templates import Example
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """How examples become rows to train on.
+    """The options by which examples become rows to train on.
 
     Attributes:
-        max_tokens: of a row, its end-of-sequence token included; None for any number.
-        overlong: what is done with longer rows; a row that is cut loses its end.
-        loss_on_prompt: every token but the first bears loss, and prompt and completion are
-            tokenized as one text.
+        max_tokens: the most tokens of a row, its end-of-sequence token included; None for any
+            number.
+        overlong: the treatment of longer rows; "cut" removes their end.
+        loss_on_prompt: whether every token but the first bears loss, and prompt and completion
+            are tokenized as one text.
     """
 
     max_tokens: int | None = None
@@ -39,9 +40,9 @@ class Encoded:
     """One example's token ids.
 
     Attributes:
-        prompt: what the model is given to continue.
-        completion: bears loss; ends with the end-of-sequence token, or that of a turn.
-        example: what they were made from.
+        prompt: the ids that the model continues.
+        completion: the ids that bear loss; the last one ends the sequence or the turn.
+        example: the example that they encode.
         earlier: 1 for each token of the prompt that bears loss too, as earlier turns of a
             conversation do, else 0; None where none does.
     """
@@ -60,14 +61,14 @@ class Encoded:
         return (self.earlier or [0] * len(self.prompt)) + [1] * len(self.completion)
 
     def training_row(self) -> dict[str, list[int]]:
-        """The columns that TRL's SFTTrainer takes as already tokenized."""
+        """Return the columns that TRL's SFTTrainer takes as already tokenized."""
         return {"input_ids": self.prompt + self.completion, "completion_mask": self.mask}
 
 
 def encode(
     examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, spec: DataSpec
 ) -> list[Encoded]:
-    """Encode every example, within the chat template if the specification or the rows say so.
+    """Encode every example, in the chat template where the specification or the rows say so.
 
     Raises:
         UserError: where the tokenizer has no end-of-sequence token, or no usable chat template,
@@ -78,13 +79,13 @@ def encode(
     conversations = {i: e for i, e in enumerate(examples) if e.conversation}
     texts = {i: e for i, e in enumerate(examples) if e.is_text}
     pairs = {i: e for i, e in enumerate(examples) if i not in conversations and i not in texts}
-    for chosen, encoder in (
+    for group, encoder in (
         (conversations, _encode_conversations),
-        (texts, lambda these, tokenizer, _: encode_whole(these, tokenizer)),
+        (texts, lambda texts, tokenizer, _: encode_whole(texts, tokenizer)),
         (pairs, _encode_pairs),
     ):
-        encoded = encoder(list(chosen.values()), tokenizer, spec)
-        rows.update(zip(chosen, encoded, strict=True))
+        group_rows = encoder(list(group.values()), tokenizer, spec)
+        rows.update(zip(group, group_rows, strict=True))
     return [rows[i] for i in range(len(examples))]
 
 
@@ -156,60 +157,60 @@ def encode_whole(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
     ]
 
 
-def cut(encoded: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], dict[str, int]]:
-    """The rows without what follows ``max_length`` tokens, and how many were cut or left out."""
-    kept, counts = [], Counter[str]()
-    for row in encoded:
+def cut(rows: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], dict[str, int]]:
+    """Cut the rows at ``max_length`` tokens; count those that are cut or left out."""
+    short_rows, counts = [], Counter[str]()
+    for row in rows:
         room = max_length - len(row.prompt)
         if len(row.completion) <= room:
-            kept.append(row)
+            short_rows.append(row)
         elif room > 0:
-            kept.append(replace(row, completion=row.completion[:room]))
+            short_rows.append(replace(row, completion=row.completion[:room]))
             counts[f"cut at {max_length} tokens"] += 1
         else:
             counts[f"prompt of {max_length} tokens or more"] += 1
-    return kept, dict(counts)
+    return short_rows, dict(counts)
 
 
-def in_pieces(encoded: Sequence[Encoded], max_length: int | None) -> list[Encoded]:
-    """Cut a text that is longer than ``max_length`` tokens into several rows."""
-    rows = []
-    for row in encoded:
+def in_pieces(rows: Sequence[Encoded], max_length: int | None) -> list[Encoded]:
+    """Split a text that is longer than ``max_length`` tokens into several rows."""
+    result = []
+    for row in rows:
         if max_length is None or not row.example.is_text or len(row) <= max_length:
-            rows.append(row)
+            result.append(row)
             continue
         ids = row.prompt + row.completion
         pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
         # the first token of a piece bears no loss, so one token alone teaches nothing
-        rows += [replace(row, prompt=p[:1], completion=p[1:]) for p in pieces if len(p) > 1]
-    return rows
+        result += [replace(row, prompt=p[:1], completion=p[1:]) for p in pieces if len(p) > 1]
+    return result
 
 
 def within(
-    encoded: Sequence[Encoded], max_length: int | None, overlong: str, what: str
+    rows: Sequence[Encoded], max_length: int | None, overlong: str, what: str
 ) -> list[Encoded]:
-    """The rows of at most ``max_length`` tokens; an answer is never cut.
+    """Return the rows of at most ``max_length`` tokens; an answer is never cut.
 
     Raises:
         UserError: where there are longer ones and ``overlong`` is "error", or none is left.
     """
     if max_length is None:
-        return list(encoded)
-    kept = [row for row in encoded if len(row) <= max_length]
-    excess = len(encoded) - len(kept)
+        return list(rows)
+    short_rows = [row for row in rows if len(row) <= max_length]
+    excess = len(rows) - len(short_rows)
     if not excess:
-        return kept
-    longest = max(map(len, encoded))
+        return short_rows
+    longest = max(map(len, rows))
     finding = (
-        f"{excess} of {len(encoded)} {what} rows are longer than training.max_length={max_length} "
+        f"{excess} of {len(rows)} {what} rows are longer than training.max_length={max_length} "
         f"tokens (the longest has {longest})"
     )
     if overlong == "error":
         raise UserError(f"{finding}; raise it, or leave those rows out with data.overlong: drop")
-    if not kept:
+    if not short_rows:
         raise UserError(f"{finding}, which drops every one of them; raise it")
     print(f"{finding}; dropped")
-    return kept
+    return short_rows
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -222,7 +223,7 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
 def _require_one_end(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ``UserError`` for an answer with the end-of-sequence token before its end.
 
-    Its text is read as the token, after which nothing is trained or generated.
+    The tokenizer reads its text as the token, after which nothing is trained or generated.
     """
     eos = tokenizer.eos_token
     for position, example in enumerate(examples):
@@ -235,7 +236,7 @@ def _require_one_end(examples: Sequence[Example], tokenizer: PreTrainedTokenizer
 
 
 def _row(example: Example, position: int) -> str:
-    """The example for a message, by its number in the file where it has one."""
+    """Return the example's name for a message, by its number in the file where it has one."""
     return f"data row {position if example.number is None else example.number}"
 
 
@@ -255,7 +256,7 @@ def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec, need:
 def _chat(
     example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None
 ) -> tuple[str, str]:
-    """Prompt and completion as text, with the template's special tokens."""
+    """Return prompt and completion as text, with the template's special tokens."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": example.prompt})
     prompt = str(
@@ -266,9 +267,9 @@ def _chat(
     if not whole.startswith(prompt):
         raise UserError(
             "the chat template renders a prompt differently once it is answered, so that no "
-            "completion can be told from it; give another data.chat_template"
+            "completion can be separated from it; give another data.chat_template"
         )
-    # Nothing after the end-of-sequence token is the model's to say.
+    # The model's answer ends with the end-of-sequence token.
     completion = whole[len(prompt) :]
     head, eos, _ = completion.partition(str(tokenizer.eos_token))
     return prompt, head + eos

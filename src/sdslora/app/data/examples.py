@@ -27,16 +27,16 @@ _Any = TypeVar("_Any")
 
 @dataclass(frozen=True)
 class Examples:
-    """What a data specification stands for.
+    """The examples of a data specification, by split.
 
     Attributes:
         train: never empty.
         validation: empty where the specification holds nothing out.
-        test: empty where none was asked for.
+        test: empty where none was requested.
         rule: the task's own rule of scoring; None for other data.
-        encoding: how the rows to train on are made of the examples.
+        encoding: the options by which the examples become rows to train on.
         size: rows to train on at most, counted once overlong ones are left out; None for all.
-        left_out: by reason, how many rows of the source are no example.
+        left_out: by reason, the number of rows of the source that are no example.
     """
 
     train: list[Example]
@@ -52,7 +52,7 @@ def load_examples(spec: DataSpec, test: Size | str = 0) -> Examples:
     """Load, split and render the rows.
 
     Args:
-        spec: where they come from.
+        spec: the data section.
         test: rows beside those to train on and to validate on: a number, a fraction below 1,
             another split of the Hub data set, or a path.
 
@@ -65,37 +65,37 @@ def load_examples(spec: DataSpec, test: Size | str = 0) -> Examples:
             "and the model is a language model"
         )
     if spec.source in TRAINING_SETS:
-        return _known(spec, test)
+        return _from_training_set(spec, test)
     task = None
     if spec.source.startswith(PREFIX):
-        refuse_set(spec, ("format",), f" is for rows that are read, not for {spec.source}")
+        reject_keys(spec, ("format",), f" is for rows that are read, not for {spec.source}")
         task = Task(spec.source.removeprefix(PREFIX), spec.options)
         splits = _generate(spec, task, test)
     else:
         if spec.options:
             raise UserError(f"data.options are for a {PREFIX}<task>, not for {spec.source}")
         splits = _read(spec, test)
-    train, validation, tested = (
+    train, validation, test_examples = (
         [example_of(form, row, place, spec) for form, place, row in split] for split in splits
     )
     if spec.mix:
-        train += [example for source in spec.mix for example in _mixed_in(spec, source)]
+        train += [example for source in spec.mix for example in _mixed_examples(spec, source)]
         random.Random(spec.seed).shuffle(train)
     return Examples(
         train,
         validation,
-        tested,
+        test_examples,
         rule=task.score if task else None,
         encoding=EncodingOptions(overlong=spec.overlong),
     )
 
 
-_Placed = list[tuple[Format, Place, Row]]
-_Splits = tuple[_Placed, _Placed, _Placed]
+_PlacedRows = list[tuple[Format, Place, Row]]
+_Splits = tuple[_PlacedRows, _PlacedRows, _PlacedRows]
 
 
-def _mixed_in(spec: DataSpec, source: str) -> list[Example]:
-    """The share of another source's rows: all of them so many times, and a random part once."""
+def _mixed_examples(spec: DataSpec, source: str) -> list[Example]:
+    """Return the share of another source's rows: whole copies, and a random part once."""
     if source in TRAINING_SETS:
         raise UserError(f"data.mix: {source} has words of its own; give its rows as a file")
     one = DataSpec(source, holdout=0, chat=spec.chat, system=spec.system, seed=spec.seed)
@@ -104,42 +104,43 @@ def _mixed_in(spec: DataSpec, source: str) -> list[Example]:
     return rows * int(whole) + random.Random(spec.seed).sample(rows, round(part * len(rows)))
 
 
-def _known(spec: DataSpec, test: Size | str) -> Examples:
-    """One of :mod:`.training_sets`, whose words and lengths are its own."""
-    tested_size = _number(spec, test)
-    refuse_set(
+def _from_training_set(spec: DataSpec, test: Size | str) -> Examples:
+    """Return the examples of one of :mod:`.training_sets`, whose words and lengths are its own."""
+    test_size = _test_size(spec, test)
+    reject_keys(
         spec,
         ("name", "split", "prompt", "completion", "chat", "overlong", "format", "mix"),
         f": {spec.source} has its own; give the rows as a file, or their Hub id, to use another",
     )
-    chosen = TRAINING_SETS[spec.source]
-    size = spec.size or chosen.size
+    training_set = TRAINING_SETS[spec.source]
+    size = spec.size or training_set.size
     at_most = None
     # where overlong rows are left out, it is not known yet how many will be needed
-    if size is not None and chosen.encoding.overlong == "cut":
-        at_most = size + _held_out(spec.holdout, size) + _held_out(tested_size, size)
-    found, left_out = training_sets.read(spec, at_most)
-    whole = size if size is not None and len(found) == at_most else len(found)
-    held = replace(spec, size=None, holdout=_held_out(spec.holdout, whole))
-    numbered = list(enumerate(found))
-    splits = hold_out(held, numbered, {}, _held_out(tested_size, whole))
-    train, validation, tested = (
+    if size is not None and training_set.encoding.overlong == "cut":
+        at_most = size + _row_count(spec.holdout, size) + _row_count(test_size, size)
+    rows, left_out = training_sets.read(spec, at_most)
+    whole = size if size is not None and len(rows) == at_most else len(rows)
+    holdout_spec = replace(spec, size=None, holdout=_row_count(spec.holdout, whole))
+    numbered_rows = list(enumerate(rows))
+    splits = hold_out(holdout_spec, numbered_rows, {}, _row_count(test_size, whole))
+    train, validation, test_examples = (
         [Example(row["prompt"], row["completion"], row, number=number) for number, row in split]
         for split in splits
     )
-    return Examples(train, validation, tested, None, chosen.encoding, size, left_out)
+    encoding = training_set.encoding
+    return Examples(train, validation, test_examples, None, encoding, size, left_out)
 
 
-def refuse_set(spec: DataSpec, names: Sequence[str], why: str) -> None:
-    """Raise ``UserError`` where one of these keys, which have no effect, is set: key, then why."""
+def reject_keys(spec: DataSpec, names: Sequence[str], why: str) -> None:
+    """Raise ``UserError`` where one of these keys is set; the message is the key and ``why``."""
     default = DataSpec(spec.source)
-    changed = [name for name in names if getattr(spec, name) != getattr(default, name)]
-    if changed:
-        raise UserError(f"data.{changed[0]}{why}")
+    keys = [name for name in names if getattr(spec, name) != getattr(default, name)]
+    if keys:
+        raise UserError(f"data.{keys[0]}{why}")
 
 
-def _number(spec: DataSpec, test: Size | str) -> Size:
-    """The size of the test split, where rows can only be taken out of the source's own."""
+def _test_size(spec: DataSpec, test: Size | str) -> Size:
+    """Return the size of the test split; reject names of splits, which the source lacks."""
     if spec.validation is not None or isinstance(test, str):
         raise UserError(
             "data.validation and other names of splits are for files and the Hub; set "
@@ -149,77 +150,77 @@ def _number(spec: DataSpec, test: Size | str) -> Size:
 
 
 def _generate(spec: DataSpec, task: Task, test: Size | str) -> _Splits:
-    tested_size = _number(spec, test)
+    test_size = _test_size(spec, test)
     size = spec.size or _PROCEDURAL_SIZE
-    seen: frozenset[str] = frozenset()
-    drawn = []
+    questions: frozenset[str] = frozenset()
+    splits = []
     for count, offset in (
-        (_held_out(spec.holdout, size), VALIDATION_SEED_OFFSET),
-        (_held_out(tested_size, size), 2 * VALIDATION_SEED_OFFSET),
+        (_row_count(spec.holdout, size), VALIDATION_SEED_OFFSET),
+        (_row_count(test_size, size), 2 * VALIDATION_SEED_OFFSET),
         (size, 0),
     ):
-        split = task.draw(count, spec.seed + offset, exclude=seen) if count else []
-        seen |= {row["question"] for row in split}
-        drawn.append([(TEMPLATE, Place(spec.source, i), row) for i, row in enumerate(split)])
-    validation, tested, train = drawn
-    return train, validation, tested
+        split = task.draw(count, spec.seed + offset, exclude=questions) if count else []
+        questions |= {row["question"] for row in split}
+        splits.append([(TEMPLATE, Place(spec.source, i), row) for i, row in enumerate(split)])
+    validation, test_rows, train = splits
+    return train, validation, test_rows
 
 
 def _read(spec: DataSpec, test: Size | str) -> _Splits:
-    named = {
+    splits = {
         name: _rows(spec, source)
         for name, source in (("validation", spec.validation), ("test", test))
         if isinstance(source, str)
     }
-    return hold_out(spec, _rows(spec, spec.split), named, test)
+    return hold_out(spec, _rows(spec, spec.split), splits, test)
 
 
 def hold_out(
-    spec: DataSpec, train: list[_Any], named: dict[str, list[_Any]], test: Size | str
+    spec: DataSpec, train: list[_Any], splits: dict[str, list[_Any]], test: Size | str
 ) -> tuple[list[_Any], list[_Any], list[_Any]]:
-    """The rows without those held out of them, then those to validate on and to test on.
+    """Split the rows into those to train on, to validate on, and to test on.
 
     Args:
-        spec: ``holdout``, ``seed`` and ``size`` of it.
-        train: all rows that there are.
-        named: "validation" and "test", where they are other rows.
-        test: as for :func:`load`.
+        spec: the data section, of which ``holdout``, ``seed`` and ``size`` matter.
+        train: all rows of the training split.
+        splits: "validation" and "test", where they have rows of their own.
+        test: as for :func:`load_examples`.
 
     Raises:
         UserError: where none is left to train on.
     """
     size = len(train)
     counts = {
-        name: _held_out(share, size)
+        name: _row_count(share, size)
         for name, share in (("validation", spec.holdout), ("test", test))
-        if name not in named and not isinstance(share, str)
+        if name not in splits and not isinstance(share, str)
     }
     if sum(counts.values()) >= size:
-        wanted = " and ".join(f"{count} for {name}" for name, count in counts.items() if count)
-        raise UserError(f"data.holdout: of {size} rows, {wanted} leave none to train on")
-    chosen = iter(random.Random(spec.seed).sample(range(size), sum(counts.values())))
-    taken: set[int] = set()
+        shares = " and ".join(f"{count} for {name}" for name, count in counts.items() if count)
+        raise UserError(f"data.holdout: of {size} rows, {shares} leave none to train on")
+    draws = iter(random.Random(spec.seed).sample(range(size), sum(counts.values())))
+    other_places: set[int] = set()
     for name, count in counts.items():
-        held = sorted(islice(chosen, count))
-        taken.update(held)
-        named[name] = [train[i] for i in held]
-    rest = [row for i, row in enumerate(train) if i not in taken]
-    return rest[: spec.size], named["validation"], named["test"]
+        places = sorted(islice(draws, count))
+        other_places.update(places)
+        splits[name] = [train[i] for i in places]
+    rest = [row for i, row in enumerate(train) if i not in other_places]
+    return rest[: spec.size], splits["validation"], splits["test"]
 
 
-def _rows(spec: DataSpec, split: str) -> _Placed:
-    """Rows of one split, with their format: a split of the source, or a path of its own."""
+def _rows(spec: DataSpec, split: str) -> _PlacedRows:
+    """Return the rows of a split with their format; it is the source's, or a path of its own."""
     other = split != spec.split and locations.is_path(split)
     if other or locations.is_path(spec.source):
         source = split if other else spec.source
         if split != spec.split and not other and not Path(source).expanduser().is_dir():
             raise UserError(f"data file {split} does not exist (relative to {Path.cwd()})")
         parts = {str(path): readers.read_file(path) for path in locations.files(source, split)}
-        if len(parts) == 1:  # by the name that the user knows it by
+        if len(parts) == 1:  # under the name that the user wrote
             parts = {source: next(iter(parts.values()))}
     else:
         parts = {f"{spec.source} ({split})": list(readers.read_hub(spec, split))}
-    rows: _Placed = []
+    rows: _PlacedRows = []
     for name, part in parts.items():
         if not len(part):
             raise UserError(f"data set {name} is empty")
@@ -233,8 +234,8 @@ def _rows(spec: DataSpec, split: str) -> _Placed:
     return rows
 
 
-def _held_out(holdout: Size, size: int) -> int:
-    """Rows to hold out: a fraction of ``size`` (at least one row), or a number."""
+def _row_count(holdout: Size, size: int) -> int:
+    """Return the number of rows to hold out; a fraction is one of ``size``, at least one row."""
     if isinstance(holdout, float) and holdout > 0:
         return max(1, round(holdout * size))
     return int(holdout)

@@ -27,7 +27,7 @@ _IMAGES = ("image", "images")  # fields that hold them
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands: a file or data set, and the row's number in it from 0."""
+    """The place of a row: a file or data set, and the row's number in it from 0."""
 
     source: str
     number: int
@@ -42,7 +42,7 @@ class Format:
 
     Attributes:
         name: as ``data.format`` takes it.
-        fields: what a row must have, none of them null.
+        fields: the fields that a row must have, none of them null.
         lists: the fields that must be lists.
         example: makes a row an example.
     """
@@ -76,7 +76,7 @@ def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
         return TEMPLATE
     choice = [f for f in FORMATS.values() if spec.format in ("auto", f.name)]
     matching = [f for f in choice if f.matches(rows[0])]
-    if len(matching) > 1:  # a text beside the fields it was made of is common
+    if len(matching) > 1:  # a text often stands beside the fields that it consists of
         matching = [f for f in matching if f.name != "text"]
     if len(matching) > 1:
         names = [f.name for f in matching]
@@ -92,11 +92,11 @@ def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
     return matching[0]
 
 
-def _mismatch(row: Row, wanted: Sequence[Format]) -> str:
+def _mismatch(row: Row, formats: Sequence[Format]) -> str:
     """Return why a row is in none of these formats."""
     present = [name for name, value in row.items() if value is not None]
     it_has = f"it has: {', '.join(present) or 'nothing'}"
-    nearest = max(wanted, key=lambda f: sum(name in present for name in f.fields))
+    nearest = max(formats, key=lambda f: sum(name in present for name in f.fields))
     other = next((f.name for f in FORMATS.values() if f.matches(row)), None)
     if other is not None:
         return (
@@ -107,8 +107,8 @@ def _mismatch(row: Row, wanted: Sequence[Format]) -> str:
     missing = [name for name in nearest.fields if name not in present]
     if not missing:
         flaw = f"has no list in `{nearest.lists[0]}`, which the format {nearest.name} needs"
-    elif len(missing) == len(nearest.fields) and len(wanted) > 1:
-        flaw = f"is in none of the formats {', '.join(f.name for f in wanted)}"
+    elif len(missing) == len(nearest.fields) and len(formats) > 1:
+        flaw = f"is in none of the formats {', '.join(f.name for f in formats)}"
     else:
         flaw = f"has no field `{missing[0]}`, which the format {nearest.name} needs"
     return f"{flaw}; {it_has}. Name other fields with data.prompt and data.completion"
@@ -136,7 +136,7 @@ def example_of(form: Format, row: Row, place: Place, spec: DataSpec) -> Example:
     return example
 
 
-def _rendered(template: Template, row: Row, place: Place) -> Example:
+def _render(template: Template, row: Row, place: Place) -> Example:
     try:
         return template.render(row, place.number)
     except UserError as error:
@@ -144,17 +144,19 @@ def _rendered(template: Template, row: Row, place: Place) -> Example:
 
 
 def _by_template(row: Row, place: Place, spec: DataSpec) -> Example:
-    return _rendered(Template(spec.prompt, spec.completion), row, place)
+    return _render(Template(spec.prompt, spec.completion), row, place)
 
 
 def _conversation(field: str) -> Callable[[Row, Place, DataSpec], Example]:
     def example(row: Row, place: Place, spec: DataSpec) -> Example:
-        return _of(row, conversation(row[field], str(place), row=row, system=spec.system))
+        return _conversation_example(
+            row, conversation(row[field], str(place), row=row, system=spec.system)
+        )
 
     return example
 
 
-def _of(row: Row, turns: Conversation) -> Example:
+def _conversation_example(row: Row, turns: Conversation) -> Example:
     return Example(turns.prompt, turns.completion, row, conversation=turns)
 
 
@@ -179,24 +181,24 @@ def _alpaca(row: Row, place: Place, spec: DataSpec) -> Example:
         raise UserError(
             f"{place} has a history, which this format has no words for; write the rows as messages"
         )
-    given = row.get("input")
-    if given is None or given != given:  # pandas writes an empty cell as NaN
-        given = ""
-    row = _texts({**row, "input": given}, ("instruction", "input", "output"), place)
+    cell = row.get("input")
+    if cell is None or cell != cell:  # pandas writes an empty cell as NaN
+        cell = ""
+    row = _texts({**row, "input": cell}, ("instruction", "input", "output"), place)
     has_input = bool(row["input"].strip())
     if spec.chat:
         template = _ALPACA_IN_CHAT_WITH_INPUT if has_input else _ALPACA_IN_CHAT
     else:
         template = _ALPACA_WITH_INPUT if has_input else _ALPACA
-    return _rendered(template, row, place)
+    return _render(template, row, place)
 
 
 def _pair(row: Row, place: Place, spec: DataSpec) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if not isinstance(completion, list):
-        return _rendered(_PAIR, _texts(row, ("prompt", "completion"), place), place)
+        return _render(_PAIR, _texts(row, ("prompt", "completion"), place), place)
     turns = conversation(completion, str(place), row=row, system=spec.system, prompt=prompt)
-    return _of(row, turns)
+    return _conversation_example(row, turns)
 
 
 def _text(row: Row, place: Place, spec: DataSpec) -> Example:

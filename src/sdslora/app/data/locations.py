@@ -9,18 +9,18 @@ from ..errors import UserError, first_line
 
 HUB = "hf://"
 KINDS = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt")
-PACKED = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst")
 _SHARD = re.compile(r"^(.*?)(\d+)-of-(\d+)(.*)$")  # as in train-00000-of-00003.parquet
 
 
 def kind(path: Path) -> str | None:
     """Return the ending that says how a file is read, compression aside; None: no data."""
     endings = path.suffixes
-    if endings and endings[-1] in PACKED:
+    if endings and endings[-1] in COMPRESSIONS:
         endings.pop()
     if not endings or endings[-1] not in KINDS:
         return None
-    return None if endings[-1] == ".parquet" and path.suffix in PACKED else endings[-1]
+    return None if endings[-1] == ".parquet" and path.suffix in COMPRESSIONS else endings[-1]
 
 
 def is_path(source: str) -> bool:
@@ -70,15 +70,15 @@ def _in_folder(folder: Path, split: str) -> list[Path]:
             f"data folder {folder} holds no file that ends in {', '.join(KINDS)}; folders of "
             "images are for image classifiers"
         )
-    named = [
+    matches = [
         path
         for path in every
         if path.relative_to(folder).as_posix().lower().startswith(split.lower())
     ]
-    if not named and split != "train":
+    if not matches and split != "train":
         raise UserError(f"data folder {folder} holds no file whose name begins with {split!r}")
-    _require_shards(named or every)
-    return named or every
+    _require_shards(matches or every)
+    return matches or every
 
 
 def _require_shards(paths: Sequence[Path]) -> None:

@@ -40,10 +40,10 @@ class TurnMasks:
         self._template = _training_template(tokenizer)
         own: Any = self._template or tokenizer.chat_template
         self._is_marked = has_generation_markers(own)
-        added = tokenizer.added_tokens_decoder.values()
-        control = {*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)}
+        added_tokens = tokenizer.added_tokens_decoder.values()
+        control = {*tokenizer.all_special_tokens, *(str(t) for t in added_tokens if t.special)}
         self._control = re.compile("|".join(map(re.escape, sorted(control))))
-        self._special = tuple({*control, *(str(t) for t in added if str(t).strip())})
+        self._special = tuple({*control, *(str(t) for t in added_tokens if str(t).strip())})
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
         """Return the ids up to the last that bears loss, and 1 for each that does, else 0.
@@ -66,8 +66,8 @@ class TurnMasks:
         runs = _runs(mask)
         chars = [(offsets[start][0], offsets[stop - 1][1]) for start, stop in runs]
         self._check(conversation, text, chars)
-        if conversation.trained != conversation.turns:
-            runs = [runs[conversation.turns.index(turn)] for turn in conversation.trained]
+        if conversation.trained_turns != conversation.turns:
+            runs = [runs[conversation.turns.index(turn)] for turn in conversation.trained_turns]
             mask = [0] * len(mask)
             for start, stop in runs:
                 mask[start:stop] = [1] * (stop - start)
@@ -136,7 +136,7 @@ class TurnMasks:
             )
         last = 0
         for number, (turn, (start, stop)) in enumerate(zip(turns, chars, strict=True), start=1):
-            asked, answer = conversation.messages[turn - 1], conversation.messages[turn]
+            question, answer = conversation.messages[turn - 1], conversation.messages[turn]
             if answer["content"].rpartition(_THOUGHT)[2].strip() not in text[start:stop]:
                 raise _wrong(conversation, f"answer {number} bears no loss, or only a part of it")
             for call in answer.get("tool_calls", ()):
@@ -145,7 +145,7 @@ class TurnMasks:
                         f"{conversation.place}: answer {number} calls a tool, which the chat "
                         "template does not write; give a template that does with data.chat_template"
                     )
-            if asked["role"] == "user" and asked["content"].strip() not in text[last:start]:
+            if question["role"] == "user" and question["content"].strip() not in text[last:start]:
                 raise _wrong(conversation, f"what the user asks before answer {number} bears loss")
             last = stop
         ends = text[:last].rstrip().endswith(self._special)

@@ -10,7 +10,7 @@ from .readers import Row
 PREFIX = "reasoning-gym:"
 # Evaluation rows start this far from the training rows' seed: row i is drawn from seed + i.
 VALIDATION_SEED_OFFSET = 1_000_000_007
-_MOST_DRAWS = 20  # for each row wanted, before the task is said to have too few
+_MOST_DRAWS = 20  # for each row, before the task counts as too small
 
 
 class Task:
@@ -22,7 +22,7 @@ class Task:
 
     Raises:
         UserError: for an unknown task or option (naming the nearest valid one), a value that the
-            task refuses, or where reasoning-gym is not installed.
+            task rejects, or where reasoning-gym is not installed.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
@@ -35,12 +35,12 @@ class Task:
             ) from error
         if name not in DATASETS:
             raise UserError(f"reasoning-gym has no task `{name}`{nearest(name, DATASETS)}")
-        known = {f.name for f in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"}
+        names = {f.name for f in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"}
         for option in options:
-            if option not in known:
+            if option not in names:
                 raise UserError(
                     f"data.options: {PREFIX}{name} has no option `{option}`"
-                    f"{nearest(option, known)} It has: {', '.join(sorted(known)) or 'none'}"
+                    f"{nearest(option, names)} It has: {', '.join(sorted(names)) or 'none'}"
                 )
         self.name = name
         self.options = dict(options)
@@ -48,7 +48,7 @@ class Task:
         self._scorer = self._dataset(seed=0, size=1)
 
     def draw(self, count: int, seed: int, exclude: frozenset[str] = frozenset()) -> list[Row]:
-        """``count`` rows with distinct questions, none of them in ``exclude``.
+        """Return ``count`` rows with distinct questions, none of them in ``exclude``.
 
         Raises:
             UserError: where the task, with its options, has too few questions.
@@ -69,7 +69,7 @@ class Task:
         )
 
     def score(self, answer: str, row: Row) -> bool:
-        """Whether the task's own rule gives ``answer`` full marks."""
+        """Return whether the task's own rule gives ``answer`` full marks."""
         return self._scorer.score_answer(answer=answer.strip(), entry=dict(row)) == 1.0
 
     def _dataset(self, seed: int, size: int) -> Any:
@@ -77,5 +77,5 @@ class Task:
             return self._create(self.name, seed=seed, size=size, **self.options)
         except (AssertionError, ValueError, TypeError) as error:
             raise UserError(
-                f"data.options: {PREFIX}{self.name} refuses {self.options}: {first_line(error)}"
+                f"data.options: {PREFIX}{self.name} rejects {self.options}: {first_line(error)}"
             ) from error

@@ -1,4 +1,4 @@
-"""Rows as they come: mappings from field names to values, from a file or the Hub."""
+"""Rows of files and of the Hub: mappings from field names to values."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ _LONGEST_CELL = 2**31 - 1  # the csv module's own limit would be 131,072 charact
 
 
 def read_file(source: str | Path) -> Sequence[Row]:
-    """Rows of one file of any kind in :data:`.locations.KINDS`, or of a data set of the bench.
+    """Read one file of any kind in :data:`.locations.KINDS`, or a data set of the bench.
 
     A .txt file has a row with the field ``text`` for each paragraph between blank lines.
 
@@ -55,9 +55,9 @@ def read_file(source: str | Path) -> Sequence[Row]:
 
 
 def read_hub(spec: DataSpec, split: str, streaming: bool = False) -> Any:
-    """Rows of one split of a data set on the Hub, or in the local cache where it is offline.
+    """Return the rows of a Hub data set's split; offline, those in the local cache.
 
-    With ``streaming`` they are fetched one after the other, and can only be gone through.
+    With ``streaming`` they are fetched one by one, and can only be iterated over.
 
     Raises:
         UserError: where there is no such data set, configuration or split.
@@ -67,7 +67,7 @@ def read_hub(spec: DataSpec, split: str, streaming: bool = False) -> Any:
     name, _, revision = hub_id(spec.source).partition("@")
     reachable = hub.check("dataset", name, revision or None)
     if not reachable:
-        # Without this, half a minute of retries before the cache is looked at.
+        # Without this, the library retries for half a minute before it looks into the cache.
         datasets.config.HF_HUB_OFFLINE = True
     try:
         return datasets.load_dataset(
@@ -85,7 +85,7 @@ def read_hub(spec: DataSpec, split: str, streaming: bool = False) -> Any:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file, unpacked where its ending is that of a compression."""
+    """Return the bytes of a file, decompressed where its ending says so."""
     import pyarrow
 
     with pyarrow.input_stream(str(path), compression="detect") as stream:
@@ -94,7 +94,7 @@ def _content(path: Path) -> bytes:
 
 
 def _json(text: str) -> Any:
-    """One JSON value, or one on each line, which many files called .json hold."""
+    """Return one JSON value, or the list of one a line, which many files called .json hold."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -116,7 +116,7 @@ def _lines(text: str) -> list[Any]:
 
 
 def _table(text: str, delimiter: str) -> list[dict[str, str]]:
-    """Rows of a table whose first line names the columns; an empty cell is an empty string."""
+    """Return the rows of a table, whose first line names the columns; empty cells are ``""``."""
     csv.field_size_limit(_LONGEST_CELL)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = next(lines, [])

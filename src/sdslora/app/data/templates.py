@@ -1,4 +1,4 @@
-"""From a row to a prompt and a completion, by templates with named fields."""
+"""Templates with named fields, which turn a row into a prompt and a completion."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from .readers import Row
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt, the completion wanted, and the row they were made from.
+    """A prompt, the expected completion, and the row that they come from.
 
     Of a text that is trained on as a whole, the completion is empty. Of a conversation, prompt and
     completion are what people read; ``conversation`` is what the model is trained on.
 
     Attributes:
-        number: of the row in its source, from 0; None where the rows were not numbered.
+        number: the row's number in its source, from 0; None where the rows have none.
     """
 
     prompt: str
@@ -30,7 +30,7 @@ class Example:
 
     @property
     def is_text(self) -> bool:
-        """Whether every token bears loss, as there is no prompt to answer."""
+        """True where every token bears loss, as there is no prompt to answer."""
         return not self.completion
 
 
@@ -53,7 +53,7 @@ class Template:
             )
 
     def render(self, row: Row, number: int) -> Example:
-        """The example of one row; ``number`` (from 0) is for the error message.
+        """Return the example of one row; ``number`` (from 0) is for the error message.
 
         Raises:
             UserError: where a field is missing, null or no text at any level, the text has a
@@ -96,7 +96,7 @@ class _TextFormatter(Formatter):
 
 
 def _no_text(value: Any) -> str | None:
-    """Why a value must not become a part of the text: Python would write "None", "nan", ..."""
+    """Return why a value has no text (Python would write "None", "nan" ...), or None."""
     if value is None:
         return "null: leave such rows out, or fill them in"
     if isinstance(value, float) and not math.isfinite(value):
@@ -109,14 +109,14 @@ def _no_text(value: Any) -> str | None:
 
 
 def _fields(name: str, template: str) -> list[str]:
-    """Names of the row's fields in a template: ``meta`` of ``{meta[level]}``."""
+    """Return the names of the row's fields in a template: ``meta`` of ``{meta[level]}``."""
     try:
-        found = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
     except ValueError as error:
         raise UserError(
             f"data.{name} {template!r} is not a valid template: {error}; write {{{{ for a brace"
         ) from error
-    names = [field.replace("[", ".").split(".")[0] for field in found]
+    names = [field.replace("[", ".").split(".")[0] for field in fields]
     if any(not field or field.isdigit() for field in names):
         raise UserError(f"data.{name} {template!r}: fields need names, as in '{{question}}'")
     return names

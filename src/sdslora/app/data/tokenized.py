@@ -1,4 +1,4 @@
-"""The examples of a run as token ids: those to train on in the way of their set, those held out."""
+"""The examples of a run as token ids: rows to train on, and rows to evaluate on."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ def training(
     spec: DataSpec,
     max_length: int | None,
 ) -> tuple[list[Encoded], dict[str, int]]:
-    """The rows to train on, and by reason how many are left out or cut, which is printed.
+    """Return the rows to train on, and by reason how many are left out or cut; print the numbers.
 
     Args:
         examples: with the options of their encoding.
         tokenizer: the model's.
-        spec: the data section; its chat template.
+        spec: the data section, for its chat template.
         max_length: tokens of a row at most, where the options do not say fewer.
 
     Raises:
@@ -37,38 +37,38 @@ def training(
     limit = _limit(examples, max_length)
     rows = in_pieces(rows, limit)
     if options.overlong == "cut" and limit is not None:
-        kept, cuts = cut(rows, limit)
+        short_rows, cuts = cut(rows, limit)
         counts |= cuts
     else:
-        kept = within(rows, limit, options.overlong, "training")
-        if len(kept) < len(rows):
-            counts[f"longer than {limit} tokens"] = len(rows) - len(kept)
+        short_rows = within(rows, limit, options.overlong, "training")
+        if len(short_rows) < len(rows):
+            counts[f"longer than {limit} tokens"] = len(rows) - len(short_rows)
     for reason, count in counts.items():
         print(f"{spec.source}: {count} rows: {reason}")
-    if examples.train and not kept:
+    if examples.train and not short_rows:
         raise UserError(f"{spec.source}: no row to train on is left")
-    return kept[: examples.size], counts
+    return short_rows[: examples.size], counts
 
 
-def held_out(
+def evaluation(
     examples: Examples,
-    chosen: Sequence[Example],
+    split: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
     spec: DataSpec,
     max_length: int | None,
     what: str,
 ) -> list[Encoded]:
-    """Rows whose completion alone is measured, which is never cut.
+    """Return rows to evaluate on; only their completion is measured, and it is never cut.
 
     Raises:
         UserError: as :func:`training` does.
     """
     overlong = "error" if examples.encoding.overlong == "error" else "drop"
     limit = _limit(examples, max_length)
-    rows = in_pieces(encode(chosen, tokenizer, spec), limit)
+    rows = in_pieces(encode(split, tokenizer, spec), limit)
     return within(rows, limit, overlong, what)
 
 
 def _limit(examples: Examples, max_length: int | None) -> int | None:
-    given = [n for n in (examples.encoding.max_tokens, max_length) if n is not None]
-    return min(given, default=None)
+    limits = [n for n in (examples.encoding.max_tokens, max_length) if n is not None]
+    return min(limits, default=None)

@@ -1,4 +1,4 @@
-"""The training sets of the paper's tables, by name: which rows, in which words, how long.
+"""The training sets of the paper's tables, by name: their rows, templates and lengths.
 
 Sources: LLM-Adapters' ``finetune.py`` (Commonsense-170K), MetaMath and PiSSA (MetaMathQA), and the
 data of LoRA-GA (Code-Feedback, and its own MetaMathQA). Lengths are in tokens of the model that is
@@ -45,11 +45,11 @@ class TrainingSet:
     Attributes:
         hub: data set on the Hub, its configuration, and its split.
         files: pattern of the local files, JSON or JSONL, below ``data.options.dir``.
-        fields: what a row must have.
-        template: of prompt and completion.
-        encoding: which rows are left out or cut, and what bears loss.
+        fields: the fields that a row must have.
+        template: the template of prompt and completion.
+        encoding: the options that leave out or cut rows, and say which tokens bear loss.
         size: rows to train on, the first ones; None for all.
-        prepare: a row as the template needs it, or why it is left out.
+        prepare: returns a row as the template needs it, or the reason to leave it out.
     """
 
     hub: tuple[str, str | None, str]
@@ -62,68 +62,68 @@ class TrainingSet:
 
 
 def read(spec: DataSpec, at_most: int | None) -> tuple[list[Row], dict[str, int]]:
-    """The rows of the set that ``spec.source`` names, each a ``prompt`` and a ``completion``.
+    """Read the set that ``spec.source`` names; each row is a ``prompt`` and a ``completion``.
 
     Args:
         spec: ``options.dir`` is a folder with local files; the Hub is read where it is not given.
-        at_most: rows to read; None for all. What is left out does not count.
+        at_most: rows to read; None for all. Rows that are left out do not count.
 
     Returns:
-        The rows in the set's order, and by reason how many were left out.
+        The rows in the set's order, and by reason how many are left out.
 
     Raises:
-        UserError: for an option that there is not, a file or a field that is not there.
+        UserError: for an unknown option, or a missing file or field.
     """
-    chosen = TRAINING_SETS[spec.source]
+    training_set = TRAINING_SETS[spec.source]
     wrong = next((option for option in spec.options if option != _FOLDER), None)
     if wrong is not None:
         raise UserError(
             f"data.options: {spec.source} has no option `{wrong}`{nearest(wrong, [_FOLDER])}"
         )
-    kept: list[Row] = []
+    rows: list[Row] = []
     left_out: Counter[str] = Counter()
-    for number, row in enumerate(_found(chosen, spec)):
-        if len(kept) == at_most:
+    for number, row in enumerate(_source_rows(training_set, spec)):
+        if len(rows) == at_most:
             break
-        missing = next((field for field in chosen.fields if row.get(field) is None), None)
+        missing = next((field for field in training_set.fields if row.get(field) is None), None)
         if missing is not None:
             raise UserError(
                 f"{spec.source}: row {number} has no field `{missing}`; it has: {', '.join(row)}"
             )
-        prepared = chosen.prepare(row)
-        if isinstance(prepared, str):
-            left_out[prepared] += 1
+        result = training_set.prepare(row)
+        if isinstance(result, str):
+            left_out[result] += 1
             continue
-        example = chosen.template.render(prepared, number)
-        kept.append({"prompt": example.prompt, "completion": example.completion})
-    return kept, dict(left_out)
+        example = training_set.template.render(result, number)
+        rows.append({"prompt": example.prompt, "completion": example.completion})
+    return rows, dict(left_out)
 
 
-def _found(chosen: TrainingSet, spec: DataSpec) -> Iterable[Row]:
-    """Rows as they come: a stream from the Hub, or local files, several of them mixed."""
+def _source_rows(training_set: TrainingSet, spec: DataSpec) -> Iterable[Row]:
+    """Read the rows of the source: a stream from the Hub, or local files, shuffled if several."""
     if _FOLDER not in spec.options:
-        name, configuration, split = chosen.hub
+        name, configuration, split = training_set.hub
         return readers.read_hub(DataSpec(source=name, name=configuration), split, streaming=True)
     folder = Path(str(spec.options[_FOLDER])).expanduser()
-    files = sorted(folder.glob(chosen.files))
+    files = sorted(folder.glob(training_set.files))
     if not files:
         raise UserError(
-            f"{spec.source}: there is no {folder / chosen.files}; leave out data.options."
+            f"{spec.source}: there is no {folder / training_set.files}; leave out data.options."
             f"{_FOLDER} to read the Hugging Face Hub"
         )
-    mixed = list(chain.from_iterable(readers.read_file(str(file)) for file in files))
+    rows = list(chain.from_iterable(readers.read_file(str(file)) for file in files))
     if len(files) > 1:
-        random.Random(spec.seed).shuffle(mixed)
-    return mixed
+        random.Random(spec.seed).shuffle(rows)
+    return rows
 
 
-def _answered(field: str) -> Callable[[Row], Row | str]:
-    """Any row whose answer is not empty."""
+def _with_answer(field: str) -> Callable[[Row], Row | str]:
+    """Return a function that accepts any row whose answer is not empty."""
     return lambda row: row if str(row[field]).strip() else "empty answer"
 
 
 def _code(row: Row) -> Row | str:
-    """The answer up to the end of its first code block."""
+    """Return the row with its answer up to the end of the first code block."""
     before, fence, rest = str(row["answer"]).partition("```")
     if not fence:
         return "no code block"
@@ -131,17 +131,19 @@ def _code(row: Row) -> Row | str:
 
 
 def _gsm(row: Row) -> Row | str:
-    """Questions made from GSM8K's; the answer ends at the ``#### N`` that stands before the marker.
+    """Return a row made from GSM8K, its answer up to the ``#### N`` before the marker.
 
-    LoRA-GA's evaluation reads that.
+    LoRA-GA's evaluation reads that number.
     """
     if not str(row["type"]).startswith("GSM"):
         return "not from GSM8K"
-    return _answered("response")({**row, "response": row["response"].split("\nThe answer is:")[0]})
+    return _with_answer("response")(
+        {**row, "response": row["response"].split("\nThe answer is:")[0]}
+    )
 
 
 def _gsm8k(row: Row) -> Row:
-    """A row of GSM8K as MetaMathQA has it: the answer once more after its marker."""
+    """Return a row of GSM8K as MetaMathQA has it: the answer repeated after its marker."""
     final = str(row["answer"]).rpartition("#### ")[2].strip()
     return {"query": row["question"], "response": f"{row['answer']}\nThe answer is: {final}"}
 
@@ -158,7 +160,7 @@ TRAINING_SETS = {
         ("instruction", "output"),
         Template(_COMMONSENSE, "{output}"),
         EncodingOptions(max_tokens=256, overlong="cut", loss_on_prompt=True),
-        prepare=_answered("output"),
+        prepare=_with_answer("output"),
     ),
     "metamathqa-100k": TrainingSet(
         _METAMATH,
@@ -167,7 +169,7 @@ TRAINING_SETS = {
         _AS_IN_METAMATH,
         _CUT_AT_512,
         _HUNDRED_THOUSAND,
-        _answered("response"),
+        _with_answer("response"),
     ),
     "metamathqa-100k-lora-ga": TrainingSet(
         _METAMATH,

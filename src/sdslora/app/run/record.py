@@ -18,7 +18,7 @@ from ... import __version__
 from ..errors import UserError
 from ..files import is_used, new_directory, read_json, reject_links_out, write_json, write_jsonl
 from ..processes import is_first
-from ..secrets import masked, without_secrets
+from ..secrets import mask_secrets, without_secrets
 
 NAME = "run.json"
 _PACKAGES = (
@@ -215,4 +215,4 @@ def differing_keys(
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON would give it back, without secrets."""
-    return json.loads(masked(json.dumps(without_secrets(config), default=str)))
+    return json.loads(mask_secrets(json.dumps(without_secrets(config), default=str)))

@@ -59,7 +59,7 @@ class Text:
         if split == "train":
             return self._train[0]
         if split not in self._held:
-            self._held[split] = tokenized.held_out(
+            self._held[split] = tokenized.evaluation(
                 self._examples,
                 getattr(self._examples, split),
                 self.processor,

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 
 from ..errors import RunFailed
 from ..models.trained_adapter import require_finite
-from ..processes import agreed
+from ..processes import in_any
 from .checkpoints import mark_unfinished
 
 
@@ -112,7 +112,7 @@ class StopOnInterrupt(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask for a checkpoint and the end where the signal came, to any process."""
-        self.interrupted = agreed(self.interrupted)
+        self.interrupted = in_any(self.interrupted)
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 

@@ -138,7 +138,7 @@ def _texts(spec: DiagnoseSpec, adapter: saved_adapters.SavedAdapter) -> dict[str
     """Return the batch of a language model; only its own rows are tokenized."""
     examples, tokenizer = load_examples(spec.data), adapter.processor()
     own = (examples.validation or examples.train)[: spec.rows]
-    rows = tokenized.held_out(examples, own, tokenizer, spec.data, spec.max_length, "diagnostic")
+    rows = tokenized.evaluation(examples, own, tokenizer, spec.data, spec.max_length, "diagnostic")
     return padded_batch(rows, tokenizer.pad_token_id)
 
 

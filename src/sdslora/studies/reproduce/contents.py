@@ -63,7 +63,7 @@ def check(prog: str, argv: Sequence[str]) -> None:
     name = target(argv)
     module, _, spec = CONTENTS[name].spec.partition(":")
     shape = outline(f"{__package__}.{module}", spec)
-    options = arguments.named(argv[1:], shape, ())
+    options = arguments.as_options(argv[1:], shape, ())
     # what is required the scale gives
     arguments.check(options, shape, f"{prog} {name}", (), whole=False)
 
