@@ -23,7 +23,7 @@ from ..files import write_jsonl
 from ..models import trained_adapter
 from ..processes import is_first, only_first_prints, prepared_together
 from ..recording import DiagnosticsRecorder
-from ..run import checkpoints, dry_run, modality, plan, shown
+from ..run import checkpoints, dry_run, modality, plan, training_rows
 from ..run.plan import Plan
 from ..run.record import Record
 from ..run.trainer import StopOnInterrupt
@@ -49,16 +49,16 @@ def train(spec: TrainSpec) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     if spec.show is not None:
-        print(shown.describe(plan.work(spec), spec.show))
+        print(training_rows.describe(plan.find_work(spec), spec.show))
         return {}
     with prepared_together():
         prepared = plan.make(spec)
     if spec.dry_run:
         print(dry_run.describe(prepared))
         return {}
-    if prepared.held and prepared.held["status"] == "finished":
+    if prepared.earlier_record and prepared.earlier_record["status"] == "finished":
         print(f"{spec.output_dir} holds a finished run; nothing is left to do")
-        return prepared.held
+        return prepared.earlier_record
     return run(prepared).record
 
 
@@ -74,7 +74,7 @@ def run(prepared: Plan) -> Trained:
     """Carry out a plan. Raises as :func:`train` does."""
     spec, output_dir = prepared.spec, Path(prepared.spec.output_dir)
     schedule, interrupt = SdsLoraCallback(checks=spec.checks), StopOnInterrupt()
-    if prepared.held:
+    if prepared.earlier_record:
         _say_where_from(prepared)
     model = _model(prepared)
     trainer = modality.make_trainer(
@@ -116,8 +116,8 @@ def _record(prepared: Plan) -> Record:
     """The run's record, written for the first time, or anew where it is resumed."""
     output_dir = Path(prepared.spec.output_dir)
     record = (
-        Record(output_dir, prepared.held)
-        if prepared.held
+        Record(output_dir, prepared.earlier_record)
+        if prepared.earlier_record
         else Record.start(output_dir, prepared.config, prepared.spec.training.seed)
     )
     made = prepared.work
@@ -178,7 +178,7 @@ def _evaluate(model: PeftModel, prepared: Plan, title: str) -> dict[str, Any]:
 
 
 def _say_where_from(prepared: Plan) -> None:
-    for path, flaw in checkpoints.broken(Path(prepared.spec.output_dir)).items():
+    for path, flaw in checkpoints.flaws_by_checkpoint(Path(prepared.spec.output_dir)).items():
         print(f"{path} is not whole ({flaw}) and is passed over")
     if prepared.checkpoint:
         print(f"going on from {prepared.checkpoint}")

@@ -30,15 +30,15 @@ def last_whole(output_dir: Path) -> Path | None:
     return next((path for path in _newest_first(output_dir) if flaw(path) is None), None)
 
 
-def broken(output_dir: Path) -> dict[Path, str]:
+def flaws_by_checkpoint(output_dir: Path) -> dict[Path, str]:
     """The checkpoints newer than the last whole one, each with its flaw."""
-    found = {}
+    flaws = {}
     for path in _newest_first(output_dir):
         reason = flaw(path)
         if reason is None:
             break
-        found[path] = reason
-    return found
+        flaws[path] = reason
+    return flaws
 
 
 def flaw(checkpoint: Path) -> str | None:
@@ -51,9 +51,9 @@ def flaw(checkpoint: Path) -> str | None:
             # a zip archive, whose directory stands at the end of the file
             if not zipfile.is_zipfile(file):
                 return f"{file.name} is cut short"
-    for name, read in ((_ADAPTER, _open_safetensors), (_STATE, _read_json)):
+    for name, reader in ((_ADAPTER, _open_safetensors), (_STATE, _read_json)):
         try:
-            read(checkpoint / name)
+            reader(checkpoint / name)
         except FileNotFoundError:
             return f"{name} is missing"
         except (OSError, ValueError, SafetensorError):
@@ -72,8 +72,8 @@ def _read_json(path: Path) -> None:
 
 def _newest_first(output_dir: Path) -> list[Path]:
     steps = {path: _step(path) for path in output_dir.glob(f"{_PREFIX}*")}
-    found = {path: step for path, step in steps.items() if step is not None}
-    return sorted(found, key=lambda path: found[path], reverse=True)
+    checkpoint_steps = {path: step for path, step in steps.items() if step is not None}
+    return sorted(checkpoint_steps, key=lambda path: checkpoint_steps[path], reverse=True)
 
 
 def _step(path: Path) -> int | None:

@@ -26,12 +26,12 @@ def describe(plan: Plan) -> str:
 
 def _layers(plan: Plan) -> list[str]:
     names = list(layers(plan.skeleton))
-    trained = sum(p.numel() for p in tensors(plan.skeleton).values())
+    trainable = sum(p.numel() for p in tensors(plan.skeleton).values())
     total = sum(p.numel() for p in plan.skeleton.parameters())
     return [
         f"layers with an adapter: {len(names)}",
         *(f"  {line}" for line in fold_names(names)),
-        f"trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})",
+        f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
     ]
 
 
@@ -75,7 +75,7 @@ def fold_names(names: Sequence[str]) -> list[str]:
 
 def fold_steps(steps: Sequence[int]) -> list[str]:
     """Ascending numbers as ranges: ``11-20``, and ``22-40 by 2`` where they are evenly spaced."""
-    folded, rest = [], list(steps)
+    ranges, rest = [], list(steps)
     while rest:
         stride = rest[1] - rest[0] if len(rest) > 1 else 1
         length = 1
@@ -85,8 +85,8 @@ def fold_steps(steps: Sequence[int]) -> list[str]:
             length = 1 if stride > 1 else length
         run, rest = rest[:length], rest[length:]
         by = f" by {stride}" if stride > 1 else ""
-        folded.append(f"{run[0]}-{run[-1]}{by}" if length > 1 else str(run[0]))
-    return folded
+        ranges.append(f"{run[0]}-{run[-1]}{by}" if length > 1 else str(run[0]))
+    return ranges
 
 
 def size(number: int) -> str:

@@ -13,7 +13,7 @@ from ..config.spec import DataSpec, EvalSpec
 from ..data import image_sources
 from ..data.examples import Size
 from ..errors import UserError
-from ..evaluation.inference import classified
+from ..evaluation.inference import classification_figures
 from ..evaluation.text_metrics import Measurement, require_rows
 from ..models.base_models import ImageClassifier
 from ..progress import Progress
@@ -44,11 +44,11 @@ class Images:
         if channels not in _MODES:
             raise UserError(f"images have 1 or 3 channels, the model takes {channels}")
         self._mode = _MODES[channels]
-        found = image_sources.load(spec, self._read, test)
-        self.source = source.with_classes(found.classes)
-        self._splits = found.splits
+        data = image_sources.load(spec, self._read, test)
+        self.source = source.with_classes(data.classes)
+        self._splits = data.splits
         # the model's label of the data's
-        self._label = torch.tensor([self.source.classes.index(name) for name in found.classes])
+        self._label = torch.tensor([self.source.classes.index(name) for name in data.classes])
 
     @property
     def positions(self) -> int | None:
@@ -63,8 +63,8 @@ class Images:
     def remark(self) -> str:
         """The classes."""
         names = self.source.classes
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        return f"{len(names)} classes: {shown}"
+        first_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"{len(names)} classes: {first_names}"
 
     def size(self, split: str) -> int:
         """Number of images."""
@@ -76,8 +76,8 @@ class Images:
 
     def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
         """``pixel_values`` (number, channels, height, width) and ``labels`` (number,)."""
-        chosen = self._splits[split]
-        return self.collate([chosen[i] for i in range(*rows.indices(len(chosen)))])
+        images = self._splits[split]
+        return self.collate([images[i] for i in range(*rows.indices(len(images)))])
 
     def collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
         """Images and the data's labels as a batch, with the model's labels."""
@@ -94,8 +94,8 @@ class Images:
         batches = DataLoader(
             Subset(self._splits[split], range(rows)), spec.batch_size, collate_fn=self.collate
         )
-        shown = Progress(batches, title=title)
-        figures = classified(model, shown)
+        progress = Progress(batches, title=title)
+        figures = classification_figures(model, progress)
         seconds = round(time.perf_counter() - start, 2)
         return Measurement({"rows": rows, **figures, "seconds": seconds}, [])
 

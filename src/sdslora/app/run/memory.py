@@ -19,18 +19,18 @@ def estimate(plan: Plan) -> dict[str, int]:
     Neither checkpointing of activations nor the logits, which the trainer computes in chunks, nor
     a quantization of the base model is counted.
     """
-    trained = list(tensors(plan.skeleton).values())
-    ids = {id(tensor) for tensor in trained}
+    trainable = list(tensors(plan.skeleton).values())
+    ids = {id(tensor) for tensor in trainable}
     base = [p for p in plan.skeleton.parameters() if id(p) not in ids]
     bases = [b for name, b in plan.skeleton.named_buffers() if ".lora_" in name]
     optimizer = str(getattr(plan.spec.training.optim, "value", plan.spec.training.optim))
-    kept = next((n for name, n in _OPTIMIZER_TENSORS.items() if name in optimizer), 2)
+    optimizer_copies = next((n for name, n in _OPTIMIZER_TENSORS.items() if name in optimizer), 2)
     return {
         "base weights": _bytes(base),
-        "adapter": _bytes(trained),
+        "adapter": _bytes(trainable),
         "bases Q_A, Q_B": _bytes(bases),
-        "gradients": _bytes(trained),
-        "optimizer state": kept * _bytes(trained),
+        "gradients": _bytes(trainable),
+        "optimizer state": optimizer_copies * _bytes(trainable),
         **_activations(plan),
     }
 

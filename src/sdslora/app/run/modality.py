@@ -102,7 +102,7 @@ def make(
 
 
 def make_trainer(
-    made: Work,
+    work: Work,
     model: nn.Module,
     arguments: TrainingArguments,
     callbacks: Iterable[TrainerCallback],
@@ -113,22 +113,22 @@ def make_trainer(
     Without an optimizer it makes the one that ``arguments`` say.
     """
     evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
-    return made.trainer_type(
+    return work.trainer_type(
         model=model,
         args=arguments,
-        data_collator=made.collate,
-        train_dataset=made.dataset("train"),
-        eval_dataset=made.dataset("validation") if evaluates and made.size("validation") else None,
-        processing_class=made.processor,
+        data_collator=work.collate,
+        train_dataset=work.dataset("train"),
+        eval_dataset=work.dataset("validation") if evaluates and work.size("validation") else None,
+        processing_class=work.processor,
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
 
 
-def require_classes(made: Work, source: Source) -> None:
+def require_classes(work: Work, source: Source) -> None:
     """Raise ``UserError`` where the data's classes are not those that the model tells."""
-    if made.source is not source:
+    if work.source is not source:
         raise UserError(
             f"{source.spec.name_or_path} tells other classes than the data's, which have "
-            f"{made.remark}: it is to be trained on them first"
+            f"{work.remark}: it is to be trained on them first"
         )

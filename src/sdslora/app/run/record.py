@@ -130,17 +130,17 @@ def claim(
             f"output directory {output_dir} exists and is not empty; choose another output_dir, "
             "or set resume: true to continue the run that it holds"
         )
-    held = read(output_dir) if output_dir.is_dir() else None
-    if held is None:
+    earlier_record = read(output_dir) if output_dir.is_dir() else None
+    if earlier_record is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
     reject_links_out(output_dir)
-    differing = differing_keys(held["config"], as_json(config), as_json(defaults()), _FREE)
+    differing = differing_keys(earlier_record["config"], as_json(config), as_json(defaults()), _FREE)
     if differing:
         raise UserError(
             f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
             f"{', '.join(differing)}"
         )
-    return held
+    return earlier_record
 
 
 def write_figures(
@@ -168,13 +168,13 @@ def write_figures(
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
     """Versions of what the figures depend on, where installed; of the packages ``more`` too."""
-    found = {"sdslora": __version__, "python": platform.python_version()}
+    package_versions = {"sdslora": __version__, "python": platform.python_version()}
     for package in (*_PACKAGES, *more):
         try:
-            found[package] = version(package)
+            package_versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return package_versions
 
 
 def hardware() -> dict[str, Any]:
@@ -188,8 +188,8 @@ def hardware() -> dict[str, Any]:
 
 
 def differing_keys(
-    held: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    current: Mapping[str, Any],
     defaults: Mapping[str, Any],
     free: tuple[str, ...] = (),
     prefix: str = "",
@@ -200,9 +200,9 @@ def differing_keys(
     its default. All mappings as :func:`as_json` gives them.
     """
     keys: list[str] = []
-    for key in dict.fromkeys([*held, *wanted]):
+    for key in dict.fromkeys([*earlier, *current]):
         default = defaults.get(key)
-        name, a, b = f"{prefix}{key}", held.get(key, default), wanted.get(key)
+        name, a, b = f"{prefix}{key}", earlier.get(key, default), current.get(key)
         if a == b or name.startswith(free):
             continue
         if isinstance(a, dict) and isinstance(b, dict):

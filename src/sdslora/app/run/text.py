@@ -32,7 +32,7 @@ class Text:
     ) -> None:
         self.source, self.processor = source, processor
         self._spec, self._max_length, self._examples = spec, max_length, examples
-        self._held: dict[str, list[Encoded]] = {}
+        self._evaluation_rows: dict[str, list[Encoded]] = {}
         self._datasets: dict[str, Dataset] = {}
 
     @property
@@ -58,8 +58,8 @@ class Text:
         """
         if split == "train":
             return self._train[0]
-        if split not in self._held:
-            self._held[split] = tokenized.held_out(
+        if split not in self._evaluation_rows:
+            self._evaluation_rows[split] = tokenized.held_out(
                 self._examples,
                 getattr(self._examples, split),
                 self.processor,
@@ -67,7 +67,7 @@ class Text:
                 self._max_length,
                 split,
             )
-        return self._held[split]
+        return self._evaluation_rows[split]
 
     @cached_property
     def _train(self) -> tuple[list[Encoded], dict[str, int]]:

@@ -86,9 +86,9 @@ class ImageTrainer(Guarded):
         model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
-def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    logits: Any = found.predictions
-    return {"accuracy": float((logits.argmax(-1) == found.label_ids).mean())}
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    logits: Any = prediction.predictions
+    return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
 
 
 class StopOnInterrupt(TrainerCallback):
