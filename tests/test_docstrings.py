@@ -49,11 +49,13 @@ ROOMS = [
     "studies/grid",
     "studies/plotting",
     "studies/report",
+    "studies/reproduce",
     "studies/statistics",
     "app/bench",
     "app/evaluation",
     "app/models",
     "app/recording",
+    "app/run",
     "app/errors.py",
     "app/files.py",
     "app/hub.py",
@@ -66,11 +68,11 @@ NOT_YET = {"core/refresh.py", "optim/lora_rite.py"}
 
 VERBS = """
 Add Adjust Arrange Assign Average Build Call Carry Cast Check Close Compare Compute Continue
-Convert Copy Count Create Draw Drop Export Fill Filter Find Generate Give Group Hold Kill Keep
-List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue Raise Read Reduce Register
-Reject Remove Render Replace Request Reset Resolve Restore Return Run Save Score Send Set Show
-Silence Sort Split Start Step Stop Submit Subtract Train Update Verify Visit Wait Wrap Write
-Yield
+Convert Copy Count Create Describe Draw Drop Estimate Export Fill Filter Find Generate Give Group
+Hold Kill Keep List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue Raise Read
+Reduce Register Reject Remove Render Replace Request Reset Resolve Restore Return Run Save Score
+Send Set Show Silence Sort Split Start Step Stop Submit Subtract Train Update Verify Visit Wait Wrap
+Write Yield
 """
 """What a function's first line may begin with."""
 HEADLESS = """

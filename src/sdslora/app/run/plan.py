@@ -1,4 +1,4 @@
-"""Everything about a run that can be known, and refused, before any weight is loaded."""
+"""The plan of a run: every check that needs no weights, and what follows from the settings."""
 
 import math
 import os
@@ -23,10 +23,10 @@ class Plan:
 
     Attributes:
         config: the whole specification, resolved, as ``run.json`` keeps it.
-        work: the base model, found but not loaded, and the rows.
+        work: the base model, which is not loaded yet, and the rows.
         skeleton: the base model with its adapter, on the meta device.
-        schedule: when the bases are refreshed; its ``total_steps`` are the run's.
-        held: the record of the run to continue, or None for a new one.
+        schedule: the schedule of the refreshes; its ``total_steps`` are the run's.
+        earlier_record: the record of the run to continue, or None for a new one.
         checkpoint: the checkpoint to continue from, or None for the beginning.
     """
 
@@ -43,7 +43,7 @@ def make(spec: TrainSpec) -> Plan:
     """Check the whole specification, cheapest checks first.
 
     Raises:
-        UserError: for anything that would keep the run from working.
+        UserError: if anything would keep the run from working.
     """
     output_dir = Path(spec.output_dir)
     config = spec.to_dict()
@@ -77,7 +77,7 @@ def find_work(spec: TrainSpec) -> Work:
     """Find the base model, without loading it, and read the rows.
 
     Raises:
-        UserError: where either cannot be read.
+        UserError: if the model or the rows cannot be read.
     """
     source = base_models.find(spec.model)
     work = modality.make(source, source.processor(), spec.data, spec.training.max_length)
@@ -87,7 +87,7 @@ def find_work(spec: TrainSpec) -> Work:
 
 
 def total_steps(rows: int, training: TrainingConfig) -> int:
-    """Optimizer steps of a training on so many rows, as the Trainer counts them."""
+    """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
     if training.max_steps > 0:
         return training.max_steps
     batch = training.train_batch_size * training.world_size

@@ -29,7 +29,7 @@ def command(argv: Sequence[str]) -> None:
 def reproduce(name: str, spec: Spec) -> None:
     """Measure, draw and describe one target.
 
-    With ``spec.dry_run``, print the settings of the scale and what would be done, and stop.
+    With ``spec.dry_run``, print the settings of the scale and the plan, and stop.
 
     Raises:
         UserError: if settings or data cannot work.
