@@ -192,8 +192,8 @@ def multiply_adds(model: Shape, rank: int | None = None, per_adapter: int = 5) -
         # y = W x, ∂x = Wᵀ ∂y, ∂W = ∂y xᵀ
         return 3 * (model.linear_parameters + head)
     # y = W x, ∂x = Wᵀ ∂y, and the adapter's
-    frozen = 2 * (model.linear_parameters + head)
-    return frozen + per_adapter * model.adapter_parameters(rank)
+    base = 2 * (model.linear_parameters + head)
+    return base + per_adapter * model.adapter_parameters(rank)
 
 
 def seconds(

@@ -11,7 +11,7 @@ _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 _ADAPTER = "adapter_model.safetensors"
 _STATE = "trainer_state.json"  # the Trainer writes it last
 # Files of torch.save. Without the random state the Trainer would resume with other numbers.
-_PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+_PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
 def mark_unfinished(output_dir: Path, step: int) -> None:
@@ -47,7 +47,7 @@ def flaw(checkpoint: Path) -> str | None:
 
     The flaw is a file that is missing or cut short.
     """
-    for pattern in _PICKLED:
+    for pattern in _PICKLES:
         files = list(checkpoint.glob(pattern))
         if not files:
             return f"{pattern.replace('*', '')} is missing"

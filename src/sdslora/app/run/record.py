@@ -135,13 +135,11 @@ def claim(
     if earlier_record is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
     reject_links_out(output_dir)
-    differing = differing_keys(
-        earlier_record["config"], as_json(config), as_json(defaults()), _FREE
-    )
-    if differing:
+    keys = differing_keys(earlier_record["config"], as_json(config), as_json(defaults()), _FREE)
+    if keys:
         raise UserError(
             f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
-            f"{', '.join(differing)}"
+            f"{', '.join(keys)}"
         )
     return earlier_record
 

@@ -63,8 +63,8 @@ def _spec(name: str, argv: Sequence[str]) -> Spec:
 def _config(spec: Spec) -> dict[str, Any]:
     """Return every setting as JSON gives it back; the training's tokens are masked."""
     training: TrainingConfig | None = getattr(spec, "training", None)
-    masked = {} if training is None else {"training": training.to_dict()}
-    return as_json(asdict(spec) | masked)
+    section = {} if training is None else {"training": training.to_dict()}
+    return as_json(asdict(spec) | section)
 
 
 def _scale_parser() -> argparse.ArgumentParser:

@@ -173,11 +173,14 @@ def finished_record(job: Job) -> dict[str, Any] | None:
     run: dict[str, Any] | None = read_json(job.folder / NAME)
     if run is None or run["status"] != "finished":
         return None
-    config, defaults = as_json(job.spec.fixed()), as_json(unset(job.spec).fixed())
-    differing = differing_keys(run["config"], config, defaults)
-    if differing:
+    config, defaults = (
+        as_json(job.spec.shared_settings()),
+        as_json(unset(job.spec).shared_settings()),
+    )
+    keys = differing_keys(run["config"], config, defaults)
+    if keys:
         raise UserError(
             f"{job.folder} holds a training with other settings; it differs in "
-            f"{', '.join(differing)}. Choose another output_dir"
+            f"{', '.join(keys)}. Choose another output_dir"
         )
     return run

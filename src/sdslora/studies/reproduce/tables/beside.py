@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...statistics.numbers import NONE, UNITS, Unit, fixed, mean_std
+from ...statistics.numbers import NONE, UNITS, Unit, fixed_point, mean_std
 from ...statistics.sample import Sample
 from . import paper
 from .paper import Figure, PaperRow
@@ -157,8 +157,8 @@ def _our_cells(row: OurRow, theirs: PaperRow | None, columns: Sequence[str]) -> 
 def _paper_figure(figure: Figure | None) -> str:
     if figure is None:
         return NONE
-    mean = fixed(figure.mean, 2)
-    return mean if figure.std is None else f"{mean} ± {fixed(figure.std, 2)}"
+    mean = fixed_point(figure.mean, 2)
+    return mean if figure.std is None else f"{mean} ± {fixed_point(figure.std, 2)}"
 
 
 def _difference(sample: Sample, unit: Unit, theirs: Figure) -> str:
