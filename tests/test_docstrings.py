@@ -49,6 +49,7 @@ ROOMS = [
     "studies/grid",
     "studies/plotting",
     "studies/report",
+    "studies/reproduce",
     "studies/statistics",
     "app/bench",
     "app/commands",
@@ -59,6 +60,7 @@ ROOMS = [
     "app/recording",
     "app/__init__.py",
     "app/cache.py",
+    "app/run",
     "app/errors.py",
     "app/extras.py",
     "app/files.py",
@@ -74,11 +76,11 @@ NOT_YET = {"core/refresh.py", "optim/lora_rite.py"}
 
 VERBS = """
 Add Adjust Arrange Assign Average Build Call Carry Cast Check Close Compare Compute Continue Convert
-Copy Count Create Cut Draw Drop Encode Evaluate Export Fill Filter Find Generate Give Group Hold
-Kill Keep List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue Raise Read Reduce
-Register Reject Remove Render Replace Request Reset Resolve Restore Return Run Save Score Send Set
-Show Silence Sort Split Start Step Stop Submit Subtract Train Update Verify Visit Wait Wrap Write
-Yield
+Copy Count Create Cut Describe Draw Drop Encode Estimate Evaluate Export Fill Filter Find Generate
+Give Group Hold Keep Kill List Load Make Mark Measure Merge Move Open Prepare Pretrain Print Queue
+Raise Read Reduce Register Reject Remove Render Replace Request Reset Resolve Restore Return Run
+Save Score Send Set Show Silence Sort Split Start Step Stop Submit Subtract Train Update Verify
+Visit Wait Wrap Write Yield
 """
 """What a function's first line may begin with."""
 HEADLESS = """

@@ -18,7 +18,7 @@ import numpy as np
 from keep_comparison import kept_runs
 from page import main, table
 from sdslora.studies.statistics import statistics
-from sdslora.studies.statistics.numbers import fixed, mean_std, rate
+from sdslora.studies.statistics.numbers import fixed_point, mean_std, rate
 from sdslora.studies.statistics.sample import Sample
 from sdslora.studies.statistics.statistics import Contender
 from sdslora.studies.statistics.verdict import against_rivals
@@ -158,7 +158,7 @@ def either_schedule(
         if label in pairs:
             pair = pairs[label]
             found = pair.difference
-            mean, low, high = (fixed(v, 3) for v in (found.mean, *found.interval))
+            mean, low, high = (fixed_point(v, 3) for v in (found.mean, *found.interval))
             row += [f"{mean} ({low} to {high})", f"{pair.adjusted_p:.1g}", pair.verdict]
         else:
             row += ["–"] * 3

@@ -10,7 +10,7 @@ from readings import MainStageSchedule
 from sdslora.core import RefreshSchedule
 from sdslora.studies.reproduce.tables import paper
 from sdslora.studies.statistics import statistics
-from sdslora.studies.statistics.numbers import fixed, mean_std, rate
+from sdslora.studies.statistics.numbers import fixed_point, mean_std, rate
 
 PAGE = Path(__file__).parents[1] / "docs" / "method.md"
 STEPS, WARM_UP = 3125, 10
@@ -91,8 +91,8 @@ def _compared(
             if pair is None or pair.difference is None:
                 rows.append([*row, "–", "–", "–"])
                 continue
-            low, high = (fixed(end, 3) for end in pair.difference.interval)
-            difference = f"{fixed(pair.difference.mean, 3)} ({low} to {high})"
+            low, high = (fixed_point(end, 3) for end in pair.difference.interval)
+            difference = f"{fixed_point(pair.difference.mean, 3)} ({low} to {high})"
             rows.append([*row, difference, f"{pair.adjusted_p:.2g}", pair.verdict])
     header = ["task", kind, "rates tried", "seeds", "test loss", "first less second (95% interval)"]
     return table([*header, "p", "the first is"], rows)

@@ -80,8 +80,8 @@ def test_a_half_written_checkpoint_is_passed_over_and_said_so(half_saved):
     run = folder / "run"
     assert json.loads((run / "run.json").read_text())["status"] == "running"
     assert checkpoints.last_whole(run) == run / "checkpoint-4"
-    [(broken, flaw)] = checkpoints.broken(run).items()
-    assert broken.name == "checkpoint-6"
+    [(unfinished, flaw)] = checkpoints.flaws_by_checkpoint(run).items()
+    assert unfinished.name == "checkpoint-6"
     assert trial.process(folder) == 0
     assert f"checkpoint-6 is not whole ({flaw}) and is passed over" in trial.log(folder)
     assert f"going on from {run / 'checkpoint-4'}" in trial.log(folder)

@@ -54,18 +54,18 @@ def make_method(name: str, **options: Any) -> Method[Any]:
     """
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}{_nearest(name, list(METHODS))}")
-    known = [field.name for field in fields(METHODS[name])]
+    names = [field.name for field in fields(METHODS[name])]
     for option in options:
-        if option not in known:
-            raise ValueError(f"{name} has no option {option!r}{_nearest(option, known)}")
+        if option not in names:
+            raise ValueError(f"{name} has no option {option!r}{_nearest(option, names)}")
     return METHODS[name](**options)
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
+def _nearest(name: str, names: list[str]) -> str:
+    close = get_close_matches(name, names, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; there is {', '.join(known)}" if known else "; it has none"
+    return f"; there is {', '.join(names)}" if names else "; it has none"
 
 
 __all__ = [

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core import upcast
 from .base.settings import Batches, Settings
-from .base.target_modules import named, require_dense
+from .base.target_modules import has_ending, require_dense
 from .base.update import AnyUpdate
 
 
@@ -45,7 +45,7 @@ class Full(AnyUpdate[Tensor]):
         for layer in layers.values():
             layer.weight.requires_grad_(True)
         for name, module in model.named_modules():
-            if named(name, settings.modules_to_save or ()):
+            if has_ending(name, settings.modules_to_save or ()):
                 module.requires_grad_(True)
         return model
 

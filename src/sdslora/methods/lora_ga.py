@@ -59,11 +59,11 @@ class LoraGa(ChangedBaseMethod[LayerState]):
                 "training data"
             )
         gradients = mean_gradients(model, self.check(model, settings), calibration)
-        adapted = super().attach(model, settings)
-        for name, layer in initial_pair.prepare(adapted).items():
+        peft_model = super().attach(model, settings)
+        for name, layer in initial_pair.prepare(peft_model).items():
             A, B = gradient_factors(gradients.pop(name), settings.rank, self.gamma)
             initial_pair.start_from(layer, A, B)
-        return adapted
+        return peft_model
 
 
 def gradient_factors(G: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor]:

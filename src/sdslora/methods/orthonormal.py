@@ -47,9 +47,9 @@ class Orthonormal(ChangedBaseMethod[OrthonormalState]):
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
     ) -> nn.Module:
         """Wrap a plain model, as :meth:`Method.attach`."""
-        adapted = super().attach(model, settings)
-        initial_pair.prepare(adapted)
-        return adapted
+        peft_model = super().attach(model, settings)
+        initial_pair.prepare(peft_model)
+        return peft_model
 
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]

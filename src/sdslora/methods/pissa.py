@@ -32,12 +32,12 @@ class Pissa(ChangedBaseMethod[LayerState]):
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
     ) -> nn.Module:
         """Wrap a plain model, as :meth:`Method.attach`, and split its weights."""
-        adapted = super().attach(model, settings)
-        for layer in initial_pair.prepare(adapted).values():
+        peft_model = super().attach(model, settings)
+        for layer in initial_pair.prepare(peft_model).values():
             scaling = layer.scaling[ADAPTER]
             A, B = principal_factors(base_weight(layer), settings.rank, scaling, self.niter)
             initial_pair.start_from(layer, A, B)
-        return adapted
+        return peft_model
 
 
 def principal_factors(

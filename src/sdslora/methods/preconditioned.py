@@ -50,7 +50,7 @@ class LoraPro(LowRankMethod[LayerState]):
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """Return ``P_B G + G P_A − P_B G P_A``: G projected onto the tangent space at (A, B)."""
-        return _applied(state, self.factor_gradients(state, G))
+        return _change_along(state, self.factor_gradients(state, G))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Scaled(LowRankMethod[LayerState]):
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """Return the change of W: ``s² (P_B G + G P_A)`` where λ is negligible."""
-        return _applied(state, self.factor_gradients(state, G))
+        return _change_along(state, self.factor_gradients(state, G))
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ class LoraRite(LowRankMethod[LayerState]):
 
     def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
         """Return ``s² (P_B G + G P_A)``."""
-        return _applied(state, self.factor_gradients(state, G))
+        return _change_along(state, self.factor_gradients(state, G))
 
 
-def _applied(state: LayerState, gradients: FactorGradients) -> Tensor:
+def _change_along(state: LayerState, gradients: FactorGradients) -> Tensor:
     """Return the change of W, per −η, by a step along these gradients of the factors."""
     # s (B ĝ_A + ĝ_B A)
     return state.scaling * (state.B @ gradients.A + gradients.B @ state.A)

@@ -291,7 +291,7 @@ def test_nothing_is_there_to_be_read(canary, mark, monkeypatch: pytest.MonkeyPat
         "  try: os.fstat(fd); print('open', fd)\n"
         "  except OSError: pass"
     )
-    hidden = sandbox._hidden()
+    hidden = sandbox._hidden_paths()
     assert hidden, "the packages of this interpreter are somewhere"
     seen = f"\nprint(sum((os.listdir(path) for path in {hidden!r}), []))"
     output = run(program + seen, canary, mark).output.splitlines()

@@ -36,11 +36,11 @@ def _stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_it_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    first = gguf.converted(str(tmp_path), "tiny.gguf", {"trust_remote_code": False})
+    first = gguf.converted_directory(str(tmp_path), "tiny.gguf", {"trust_remote_code": False})
     assert Path(first).parent == tmp_path / "cache/gguf"
     assert (Path(first) / "config.json").is_file()
     assert "making gguf:tiny once" in capsys.readouterr().out
-    assert gguf.converted(str(tmp_path), "tiny.gguf", {}) == first
+    assert gguf.converted_directory(str(tmp_path), "tiny.gguf", {}) == first
     assert Loaded.read == 2  # the model and its tokenizer
     assert capsys.readouterr().out == ""
 
@@ -48,9 +48,9 @@ def test_it_is_read_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_changed_file_is_converted_again(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     file.write_bytes(b"GGUF")
-    first = gguf.converted(str(tmp_path), file.name, {})
+    first = gguf.converted_directory(str(tmp_path), file.name, {})
     os.utime(file, (1, 1))
-    assert gguf.converted(str(tmp_path), file.name, {}) != first
+    assert gguf.converted_directory(str(tmp_path), file.name, {}) != first
     assert Loaded.read == 4
 
 

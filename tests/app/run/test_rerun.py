@@ -153,7 +153,7 @@ def test_one_run_of_a_comparison_again(tmp_path: Path, model_dir: Path, data_fil
     path = job.folder / NAME
     held = json.loads(path.read_text())
     again = parse(CompareSpec, [str(path), f"--output_dir={tmp_path / 'again'}"], "sdslora compare")
-    assert again.fixed() == spec.fixed()
+    assert again.shared_settings() == spec.shared_settings()
     contender = Contender(held["label"], held["method"], held["options"], held["default_rate"])
     second = carry_out(Job(again, contender, held["learning_rate"], held["seed"], held["threads"]))
     assert (tmp_path / "again/runs").is_dir()

@@ -209,7 +209,7 @@ def test_failed_runs_are_named_and_tried_again(make: Make, capsys: pytest.Captur
 
     comparison = run_comparison(spec, Here(breaks))
     assert comparison is not None
-    assert [c.failed for c in comparison.contenders] == [0, 3]
+    assert [c.failed_runs for c in comparison.contenders] == [0, 3]
     assert (
         "rslora, rate 0.01, seed 1: failed: its process ended: no room" in capsys.readouterr().err
     )
@@ -217,7 +217,7 @@ def test_failed_runs_are_named_and_tried_again(make: Make, capsys: pytest.Captur
     comparison = run_comparison(spec, again)
     assert len(again.done) == 3
     assert comparison is not None
-    assert [c.failed for c in comparison.contenders] == [0, 0]
+    assert [c.failed_runs for c in comparison.contenders] == [0, 0]
 
 
 def test_an_error_within_a_run_is_in_its_record(make: Make, monkeypatch: pytest.MonkeyPatch):

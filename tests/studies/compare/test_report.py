@@ -11,9 +11,9 @@ from sdslora.studies.compare import report
 from sdslora.studies.statistics.numbers import (
     UNITS,
     decimals,
-    fixed,
+    enumeration,
+    fixed_point,
     general,
-    listed,
     mean_std,
     rate,
     share,
@@ -37,11 +37,16 @@ def test_numbers() -> None:
     assert mean_std(Sample({0: 1.0, 1: math.inf})) == "∞"
     assert mean_std(Sample({})) == mean_std(None) == "–"
     assert [decimals(x) for x in (0.04, 0.4, 4.0, 40.0, 0.0, math.nan)] == [3, 2, 1, 0, 4, 4]
-    assert [fixed(-0.0004, 3), fixed(-0.04, 3)] == ["0.000", "−0.040"]
+    assert [fixed_point(-0.0004, 3), fixed_point(-0.04, 3)] == ["0.000", "−0.040"]
     assert [rate(x) for x in (2e-4, 3.16e-5, 1.0, 0.003)] == ["2e-4", "3.2e-5", "1e0", "3e-3"]
     assert [share(0.031), share(0.0), share(math.inf)] == ["+3.1%", "+0.0%", "diverged"]
     assert general(-1.5) == "−1.5"
-    assert [listed(list(x)) for x in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]
+    assert [enumeration(list(x)) for x in ("", "a", "ab", "abc")] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
 
 
 def test_a_difference_that_is_not_shown() -> None:

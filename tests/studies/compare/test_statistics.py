@@ -14,7 +14,7 @@ from sdslora.app.errors import UserError
 from sdslora.studies.statistics.rates import best, rates_of, regret, tolerance
 from sdslora.studies.statistics.sample import Sample
 from sdslora.studies.statistics.statistics import compare, end_of_grid
-from sdslora.studies.statistics.trade_off import Learned, forgetting_at
+from sdslora.studies.statistics.trade_off import TradeOffPoint, forgetting_at
 from sdslora.studies.statistics.verdict import against_rivals, difference, holm, power, seeds_needed
 
 
@@ -55,7 +55,7 @@ def test_an_incomplete_rate_is_named_and_not_chosen() -> None:
     low, high = rates_of(runs)
     assert low.counts
     assert not high.counts
-    assert high.failed == high.missing == (1,)
+    assert high.failed_seeds == high.missing_seeds == (1,)
     assert best([low, high]) == low
     # the same where the run is not there at all
     absent = rates_of([record for record in runs if record["status"] != "failed"])[1]
@@ -164,7 +164,7 @@ def test_results_are_of_the_best_rate() -> None:
     assert contender.curve == ((1, 9.0), (2, 1.5))
     assert contender.seconds == 3.0
     assert contender.peak_bytes == 500
-    assert (contender.runs, contender.diverged, contender.failed) == (6, 1, 1)
+    assert (contender.runs, contender.diverged_runs, contender.failed_runs) == (6, 1, 1)
 
 
 def test_results_are_those_of_fresh_seeds_where_there_are_any() -> None:
@@ -188,12 +188,12 @@ def test_a_fresh_seed_that_diverged_is_not_left_out() -> None:
     comparison = compare([*ours, *theirs, *fresh, stopped("diverged", seed=7, fresh=True)])
     rival = comparison.contenders[1]
     assert rival.test["loss"] == Sample({5: 1.0, 6: 1.0, 7: math.inf})
-    assert rival.diverged == 1
+    assert rival.diverged_runs == 1
     assert comparison.pairs[0].verdict == "withheld"
     # a failed one says nothing about the method
     comparison = compare([*ours, *theirs, *fresh, stopped("failed", seed=7, fresh=True)])
     assert comparison.contenders[1].seeds == (5, 6)
-    assert comparison.contenders[1].failed == 1
+    assert comparison.contenders[1].failed_runs == 1
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=6, max_size=6))
@@ -473,10 +473,10 @@ def test_the_order_of_the_runs_changes_nothing() -> None:
 # --- what is learned against what is forgotten
 
 
-def learned(*points: tuple[float, float, float]) -> list[Learned]:
+def learned(*points: tuple[float, float, float]) -> list[TradeOffPoint]:
     """(rate, test figure, forgetting), of two seeds that are as far apart."""
     return [
-        Learned(rate, Sample({0: test - 0.1, 1: test + 0.1}), Sample({0: lost, 1: lost}))
+        TradeOffPoint(rate, Sample({0: test - 0.1, 1: test + 0.1}), Sample({0: lost, 1: lost}))
         for rate, test, lost in points
     ]
 
@@ -513,7 +513,7 @@ def test_the_trade_off_has_every_rate_that_counts() -> None:
     [contender] = compare(runs).contenders
     assert contender.trade_off == {
         "loss": (
-            Learned(1.0, Sample({0: 1.0, 1: 2.0}), Sample({0: 1.0, 1: 2.0})),
-            Learned(2.0, Sample({0: 2.0, 1: 3.0}), Sample({0: 4.0, 1: 6.0})),
+            TradeOffPoint(1.0, Sample({0: 1.0, 1: 2.0}), Sample({0: 1.0, 1: 2.0})),
+            TradeOffPoint(2.0, Sample({0: 2.0, 1: 3.0}), Sample({0: 4.0, 1: 6.0})),
         )
     }

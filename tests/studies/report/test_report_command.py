@@ -15,7 +15,7 @@ from sdslora.app.recording import KEYS
 from sdslora.studies import report
 from sdslora.studies.plotting import palette
 from sdslora.studies.report import configuration, curves, measures, plots
-from sdslora.studies.report.heat_map import heat_map, rows, shortened
+from sdslora.studies.report.heat_map import heat_map, rows, short_names
 from sdslora.studies.report.page import page
 from sdslora.studies.report.runs import read
 from tiny import Run
@@ -208,9 +208,9 @@ def test_measures_of_no_family_are_shown_too() -> None:
 def test_layers_of_a_kind_stand_together() -> None:
     names = [f"m.layers.{n}.{kind}" for n in (0, 1, 10) for kind in ("q", "v")]
     assert rows(pd.Series(names)) == names[::2] + names[1::2]
-    assert shortened(names) == ["0.q", "0.v", "1.q", "1.v", "10.q", "10.v"]
-    assert shortened(["a.b"]) == ["b"]
-    assert shortened(["a", "a.b"]) == ["a", "a.b"]
+    assert short_names(names) == ["0.q", "0.v", "1.q", "1.v", "10.q", "10.v"]
+    assert short_names(["a.b"]) == ["b"]
+    assert short_names(["a", "a.b"]) == ["a", "a.b"]
 
 
 @pytest.mark.filterwarnings("error:constrained_layout")

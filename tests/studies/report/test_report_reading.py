@@ -125,7 +125,7 @@ def test_a_run_given_twice_is_refused(tmp_path: Path) -> None:
 def test_diagnostics_are_read_as_they_were_written(tmp_path: Path) -> None:
     found = recordings.read(diagnosed(tmp_path))
     assert found is not None
-    assert not found.cut
+    assert not found.is_truncated
     assert len(found.layers) == 10 * len(LAYERS)
     for _, row in found.layers.iterrows():
         wanted = measured(row["step"], LAYERS.index(row["layer"]))

@@ -258,7 +258,7 @@ def test_another_model_is_compared_with_nothing():
     header, rows = page.cells("table2", runs)
     [ours] = [dict(zip(header, row, strict=True)) for row in rows if row[3] == "ours"]
     assert ours["MATH"] == "30"
-    assert beside.compared(paper.rows("table2"), beside.our_rows("table2", runs)) == []
+    assert beside.within_deviation(paper.rows("table2"), beside.our_rows("table2", runs)) == []
     methods = [row[0] for row in rows]
     assert methods[methods.index("sds-lora") - 1] == "SDS-LoRA"
 

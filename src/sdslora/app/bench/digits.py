@@ -53,9 +53,9 @@ def load(
     pixels = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / _BRIGHTEST
     labels = torch.tensor(bunch.target)
     names = _names(relabel, orientations)
-    turned = [pixels.rot90(rotate + k, dims=(-2, -1)) for k in range(orientations)]
+    rotations = [pixels.rot90(rotate + k, dims=(-2, -1)) for k in range(orientations)]
     # (1797, orientations, ...)
-    pixels = torch.stack(turned, dim=1)
+    pixels = torch.stack(rotations, dim=1)
     labels = torch.stack([permutation[labels] for permutation in names], dim=1)
     if invert:
         pixels = 1 - pixels

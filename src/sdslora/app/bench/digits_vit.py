@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from ..evaluation.inference import classified
+from ..evaluation.inference import class_figures
 from . import digits
 from .pretraining import Pretraining
 
@@ -52,7 +52,7 @@ class DigitsVit:
         model.save_pretrained(directory)
         self._processor().save_pretrained(directory)
         test = {"pixel_values": splits.test.pixels, "labels": splits.test.labels}
-        return {"parameters": model.num_parameters(), **classified(model, [test])}
+        return {"parameters": model.num_parameters(), **class_figures(model, [test])}
 
     def _config(self) -> ViTConfig:
         return ViTConfig(

@@ -101,17 +101,17 @@ class Family:
         """Return the held-out words and paragraphs, and those to train on."""
         held_out, rest = [], []
         for whole in (corpus.words(), corpus.paragraphs()):
-            shuffled = Random(self.seed).sample(whole, len(whole))
+            order = Random(self.seed).sample(whole, len(whole))
             count = round(self.held_out * len(whole))
-            held_out.append(shuffled[:count])
-            rest.append(shuffled[count:])
+            held_out.append(order[:count])
+            rest.append(order[count:])
         return self._source(*held_out), self._source(*rest)
 
     def _source(self, words: list[str], paragraphs: list[str]) -> "_Source":
-        alone = [word for word in words if self.shortest <= len(word) <= self.longest]
+        single_words = [word for word in words if self.shortest <= len(word) <= self.longest]
         # beside the shortest other word, of three letters, and a space
-        paired = [word for word in words if len(word) <= self.longest - 4]
-        return _Source(alone, paired, paragraphs)
+        pair_words = [word for word in words if len(word) <= self.longest - 4]
+        return _Source(single_words, pair_words, paragraphs)
 
     def _row(self, letter: str, source: "_Source", random: Random) -> Row:
         if letter == TEXT:
@@ -123,16 +123,16 @@ class Family:
 
 @dataclass(frozen=True)
 class _Source:
-    alone: list[str]
-    paired: list[str]
+    single_words: list[str]
+    pair_words: list[str]
     paragraphs: list[str]
 
     def phrase(self, longest: int, random: Random) -> str:
         """Return one word or two, of so many characters at most."""
         if random.random() < 0.5:
-            return random.choice(self.alone)
+            return random.choice(self.single_words)
         while True:
-            phrase = f"{random.choice(self.paired)} {random.choice(self.paired)}"
+            phrase = f"{random.choice(self.pair_words)} {random.choice(self.pair_words)}"
             if len(phrase) <= longest:
                 return phrase
 

@@ -23,7 +23,7 @@ from ..files import write_jsonl
 from ..models import trained_adapter
 from ..processes import is_first, only_first_prints, shared_errors
 from ..recording import DiagnosticsRecorder
-from ..run import checkpoints, dry_run, modality, plan, shown
+from ..run import checkpoints, dry_run, modality, plan, training_rows
 from ..run.plan import Plan
 from ..run.record import Record
 from ..run.trainer import StopOnInterrupt
@@ -48,16 +48,16 @@ def train(spec: TrainSpec) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     if spec.show is not None:
-        print(shown.describe(plan.work(spec), spec.show))
+        print(training_rows.describe(plan.find_work(spec), spec.show))
         return {}
     with shared_errors():
         run_plan = plan.make(spec)
     if spec.dry_run:
         print(dry_run.describe(run_plan))
         return {}
-    if run_plan.held and run_plan.held["status"] == "finished":
+    if run_plan.earlier_record and run_plan.earlier_record["status"] == "finished":
         print(f"{spec.output_dir} holds a finished run; nothing is left to do")
-        return run_plan.held
+        return run_plan.earlier_record
     return run(run_plan).record
 
 
@@ -73,7 +73,7 @@ def run(run_plan: Plan) -> Trained:
     """Carry out a plan. Raises as :func:`train` does."""
     spec, output_dir = run_plan.spec, Path(run_plan.spec.output_dir)
     schedule, interrupt = SdsLoraCallback(checks=spec.checks), StopOnInterrupt()
-    if run_plan.held:
+    if run_plan.earlier_record:
         _say_where_from(run_plan)
     model = _model(run_plan)
     trainer = modality.make_trainer(
@@ -115,8 +115,8 @@ def _record(run_plan: Plan) -> Record:
     """Return the run's record, started for a new run and updated for one that is resumed."""
     output_dir = Path(run_plan.spec.output_dir)
     record = (
-        Record(output_dir, run_plan.held)
-        if run_plan.held
+        Record(output_dir, run_plan.earlier_record)
+        if run_plan.earlier_record
         else Record.start(output_dir, run_plan.config, run_plan.spec.training.seed)
     )
     work = run_plan.work
@@ -177,7 +177,7 @@ def _evaluate(model: PeftModel, run_plan: Plan, title: str) -> dict[str, Any]:
 
 
 def _say_where_from(run_plan: Plan) -> None:
-    for path, flaw in checkpoints.broken(Path(run_plan.spec.output_dir)).items():
+    for path, flaw in checkpoints.flaws_by_checkpoint(Path(run_plan.spec.output_dir)).items():
         print(f"{path} is not whole ({flaw}) and is passed over")
     if run_plan.checkpoint:
         print(f"going on from {run_plan.checkpoint}")

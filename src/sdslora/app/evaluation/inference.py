@@ -28,7 +28,7 @@ def to_accelerator(model: nn.Module, options: Mapping[str, Any]) -> None:
         model.to(accelerator)
 
 
-def classified(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
+def class_figures(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, float]:
     """Return ``loss`` (mean cross-entropy, nats) and ``accuracy`` (top-1) of an image classifier.
 
     Args:

@@ -70,7 +70,7 @@ import os, socket
 print(os.listdir("/tmp"), os.path.exists("/proc"), os.access("/usr", os.W_OK),
       [name for _, name in socket.if_nameindex()])
 """
-_CONTAINED = "[] False False ['lo']"
+_CONTAINED_OUTPUT = "[] False False ['lo']"
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,15 @@ def require() -> None:
     It runs a program and checks what that sees: the presence of the tools does not show that the
     system lets them work.
     """
-    missing = [tool for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
-    if not sys.platform.startswith("linux") or missing:
+    absent = [tool for tool in _TOOLS if shutil.which(tool, path=_PATH) is None]
+    if not sys.platform.startswith("linux") or absent:
         raise UserError(
             "generated code is run in Linux namespaces only, through util-linux"
-            f"{' (not found: ' + ', '.join(missing) + ')' if missing else ''}; evaluate on a Linux "
+            f"{' (not found: ' + ', '.join(absent) + ')' if absent else ''}; evaluate on a Linux "
             "machine, or leave out the tasks that run code"
         )
     probe = run(["-c", _PROBE])
-    if probe.output.strip() != _CONTAINED:
+    if probe.output.strip() != _CONTAINED_OUTPUT:
         raise UserError(
             "generated code cannot be contained here: this system does not allow the namespaces "
             f"({' '.join(probe.output.split())[:200]}). A container needs the right to make them "
@@ -140,12 +140,12 @@ def run(arguments: Sequence[str], limits: Limits = Limits()) -> Outcome:
     Raises:
         OSError: where an argument is longer than the kernel takes (128 KiB).
     """
-    with started(arguments, limits, stderr=subprocess.STDOUT) as process:
+    with interpreter(arguments, limits, stderr=subprocess.STDOUT) as process:
         return outcome(process, process.stdout, limits)
 
 
 @contextmanager
-def started(
+def interpreter(
     arguments: Sequence[str],
     limits: Limits,
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
@@ -212,7 +212,7 @@ def _command(arguments: Sequence[str], limits: Limits) -> list[str]:
         # Should this process be killed, its sandboxes are too.
         *("setpriv", "--pdeathsig=KILL", "--"),
         *("unshare", *become_root, "--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child"),
-        *("sh", "-c", _SETUP, "sandbox", "\n".join(_shown()), "\n".join(_hidden())),
+        *("sh", "-c", _SETUP, "sandbox", "\n".join(_visible_paths()), "\n".join(_hidden_paths())),
         *("setpriv", *(become_nobody if is_root else []), "--no-new-privs"),
         *("--inh-caps=-all", "--bounding-set=-all", "--"),
         *("prlimit", *(f"--{name}={value}:{value}" for name, value in size.items()), "--"),
@@ -220,7 +220,7 @@ def _command(arguments: Sequence[str], limits: Limits) -> list[str]:
     ]
 
 
-def _shown() -> list[str]:
+def _visible_paths() -> list[str]:
     """Return the system's directories and the interpreter's, none within another."""
     paths = [path for path in _SYSTEM if os.path.exists(path)]
     for path in (sys.base_prefix, sys.base_exec_prefix):
@@ -229,16 +229,16 @@ def _shown() -> list[str]:
     return paths
 
 
-def _hidden() -> list[str]:
+def _hidden_paths() -> list[str]:
     """Return the directories of installed packages, which may hold data sets with answers."""
     scheme = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
     paths = {sysconfig.get_path(kind, vars=scheme) for kind in ("purelib", "platlib")}
     paths |= {"/usr/lib/python3/dist-packages", *site.getsitepackages([sys.base_prefix])}
-    shown = _shown()
+    visible = _visible_paths()
     return [
         path
         for path in sorted(paths)
-        if os.path.isdir(path) and any(Path(path).is_relative_to(other) for other in shown)
+        if os.path.isdir(path) and any(Path(path).is_relative_to(other) for other in visible)
     ]
 
 

@@ -15,9 +15,9 @@ def normalize(text: str) -> str:
     return " ".join(text.split())
 
 
-def exact_match(answer: str, expected: str) -> bool:
+def exact_match(answer: str, reference: str) -> bool:
     """Return whether the two are equal once their whitespace is normalized."""
-    return normalize(answer) == normalize(expected)
+    return normalize(answer) == normalize(reference)
 
 
 def score(

@@ -88,15 +88,17 @@ def mean_loss(
     """Return the mean negative log-likelihood over all tokens that bear loss, in nats."""
     total, count = 0.0, 0
     # Rows of like length share a batch: less padding.
-    ordered = sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
+    by_length = sorted(rows, key=lambda row: len(row.prompt) + len(row.completion))
     with inference(model):
-        for batch in _batches(ordered, batch_size, f"{title}: loss"):
+        for batch in _batches(by_length, batch_size, f"{title}: loss"):
             inputs = {k: v.to(_device(model)) for k, v in padded_batch(batch, pad_id).items()}
             # A position's logits predict the next position's token.
             targets = inputs.pop("labels")[:, 1:]
             logits = model(**inputs, use_cache=False).logits[:, :-1]
-            scored = targets != _IGNORED
-            losses = cross_entropy(logits[scored].float(), targets[scored], reduction="none")
+            bears_loss = targets != _IGNORED
+            losses = cross_entropy(
+                logits[bears_loss].float(), targets[bears_loss], reduction="none"
+            )
             total += losses.double().sum().item()
             count += losses.numel()
     return total / count
@@ -162,9 +164,9 @@ def generate(
 
 def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids that end a generation: the model's own and the tokenizer's."""
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    return sorted({i for i in (*own, tokenizer.eos_token_id) if i is not None})
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = ids if isinstance(ids, list) else [ids]
+    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
 
 
 def _batches(items: Sequence[Any], size: int, title: str) -> Iterator[Sequence[Any]]:

@@ -167,9 +167,9 @@ class ImageClassifier(Source):
             return []
         one_more = max(self.classes, key=len) + "'"  # no other name is as long
         others = self.with_classes([*self.classes, one_more]).skeleton().state_dict()
-        own = self.skeleton().state_dict()
-        grown = [name for name, tensor in own.items() if tensor.shape != others[name].shape]
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in grown))
+        tensors = self.skeleton().state_dict()
+        names = [name for name, tensor in tensors.items() if tensor.shape != others[name].shape]
+        return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,7 +212,7 @@ def find(spec: ModelSpec) -> Source:
             arguments["local_files_only"] = True  # else half a minute of retries per file
     try:
         if gguf_file:
-            path = gguf.converted(path, gguf_file, arguments)
+            path = gguf.converted_directory(path, gguf_file, arguments)
         config = AutoConfig.from_pretrained(path, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         if "local_files_only" in arguments:

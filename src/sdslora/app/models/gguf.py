@@ -36,18 +36,18 @@ class Converted:
     def make(self, directory: Path) -> dict[str, Any]:
         """Write the model and its tokenizer."""
         file = Path(self.source)
-        packed: dict[str, Any] = {"gguf_file": file.name}
+        file_argument: dict[str, Any] = {"gguf_file": file.name}
         # plain weights: the packed ones can neither take an adapter nor be saved
         plain = {"quant_method": "gguf", "dequantize": True}
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype="float32", quantization_config=plain, **packed
+            file.parent, dtype="float32", quantization_config=plain, **file_argument
         )
         model.save_pretrained(directory)
-        AutoTokenizer.from_pretrained(file.parent, **packed).save_pretrained(directory)
+        AutoTokenizer.from_pretrained(file.parent, **file_argument).save_pretrained(directory)
         return {"parameters": model.num_parameters()}
 
 
-def converted(path: str, file: str, arguments: Mapping[str, Any]) -> str:
+def converted_directory(path: str, file: str, arguments: Mapping[str, Any]) -> str:
     """Return the directory of the converted model.
 
     Args:

@@ -90,9 +90,9 @@ def rewrite(
     reject_used(output_dir)
     adapter = find(directory, model)
     processor = adapter.processor()
-    rewritten: Any = make(adapter)
+    result: Any = make(adapter)
     with new_directory(output_dir) as folder:
-        rewritten.save_pretrained(folder)
+        result.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 

@@ -41,27 +41,27 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
         refuse_slow(config, (name for name, _ in model.named_modules()))
     except ValueError as error:
         raise UserError(f"adapter.{error}") from error
-    _reject_unmatched(model, config)
+    _reject_unknown_names(model, config)
     config = copy.deepcopy(config)
     config.task_type = config.task_type or source.task_type
     config.modules_to_save = [*(config.modules_to_save or []), *source.head] or None
     try:
-        wrapped = get_peft_model(model, config)
+        peft_model = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"adapter: {' '.join(str(error).split())}") from error
-    for name, layer in layers(wrapped).items():
+    for name, layer in layers(peft_model).items():
         rank, sizes = max(layer.r.values()), (layer.out_features, layer.in_features)
         if rank > max(sizes):
             raise UserError(
                 f"adapter.r: a rank of {rank} is larger than layer {name} of shape {sizes}"
             )
-    head = wrapped.get_output_embeddings()
-    if any(layer is head for _, layer in adapted_layers(wrapped)):
+    head = peft_model.get_output_embeddings()
+    if any(layer is head for _, layer in adapted_layers(peft_model)):
         raise UserError(
             "adapter.target_modules includes the output layer, whose adapter the trainer would "
             "never train; leave it out, or name it in adapter.modules_to_save"
         )
-    return wrapped
+    return peft_model
 
 
 def layers(model: nn.Module) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def require_finite(model: nn.Module, step: int) -> None:
             raise RunFailed(f"{name} is not finite after step {step}")
 
 
-def _reject_unmatched(model: nn.Module, config: SdsLoraConfig) -> None:
+def _reject_unknown_names(model: nn.Module, config: SdsLoraConfig) -> None:
     """Raise where a name matches no module; PEFT ignores it if another one matches."""
     modules = [name for name, _ in model.named_modules() if name]
     for option in ("target_modules", "exclude_modules", "modules_to_save"):

@@ -67,7 +67,7 @@ def layer_figures(
     state: Any,
     G: Tensor,
     pair: LowRankPair | None = None,
-    stepped: Any = None,
+    next_state: Any = None,
 ) -> Figures:
     """Reduce the full gradient of a layer to numbers.
 
@@ -79,7 +79,7 @@ def layer_figures(
         state: of the layer, from ``method.layer_states``, at the weights of G.
         G: the full gradient (m, n). Where it is not finite, no figure exists.
         pair: ΔW.
-        stepped: the layer's state after the optimizer's step from ``state``.
+        next_state: the layer's state after the optimizer's step from ``state``.
     """
     figures: Figures = dict.fromkeys(KEYS)
     if not G.isfinite().all():
@@ -87,17 +87,19 @@ def layer_figures(
     figures["alignment"] = _number(gradient_alignment(G, method.effective_gradient(state, G)))
     if pair is not None:
         S = singular_values(LowRankPair(*(factor.cpu() for factor in pair)))
-        figures["singular_values"] = [rounded(value) for value in S.tolist()]
+        figures["singular_values"] = [six_digits(value) for value in S.tolist()]
     figures |= _of_factors(method, state, G)
-    if stepped is not None:
-        figures["alignment_applied"] = _alignment_of_step(G, method.weight_change(state, stepped))
-    last = state if stepped is None else stepped
+    if next_state is not None:
+        figures["alignment_applied"] = _alignment_of_step(
+            G, method.weight_change(state, next_state)
+        )
+    last = state if next_state is None else next_state
     if isinstance(method, SdsMethod) and not last.in_warmup:
         assert method.refresh_mode is not None  # set by its preset
-        refreshed = refresh(last.factors, method.refresh_mode)
-        figures |= _of_refresh(last.factors, refreshed)
-        if stepped is not None:
-            after = replace(last, factors=refreshed)
+        new_factors = refresh(last.factors, method.refresh_mode)
+        figures |= _of_refresh(last.factors, new_factors)
+        if next_state is not None:
+            after = replace(last, factors=new_factors)
             figures["alignment_moved"] = _alignment_of_step(G, method.weight_change(state, after))
     return figures
 
@@ -139,9 +141,9 @@ def _alignment_of_step(G: Tensor, change: Tensor) -> float | None:
 
 
 def _number(value: Tensor) -> float | None:
-    return rounded(value.item()) if math.isfinite(value) else None
+    return six_digits(value.item()) if math.isfinite(value) else None
 
 
-def rounded(value: float) -> float:
+def six_digits(value: float) -> float:
     """Return the value to six digits, the precision of float32."""
     return float(f"{value:.6g}")

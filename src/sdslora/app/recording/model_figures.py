@@ -10,14 +10,14 @@ from torch.nn.modules.conv import _ConvNd
 from ...core import LowRankPair
 from ...diagnostics import visit_full_gradients
 from ...methods import Method
-from .layer_figures import KEYS, Figures, layer_figures, rounded
+from .layer_figures import KEYS, Figures, layer_figures, six_digits
 
 
 def measure_layers(
     method: Method,
     model: nn.Module,
     batch: Mapping[str, Any],
-    stepped: Mapping[str, Any] | None = None,
+    next_states: Mapping[str, Any] | None = None,
 ) -> dict[str, Figures]:
     """Return the figures of every linear layer that ``method`` trains, by base-model name.
 
@@ -30,18 +30,20 @@ def measure_layers(
         method: the method that the model was attached with.
         model: at the present weights, W_t.
         batch: keyword arguments of the model, labels among them, on its device.
-        stepped: ``method.layer_states`` after a step that the optimizer took from W_t.
+        next_states: ``method.layer_states`` after a step that the optimizer took from W_t.
 
     Raises:
         ValueError: for a batch without a loss.
     """
     states = method.layer_states(model)
     pairs = _pairs(method, model)
-    stepped = stepped or {}
+    next_states = next_states or {}
     figures: dict[str, Figures] = {}
 
     def visit(name: str, G: Tensor) -> None:
-        figures[name] = layer_figures(method, states[name], G, pairs.get(name), stepped.get(name))
+        figures[name] = layer_figures(
+            method, states[name], G, pairs.get(name), next_states.get(name)
+        )
 
     layers = linear_layers(model, states)
     visit_full_gradients(model, layers, batch, visit)
@@ -55,7 +57,7 @@ def layer_means(layers: Mapping[str, Figures]) -> dict[str, float]:
         values = [figures[key] for figures in layers.values()]
         numbers = [value for value in values if isinstance(value, float)]
         if numbers:
-            means[key] = rounded(sum(numbers) / len(numbers))
+            means[key] = six_digits(sum(numbers) / len(numbers))
     return means
 
 

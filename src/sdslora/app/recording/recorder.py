@@ -74,8 +74,8 @@ class DiagnosticsRecorder(TrainerCallback):
         """Copy the tensors that the step is about to change."""
         step = state.global_step + 1
         if state.is_world_process_zero and (step == 1 or step % self.every == 0):
-            with self._counted():
-                self._before = _copies(_trained(kwargs["model"]))
+            with self._timer():
+                self._before = _copies(_trainable_tensors(kwargs["model"]))
                 self._base_changed = _base_is_changed(kwargs["model"])
 
     def on_optimizer_step(
@@ -89,10 +89,10 @@ class DiagnosticsRecorder(TrainerCallback):
             return
         step = state.global_step + 1
         require_finite(model, step)
-        with self._counted():
-            stepped = copy.deepcopy(self.method.layer_states(model))
-            with _exchanged(_trained(model), before):
-                layers = measure_layers(self.method, model, self._on(model), stepped)
+        with self._timer():
+            next_states = copy.deepcopy(self.method.layer_states(model))
+            with _exchange(_trainable_tensors(model), before):
+                layers = measure_layers(self.method, model, self._on(model), next_states)
             self._means = layer_means(layers)
             seconds = round(self._offset + time.perf_counter() - self._start, 3)
             self._recording.append(
@@ -139,7 +139,7 @@ class DiagnosticsRecorder(TrainerCallback):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.batch.items()}
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _timer(self) -> Iterator[None]:
         """Add the block's time to the cost, after waiting for the GPU's pending work."""
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
@@ -148,7 +148,7 @@ class DiagnosticsRecorder(TrainerCallback):
         self.cost += time.perf_counter() - start
 
 
-def _trained(model: nn.Module) -> list[Tensor]:
+def _trainable_tensors(model: nn.Module) -> list[Tensor]:
     return [parameter.detach() for parameter in tensors(model).values()]
 
 
@@ -157,14 +157,14 @@ def _copies(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def _exchanged(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+def _exchange(targets: list[Tensor], values: list[Tensor]) -> Iterator[None]:
     """Run the block with ``values`` in ``targets``, then restore them."""
-    own = _copies(targets)
+    originals = _copies(targets)
     torch._foreach_copy_(targets, values)
     try:
         yield
     finally:
-        torch._foreach_copy_(targets, own)
+        torch._foreach_copy_(targets, originals)
 
 
 def _base_is_changed(model: nn.Module) -> bool:

@@ -43,14 +43,15 @@ class Measurements:
     """The measurements in a file, in order, each with its line number; empty without a file.
 
     Attributes:
-        cut: after reading, whether the last line was incomplete, as after a kill, and left out.
+        is_truncated: after reading, whether the last line was incomplete, as after a kill. It is
+            left out.
 
     Raises:
         UserError: in reading, where a line other than the last is no JSON object, naming it.
     """
 
     path: Path
-    cut: bool = field(default=False, init=False)
+    is_truncated: bool = field(default=False, init=False)
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if not self.path.exists():
@@ -61,7 +62,7 @@ class Measurements:
                     entry = json.loads(line)
                 except ValueError as error:
                     if next(file, None) is None:
-                        self.cut = True
+                        self.is_truncated = True
                         return
                     raise UserError(f"{self.path}, line {number} is not JSON: {error}") from error
                 if not isinstance(entry, dict):

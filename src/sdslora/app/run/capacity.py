@@ -1,13 +1,14 @@
 """Memory and time of a training step by arithmetic alone: no model, no data, no GPU.
 
-Every formula stands once, here. The decoder has seven linear layers a block (query, key, value,
-output, gate, up, down), and all of them are adapted; of a vision transformer, query and value.
+Every formula stands once, here. A decoder has seven linear layers a block (query, key, value,
+output, gate, up, down), and all of them have an adapter. Of a vision transformer, query and value
+have one.
 """
 
 from dataclasses import dataclass
 
 _HALF, _FULL = 2, 4  # bytes of bfloat16 and float32
-_MOMENTS = 2  # AdamW's tensors for each trained one
+_MOMENTS = 2  # AdamW's tensors for each trainable one
 
 
 @dataclass(frozen=True)
@@ -31,34 +32,34 @@ class Decoder:
 
     @property
     def linears(self) -> list[tuple[int, int]]:
-        """Outputs m and inputs n of the linear layers of a block."""
+        """The outputs m and inputs n of the linear layers of a block."""
         h, i, q, kv = self.hidden, self.intermediate, self.heads, self.key_value_heads
         attention = [(q * self.head_size, h), *2 * [(kv * self.head_size, h)]]
         return [*attention, (h, q * self.head_size), (i, h), (i, h), (h, i)]
 
     @property
     def linear_parameters(self) -> int:
-        """Of all adapted layers: the sum of m n."""
+        """The parameters of all adapted layers: the sum of m n."""
         return self.layers * sum(m * n for m, n in self.linears)
 
     @property
     def parameters(self) -> int:
-        """Of the whole model; two norms a block, and the last one."""
+        """The parameters of the whole model, with two norms a block and a last one."""
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         norms = (2 * self.layers + 1) * self.hidden
         return self.linear_parameters + embeddings + norms
 
     def adapter_parameters(self, rank: int) -> int:
-        """Of A (r, n) and B (m, r); the bases Q_A and Q_B have as many numbers."""
+        """Count the parameters of A (r, n) and B (m, r); the bases have as many numbers."""
         return self.layers * sum(rank * (m + n) for m, n in self.linears)
 
 
 @dataclass(frozen=True)
 class VisionTransformer:
-    """The shape of a vision transformer, of whose blocks query and value are adapted.
+    """The shape of a vision transformer, which has adapters at query and value.
 
-    Its six linear layers a block are query, key, value, output and two of the MLP. Patch embedding
-    and head, a thousandth of the rest, are left out.
+    A block has six linear layers: query, key, value, output and two of the MLP. The patch embedding
+    and the head, a thousandth of the rest, are not counted.
     """
 
     layers: int
@@ -68,16 +69,16 @@ class VisionTransformer:
 
     @property
     def linear_parameters(self) -> int:
-        """Of all linear layers: the sum of m n."""
+        """The parameters of all linear layers: the sum of m n."""
         return self.layers * (4 * self.hidden**2 + 2 * self.hidden * self.intermediate)
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """The parameters of the whole model."""
         return self.linear_parameters
 
     def adapter_parameters(self, rank: int) -> int:
-        """Of A (r, n) and B (m, r); the bases Q_A and Q_B have as many numbers."""
+        """Count the parameters of A (r, n) and B (m, r); the bases have as many numbers."""
         return self.layers * 2 * rank * 2 * self.hidden
 
 
@@ -87,7 +88,7 @@ VISION = {
     "vit-base": VisionTransformer(12, 768, 3072),
     "vit-large": VisionTransformer(24, 1024, 4096),
 }
-"""By name, from the configurations that are published with the models."""
+"""The shapes by name, from the configurations that are published with the models."""
 
 DECODERS = {
     "gemma-2b": Decoder(18, 2048, 16384, 8, 1, 256, 256000, tied=True),
@@ -96,18 +97,18 @@ DECODERS = {
     "llama3-70b": Decoder(80, 8192, 28672, 64, 8, 128, 128256),
     "llama3-405b": Decoder(126, 16384, 53248, 128, 8, 128, 128256),
 }
-"""By name, from the configurations that are published with the models."""
+"""The shapes by name, from the configurations that are published with the models."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the time of a step is estimated for.
+    """The GPU that the time of a step is estimated for.
 
     Attributes:
-        name: of the GPU.
-        bytes: of memory.
-        flops: dense bfloat16 operations a second, as its data sheet has them.
-        share: of them that a training reaches; an assumption.
+        name: the GPU's name.
+        bytes: its memory in bytes.
+        flops: dense bfloat16 operations a second, as its data sheet gives them.
+        share: the part of ``flops`` that a training reaches; an assumption.
     """
 
     name: str = "H200"
@@ -124,14 +125,13 @@ def sds_lora_bytes(
     checkpointing: bool = True,
     chunked_loss: bool = True,
 ) -> dict[str, float]:
-    """Bytes on each GPU by kind: a bfloat16 base, A, B and the bases in float32, AdamW.
+    """Compute the bytes on each GPU by kind: bfloat16 base, float32 A, B and bases, AdamW.
 
     Args:
-        model: its shape.
+        model: the model's shape.
         rank: r.
-        tokens: of a GPU's batch.
-        gpus: that the base, A and B, gradients and moments are sharded over; the bases are whole on
-            each.
+        tokens: tokens of a GPU's batch.
+        gpus: GPUs that share the base, A and B, gradients and moments; each has the whole bases.
         checkpointing: a block keeps only its input.
         chunked_loss: the logits of a few tokens at a time, as in TRL's SFTTrainer.
     """
@@ -147,7 +147,7 @@ def sds_lora_bytes(
 
 
 def full_bytes(model: Shape, tokens: int, gpus: int = 1) -> dict[str, float]:
-    """The same of full fine-tuning in bfloat16: weights, gradients, moments."""
+    """Compute the bytes by kind of full fine-tuning in bfloat16: weights, gradients, moments."""
     weights = _HALF * model.parameters / gpus
     return {
         "base": weights,
@@ -158,18 +158,19 @@ def full_bytes(model: Shape, tokens: int, gpus: int = 1) -> dict[str, float]:
 
 
 def block_activations(tokens: int, hidden: int, intermediate: int) -> int:
-    """Numbers that a block keeps for its backward pass, an estimate."""
+    """Estimate how many numbers a block keeps for its backward pass."""
     return tokens * (9 * hidden + 4 * intermediate)
 
 
 def activation_bytes(
     model: Shape, tokens: int, checkpointing: bool = True, chunked_loss: bool = True
 ) -> float:
-    """An estimate: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
+    """Estimate the bytes: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
 
-    With checkpointing the inputs of all blocks, and one block's own. A loss that is not chunked has
-    three float32 numbers for each token and word of the vocabulary, while no block is recomputed:
-    the logarithms of the probabilities, their gradient, and that of the logits.
+    Checkpointing keeps the inputs of all blocks, and the numbers of one block. A loss that is not
+    chunked has three float32 numbers for each token and word of the vocabulary: the logarithms of
+    the probabilities, their gradient, and that of the logits. They are there while no block is
+    recomputed.
     """
     block = block_activations(tokens, model.hidden, model.intermediate) * _HALF
     loss = 0 if chunked_loss else 3 * tokens * model.vocabulary * _FULL
@@ -179,10 +180,10 @@ def activation_bytes(
 
 
 def multiply_adds(model: Shape, rank: int | None = None, per_adapter: int = 5) -> float:
-    """Of a token's forward and backward pass, without the attention's own products.
+    """Count a token's multiply-adds, forward and backward, without the attention's own products.
 
     Args:
-        model: its shape.
+        model: the model's shape.
         rank: r; None for full fine-tuning.
         per_adapter: products with r-sized factors: 5 for SDS-LoRA, 3 for LoRA.
     """
@@ -191,14 +192,17 @@ def multiply_adds(model: Shape, rank: int | None = None, per_adapter: int = 5) -
         # y = W x, ∂x = Wᵀ ∂y, ∂W = ∂y xᵀ
         return 3 * (model.linear_parameters + head)
     # y = W x, ∂x = Wᵀ ∂y, and the adapter's
-    frozen = 2 * (model.linear_parameters + head)
-    return frozen + per_adapter * model.adapter_parameters(rank)
+    base = 2 * (model.linear_parameters + head)
+    return base + per_adapter * model.adapter_parameters(rank)
 
 
 def seconds(
     model: Shape, rank: int | None, tokens: float, gpu: Gpu, checkpointing: bool = True
 ) -> float:
-    """Of training on so many tokens on one GPU; checkpointing repeats the forward pass."""
+    """Compute the seconds of training on ``tokens`` on one GPU.
+
+    Checkpointing repeats the forward pass.
+    """
     again = 1 * (model.linear_parameters + model.vocabulary * model.hidden) * checkpointing
     operations = 2 * tokens * (multiply_adds(model, rank) + again)
     return operations / (gpu.flops * gpu.share)

@@ -1,4 +1,4 @@
-"""The Trainer's checkpoints in an output directory, and which of them are whole."""
+"""The Trainer's checkpoints in an output directory, whole ones and others."""
 
 import json
 import zipfile
@@ -10,50 +10,54 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 _ADAPTER = "adapter_model.safetensors"
 _STATE = "trainer_state.json"  # the Trainer writes it last
-# torch.save's files: without the random state the Trainer would go on, with other numbers
-_PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+# Files of torch.save. Without the random state the Trainer would resume with other numbers.
+_PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
 
 
 def mark_unfinished(output_dir: Path, step: int) -> None:
-    """Let a checkpoint that is about to be written, over a broken one maybe, begin unfinished.
+    """Mark the checkpoint that is about to be written as unfinished.
 
-    It is whole again with its last file; until then the former one's files would count as its own.
+    Its folder may have files of an earlier, broken checkpoint, which would count as its own. The
+    Trainer's last file makes the checkpoint whole.
     """
     (output_dir / f"{_PREFIX}{step}" / _STATE).unlink(missing_ok=True)
 
 
 def last_whole(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
+    """Return the newest checkpoint that was written to its end, or None.
 
-    A process killed while it saves leaves a checkpoint with files missing or cut short.
+    A process that is killed while it saves leaves a checkpoint with missing or truncated files.
     """
     return next((path for path in _newest_first(output_dir) if flaw(path) is None), None)
 
 
-def broken(output_dir: Path) -> dict[Path, str]:
-    """The checkpoints newer than the last whole one, each with its flaw."""
-    found = {}
+def flaws_by_checkpoint(output_dir: Path) -> dict[Path, str]:
+    """Return the checkpoints newer than the last whole one, each with its flaw."""
+    flaws = {}
     for path in _newest_first(output_dir):
         reason = flaw(path)
         if reason is None:
             break
-        found[path] = reason
-    return found
+        flaws[path] = reason
+    return flaws
 
 
 def flaw(checkpoint: Path) -> str | None:
-    """What keeps a training from going on from it: a file missing or cut short; None if whole."""
-    for pattern in _PICKLED:
+    """Return why a training cannot resume from ``checkpoint``, or None if it can.
+
+    The flaw is a file that is missing or cut short.
+    """
+    for pattern in _PICKLES:
         files = list(checkpoint.glob(pattern))
         if not files:
             return f"{pattern.replace('*', '')} is missing"
         for file in files:
-            # a zip archive, whose directory stands at the end of the file
+            # A zip archive has its directory at the end of the file.
             if not zipfile.is_zipfile(file):
                 return f"{file.name} is cut short"
-    for name, read in ((_ADAPTER, _open_safetensors), (_STATE, _read_json)):
+    for name, reader in ((_ADAPTER, _open_safetensors), (_STATE, _read_json)):
         try:
-            read(checkpoint / name)
+            reader(checkpoint / name)
         except FileNotFoundError:
             return f"{name} is missing"
         except (OSError, ValueError, SafetensorError):
@@ -72,8 +76,8 @@ def _read_json(path: Path) -> None:
 
 def _newest_first(output_dir: Path) -> list[Path]:
     steps = {path: _step(path) for path in output_dir.glob(f"{_PREFIX}*")}
-    found = {path: step for path, step in steps.items() if step is not None}
-    return sorted(found, key=lambda path: found[path], reverse=True)
+    checkpoint_steps = {path: step for path, step in steps.items() if step is not None}
+    return sorted(checkpoint_steps, key=lambda path: checkpoint_steps[path], reverse=True)
 
 
 def _step(path: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""What a run would do, as text."""
+"""The description of a planned run, as text."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from .plan import Plan
 
 
 def describe(plan: Plan) -> str:
-    """The resolved configuration, then layers, parameters, memory, rows, steps and refreshes."""
+    """Describe the resolved configuration, layers, parameters, memory, rows and schedule."""
     return "\n".join(
         [
             yaml.safe_dump(_plain(plan.config), sort_keys=False, allow_unicode=True),
@@ -26,12 +26,12 @@ def describe(plan: Plan) -> str:
 
 def _layers(plan: Plan) -> list[str]:
     names = list(layers(plan.skeleton))
-    trained = sum(p.numel() for p in tensors(plan.skeleton).values())
+    trainable = sum(p.numel() for p in tensors(plan.skeleton).values())
     total = sum(p.numel() for p in plan.skeleton.parameters())
     return [
         f"layers with an adapter: {len(names)}",
         *(f"  {line}" for line in fold_names(names)),
-        f"trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})",
+        f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
     ]
 
 
@@ -58,7 +58,7 @@ def _schedule(plan: Plan) -> list[str]:
 
 
 def fold_names(names: Sequence[str]) -> list[str]:
-    """One line for all names that differ in their numbers only: ``layers.{0-29}.q_proj (30)``."""
+    """Merge names that differ in their numbers only to a line: ``layers.{0-29}.q_proj (30)``."""
     groups: dict[str, list[list[int]]] = {}
     for name in names:
         numbers = [int(number) for number in re.findall(r"(?<![^.])\d+(?![^.])", name)]
@@ -74,8 +74,8 @@ def fold_names(names: Sequence[str]) -> list[str]:
 
 
 def fold_steps(steps: Sequence[int]) -> list[str]:
-    """Ascending numbers as ranges: ``11-20``, and ``22-40 by 2`` where they are evenly spaced."""
-    folded, rest = [], list(steps)
+    """Write ascending numbers as ranges: ``11-20``, or evenly spaced ones as ``22-40 by 2``."""
+    ranges, rest = [], list(steps)
     while rest:
         stride = rest[1] - rest[0] if len(rest) > 1 else 1
         length = 1
@@ -85,17 +85,17 @@ def fold_steps(steps: Sequence[int]) -> list[str]:
             length = 1 if stride > 1 else length
         run, rest = rest[:length], rest[length:]
         by = f" by {stride}" if stride > 1 else ""
-        folded.append(f"{run[0]}-{run[-1]}{by}" if length > 1 else str(run[0]))
-    return folded
+        ranges.append(f"{run[0]}-{run[-1]}{by}" if length > 1 else str(run[0]))
+    return ranges
 
 
 def size(number: int) -> str:
-    """Bytes in GiB or MiB."""
+    """Write a number of bytes in GiB or MiB."""
     return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
 
 
 def _plain(value: object) -> object:
-    """Only what YAML has a plain form for."""
+    """Convert a value to the types that YAML has a plain form for."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

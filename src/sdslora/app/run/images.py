@@ -13,23 +13,23 @@ from ..config.spec import DataSpec, EvalSpec
 from ..data import image_sources
 from ..data.examples import Size
 from ..errors import UserError
-from ..evaluation.inference import classified
+from ..evaluation.inference import class_figures
 from ..evaluation.text_metrics import Measurement, require_rows
 from ..models.base_models import ImageClassifier
 from ..progress import Progress
 from .trainer import ImageTrainer
 
 _MODES = {1: "L", 3: "RGB"}
-"""Pillow's, by a model's number of channels."""
+"""Pillow's image modes, by a model's number of channels."""
 
 
 class Images:
-    """Images that are read when they are asked for; a :class:`~.work.Work`.
+    """Images that are read when they are needed; a :class:`~.modality.Work`.
 
-    Without augmentation: the image processor's own steps, in training as in measuring.
+    There is no augmentation: training and evaluation both use the image processor's own steps.
 
     Raises:
-        UserError: as :func:`.pictures.load`, and where the model takes neither one nor three
+        UserError: as :func:`.image_sources.load`, and if the model takes neither one nor three
             channels.
     """
 
@@ -44,15 +44,15 @@ class Images:
         if channels not in _MODES:
             raise UserError(f"images have 1 or 3 channels, the model takes {channels}")
         self._mode = _MODES[channels]
-        found = image_sources.load(spec, self._read, test)
-        self.source = source.with_classes(found.classes)
-        self._splits = found.splits
-        # the model's label of the data's
-        self._label = torch.tensor([self.source.classes.index(name) for name in found.classes])
+        data = image_sources.load(spec, self._read, test)
+        self.source = source.with_classes(data.classes)
+        self._splits = data.splits
+        # The model's label for each label of the data.
+        self._label = torch.tensor([self.source.classes.index(name) for name in data.classes])
 
     @property
     def positions(self) -> int | None:
-        """Patches of an image, and the class token."""
+        """The patches of an image, and the class token."""
         config = self.source.config
         sides = (getattr(config, "image_size", None), getattr(config, "patch_size", None))
         if not all(isinstance(side, int) for side in sides):
@@ -63,39 +63,39 @@ class Images:
     def remark(self) -> str:
         """The classes."""
         names = self.source.classes
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        return f"{len(names)} classes: {shown}"
+        first_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"{len(names)} classes: {first_names}"
 
     def size(self, split: str) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._splits[split])
 
     def dataset(self, split: str) -> Dataset[tuple[Tensor, Any]]:
-        """The images, still unread."""
+        """Return the images, which are read when they are needed."""
         return self._splits[split]
 
     def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
-        """``pixel_values`` (number, channels, height, width) and ``labels`` (number,)."""
-        chosen = self._splits[split]
-        return self.collate([chosen[i] for i in range(*rows.indices(len(chosen)))])
+        """Return ``pixel_values`` (number, channels, height, width) and ``labels`` (number,)."""
+        images = self._splits[split]
+        return self.collate([images[i] for i in range(*rows.indices(len(images)))])
 
     def collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
-        """Images and the data's labels as a batch, with the model's labels."""
+        """Return images and the data's labels as a batch with the model's labels."""
         pixels, labels = default_collate(rows)
         return {"pixel_values": pixels, "labels": self._label[labels]}
 
     def measure(
         self, model: nn.Module, split: str, spec: EvalSpec, title: str = "evaluating"
     ) -> Measurement:
-        """Mean cross-entropy in nats, and top-1 accuracy, of the first ``spec.limit`` images."""
+        """Measure cross-entropy in nats and top-1 accuracy over the first ``spec.limit`` images."""
         require_rows(self.size(split))
         start = time.perf_counter()
         rows = min(self.size(split), spec.limit or self.size(split))
         batches = DataLoader(
             Subset(self._splits[split], range(rows)), spec.batch_size, collate_fn=self.collate
         )
-        shown = Progress(batches, title=title)
-        figures = classified(model, shown)
+        progress = Progress(batches, title=title)
+        figures = class_figures(model, progress)
         seconds = round(time.perf_counter() - start, 2)
         return Measurement({"rows": rows, **figures, "seconds": seconds}, [])
 

@@ -1,4 +1,4 @@
-"""Estimated memory of a training, term by term."""
+"""The estimated memory of a training, term by term."""
 
 from collections.abc import Iterable
 
@@ -8,35 +8,36 @@ from ..models.trained_adapter import tensors
 from .capacity import block_activations
 from .plan import Plan
 
-# Tensors that an optimizer keeps for each trained one; AdamW's two where it is not listed.
+# Tensors that an optimizer keeps for each trainable one; AdamW's two if it is not listed.
 _OPTIMIZER_TENSORS = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagrad": 1}
 ACTIVATION_FORMULA = "rows * tokens * layers * (9 * hidden + 4 * intermediate) * bytes"
 
 
 def estimate(plan: Plan) -> dict[str, int]:
-    """Bytes by kind. The activations are an estimate (``ACTIVATION_FORMULA``), the rest is exact.
+    """Estimate the bytes by kind.
 
-    Neither checkpointing of activations nor the logits, which the trainer computes in chunks, nor
-    a quantization of the base model is counted.
+    The activations are an estimate (``ACTIVATION_FORMULA``), the rest is exact. Three things are
+    not counted: checkpointing of activations, the logits, which the trainer computes in chunks, and
+    a quantization of the base model.
     """
-    trained = list(tensors(plan.skeleton).values())
-    ids = {id(tensor) for tensor in trained}
+    trainable = list(tensors(plan.skeleton).values())
+    ids = {id(tensor) for tensor in trainable}
     base = [p for p in plan.skeleton.parameters() if id(p) not in ids]
     bases = [b for name, b in plan.skeleton.named_buffers() if ".lora_" in name]
     optimizer = str(getattr(plan.spec.training.optim, "value", plan.spec.training.optim))
-    kept = next((n for name, n in _OPTIMIZER_TENSORS.items() if name in optimizer), 2)
+    optimizer_copies = next((n for name, n in _OPTIMIZER_TENSORS.items() if name in optimizer), 2)
     return {
         "base weights": _bytes(base),
-        "adapter": _bytes(trained),
+        "adapter": _bytes(trainable),
         "bases Q_A, Q_B": _bytes(bases),
-        "gradients": _bytes(trained),
-        "optimizer state": kept * _bytes(trained),
+        "gradients": _bytes(trainable),
+        "optimizer state": optimizer_copies * _bytes(trainable),
         **_activations(plan),
     }
 
 
 def _activations(plan: Plan) -> dict[str, int]:
-    """None where the model is no plain stack of transformer layers."""
+    """Return the activations' bytes; no entry if the model is no plain stack of layers."""
     source, tokens = plan.work.source, plan.work.positions
     config = source.config.get_text_config()
     hidden, layers = (getattr(config, k, None) for k in ("hidden_size", "num_hidden_layers"))

@@ -1,7 +1,7 @@
-"""What a model is trained on and measured by: text for a language model, images for a classifier.
+"""The data that a model is trained and measured on: text or images, by the kind of model.
 
-All that a training, an evaluation and a comparison have to know of the kind of data is behind
-:class:`Work`, which :func:`make` chooses by the model.
+A training, an evaluation and a comparison know the kind of data only through :class:`Work`.
+:func:`make` chooses it by the model.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,10 +24,10 @@ Split = Literal["train", "validation", "test"]
 
 
 class Work(Protocol):
-    """A model and its data, read and checked; no weight is loaded.
+    """A model and its data, read and checked, with no weight loaded.
 
     Attributes:
-        source: the model, with a head for the data's classes where it has one.
+        source: the model; a classifier has a head for the data's classes.
         processor: tokenizer or image processor.
     """
 
@@ -39,40 +39,40 @@ class Work(Protocol):
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """By reason, how many rows of the source are not trained on, or cut."""
+        """The number of source rows that are dropped or truncated, by reason."""
 
     @property
     def positions(self) -> int | None:
-        """Of the longest row to train on; None where they are not known."""
+        """The positions of the longest training row, or None if they are unknown."""
 
     @property
     def remark(self) -> str:
-        """What else is to say of the rows, in a few words."""
+        """A remark on the rows, in a few words."""
 
     def size(self, split: Split) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
 
     def batch(self, split: Split, rows: slice) -> dict[str, Tensor]:
-        """Rows as keyword arguments of the model, labels among them, on the CPU."""
+        """Return rows as keyword arguments of the model, with labels, on the CPU."""
 
     @property
     def trainer_type(self) -> type[Guarded]:
-        """What trains a model on such rows."""
+        """The class of the trainer for such rows."""
 
     @property
     def collate(self) -> Callable[[list[Any]], dict[str, Tensor]] | None:
-        """From a list of rows to a batch; None for the trainer's own way."""
+        """The function that makes a batch from a list of rows, or None for the trainer's own."""
 
     def dataset(self, split: Split) -> Any:
-        """Rows as the trainer takes them."""
+        """Return the rows as the trainer takes them."""
 
     def measure(
         self, model: nn.Module, split: Split, spec: EvalSpec, title: str = "evaluating"
     ) -> Measurement:
-        """The model's figures.
+        """Return the model's figures.
 
         Raises:
-            UserError: where there are no rows.
+            UserError: if there are no rows.
         """
 
 
@@ -86,14 +86,14 @@ def make(
     """Read the data that ``source`` is to be trained or measured on.
 
     Args:
-        source: decides what the data are.
-        processor: the model's, or a saved adapter's.
+        source: the model, which decides the kind of the data.
+        processor: the processor of the model or of a saved adapter.
         spec: the data section.
-        max_length: tokens of a row of text at most.
-        test: as for :func:`.data.load`.
+        max_length: the most tokens of a row of text.
+        test: the test rows, as for :func:`.load_examples`.
 
     Raises:
-        UserError: for data that cannot be read, or are not for such a model.
+        UserError: if the data cannot be read, or do not fit the kind of model.
     """
     if isinstance(source, ImageClassifier):
         return Images(source, processor, spec, test)
@@ -102,33 +102,33 @@ def make(
 
 
 def make_trainer(
-    made: Work,
+    work: Work,
     model: nn.Module,
     arguments: TrainingArguments,
     callbacks: Iterable[TrainerCallback],
     optimizer: Optimizer | None = None,
 ) -> Trainer:
-    """What trains ``model``, and stops where a loss is not a number.
+    """Return a trainer of ``model`` that stops at a loss that is not a number.
 
-    Without an optimizer it makes the one that ``arguments`` say.
+    Without ``optimizer`` the trainer makes the one that ``arguments`` name.
     """
     evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
-    return made.trainer_type(
+    return work.trainer_type(
         model=model,
         args=arguments,
-        data_collator=made.collate,
-        train_dataset=made.dataset("train"),
-        eval_dataset=made.dataset("validation") if evaluates and made.size("validation") else None,
-        processing_class=made.processor,
+        data_collator=work.collate,
+        train_dataset=work.dataset("train"),
+        eval_dataset=work.dataset("validation") if evaluates and work.size("validation") else None,
+        processing_class=work.processor,
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
 
 
-def require_classes(made: Work, source: Source) -> None:
-    """Raise ``UserError`` where the data's classes are not those that the model tells."""
-    if made.source is not source:
+def require_classes(work: Work, source: Source) -> None:
+    """Raise ``UserError`` if the data's classes are not those that the model tells."""
+    if work.source is not source:
         raise UserError(
             f"{source.spec.name_or_path} tells other classes than the data's, which have "
-            f"{made.remark}: it is to be trained on them first"
+            f"{work.remark}: it is to be trained on them first"
         )

@@ -1,4 +1,4 @@
-"""Everything about a run that can be known, and refused, before any weight is loaded."""
+"""The plan of a run: every check that needs no weights, and what follows from the settings."""
 
 import math
 import os
@@ -23,10 +23,10 @@ class Plan:
 
     Attributes:
         config: the whole specification, resolved, as ``run.json`` keeps it.
-        work: the base model, found but not loaded, and the rows.
+        work: the base model, which is not loaded yet, and the rows.
         skeleton: the base model with its adapter, on the meta device.
-        schedule: when the bases are refreshed; its ``total_steps`` are the run's.
-        held: the record of the run to continue, or None for a new one.
+        schedule: the schedule of the refreshes; its ``total_steps`` are the run's.
+        earlier_record: the record of the run to continue, or None for a new one.
         checkpoint: the checkpoint to continue from, or None for the beginning.
     """
 
@@ -35,7 +35,7 @@ class Plan:
     work: Work
     skeleton: PeftModel
     schedule: RefreshSchedule
-    held: dict[str, Any] | None
+    earlier_record: dict[str, Any] | None
     checkpoint: Path | None
 
 
@@ -43,15 +43,15 @@ def make(spec: TrainSpec) -> Plan:
     """Check the whole specification, cheapest checks first.
 
     Raises:
-        UserError: for anything that would keep the run from working.
+        UserError: if anything would keep the run from working.
     """
     output_dir = Path(spec.output_dir)
     config = spec.to_dict()
-    held = record.claim(output_dir, config, lambda: unset(spec).to_dict(), spec.resume)
-    _refuse_unsupported(spec.training)
-    made = work(spec)
-    skeleton = trained_adapter.attach(made.source.skeleton(), spec.adapter, made.source)
-    rows, validation = made.size("train"), made.size("validation")
+    earlier_record = record.claim(output_dir, config, lambda: unset(spec).to_dict(), spec.resume)
+    _reject_unsupported(spec.training)
+    work = find_work(spec)
+    skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
+    rows, validation = work.size("train"), work.size("validation")
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
             "training.eval_strategy needs rows to evaluate on; set data.validation or data.holdout"
@@ -69,25 +69,25 @@ def make(spec: TrainSpec) -> Plan:
         schedule = spec.adapter.schedule(total_steps(rows, spec.training))
     except ValueError as error:
         raise UserError(f"{error} (trained_adapter.warmup_steps, training.max_steps)") from error
-    checkpoint = checkpoints.last_whole(output_dir) if held else None
-    return Plan(spec, config, made, skeleton, schedule, held, checkpoint)
+    checkpoint = checkpoints.last_whole(output_dir) if earlier_record else None
+    return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint)
 
 
-def work(spec: TrainSpec) -> Work:
+def find_work(spec: TrainSpec) -> Work:
     """Find the base model, without loading it, and read the rows.
 
     Raises:
-        UserError: where either cannot be read.
+        UserError: if the model or the rows cannot be read.
     """
     source = base_models.find(spec.model)
-    made = modality.make(source, source.processor(), spec.data, spec.training.max_length)
+    work = modality.make(source, source.processor(), spec.data, spec.training.max_length)
     if spec.training.eos_token is not None:
-        _set_eos(made.processor, spec.training.eos_token)
-    return made
+        _set_eos(work.processor, spec.training.eos_token)
+    return work
 
 
 def total_steps(rows: int, training: TrainingConfig) -> int:
-    """Optimizer steps of a training on so many rows, as the Trainer counts them."""
+    """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
     if training.max_steps > 0:
         return training.max_steps
     batch = training.train_batch_size * training.world_size
@@ -105,7 +105,7 @@ def _set_eos(tokenizer: Any, token: str) -> None:
     tokenizer.pad_token = tokenizer.pad_token or token
 
 
-def _refuse_unsupported(training: TrainingConfig) -> None:
+def _reject_unsupported(training: TrainingConfig) -> None:
     if training.packing:
         raise UserError("training.packing is not supported: set it to false")
     if training.n_gpu > 1:
@@ -114,8 +114,8 @@ def _refuse_unsupported(training: TrainingConfig) -> None:
             "CUDA_VISIBLE_DEVICES to one, or start a process for each with "
             "`torchrun --nproc-per-node`"
         )
-    for engine, asked in (("FSDP", training.fsdp), ("DeepSpeed", training.deepspeed)):
-        if asked or os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "false") == "true":
+    for engine, option in (("FSDP", training.fsdp), ("DeepSpeed", training.deepspeed)):
+        if option or os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "false") == "true":
             raise UserError(
                 f"`sdslora train` does not shard the model with {engine}: its processes hold a "
                 "copy each. Use SdsLoraCallback in a training script of your own"

@@ -1,7 +1,7 @@
 """``run.json``: everything about one run, written by the run itself.
 
-Its presence marks a directory as a run's, its ``config`` says which run, its ``status`` how far it
-came: running, finished, interrupted or failed.
+A directory with this file belongs to a run. ``config`` says which run it is. ``status`` says how
+far it came: running, finished, interrupted or failed.
 """
 
 import json
@@ -31,7 +31,7 @@ _PACKAGES = (
     "pillow",
     "reasoning-gym",
 )
-# What may differ between a run and its continuation: it changes no weight.
+# Keys that may differ between a run and its continuation: they change no weight.
 _FREE = (
     "output_dir",
     "adapter.task_type",
@@ -52,11 +52,11 @@ _FREE = (
 
 
 class Record:
-    """The record of one run, kept in its directory.
+    """The record of one run, which its directory stores.
 
     Args:
         output_dir: the run's directory.
-        data: what is there already (see :func:`read`), or what the run starts with.
+        data: the content of the record on disk (see :func:`read`), or of a new one.
     """
 
     def __init__(self, output_dir: Path, data: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Record:
 
     @classmethod
     def start(cls, output_dir: Path, config: Mapping[str, Any], seed: int) -> "Record":
-        """The record of a new run; nothing is written yet."""
+        """Return the record of a new run, without writing it."""
         return cls(
             output_dir,
             {
@@ -80,17 +80,17 @@ class Record:
         )
 
     def update(self, **values: Any) -> None:
-        """Set entries and write the file, whole."""
+        """Set entries and write the whole file."""
         self.data.update(values)
         if is_first():
             write_json(self.path, self.data)
 
 
 def read(directory: Path) -> dict[str, Any] | None:
-    """The content of ``run.json``, or None where the directory holds no run.
+    """Return the content of ``run.json``, or None if the directory holds no run.
 
     Raises:
-        UserError: where it cannot be read, or is no record of a run.
+        UserError: if the file cannot be read, or is no record of a run.
     """
     data = read_json(directory / NAME)
     if data is None:
@@ -101,7 +101,7 @@ def read(directory: Path) -> dict[str, Any] | None:
 
 
 def of_adapter(directory: Path) -> dict[str, Any] | None:
-    """The record of the run that an adapter comes from: beside it, or beside its checkpoint."""
+    """Return the record of an adapter's run, from its folder or the one above a checkpoint's."""
     return read(directory) or read(directory.parent)
 
 
@@ -111,17 +111,18 @@ def claim(
     defaults: Callable[[], Mapping[str, Any]],
     resume: bool,
 ) -> dict[str, Any] | None:
-    """Check that a run may write to ``output_dir``; returns the record to continue, if any.
+    """Check that a run may write to ``output_dir``, and return the record to continue, if any.
 
     Args:
         output_dir: the run's directory.
         config: the run's configuration.
-        defaults: makes the configuration with no option set; called where a run is there.
-        resume: whether the run that is there is to go on.
+        defaults: makes the configuration with no option set; called if the directory has a run.
+        resume: whether to continue the run in the directory.
 
     Raises:
-        UserError: where it holds another run or other files, or, with ``resume``, a run with
-            another configuration (naming the keys that differ), or a link that leads out of it.
+        UserError: if the directory holds another run or other files. With ``resume``, if it holds
+            a run with another configuration (the message names the keys that differ), or a link
+            that leads out of it.
     """
     if not is_used(output_dir):
         return None
@@ -130,17 +131,17 @@ def claim(
             f"output directory {output_dir} exists and is not empty; choose another output_dir, "
             "or set resume: true to continue the run that it holds"
         )
-    held = read(output_dir) if output_dir.is_dir() else None
-    if held is None:
+    earlier_record = read(output_dir) if output_dir.is_dir() else None
+    if earlier_record is None:
         raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
     reject_links_out(output_dir)
-    differing = differing_keys(held["config"], as_json(config), as_json(defaults()), _FREE)
-    if differing:
+    keys = differing_keys(earlier_record["config"], as_json(config), as_json(defaults()), _FREE)
+    if keys:
         raise UserError(
             f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
-            f"{', '.join(differing)}"
+            f"{', '.join(keys)}"
         )
-    return held
+    return earlier_record
 
 
 def write_figures(
@@ -150,7 +151,7 @@ def write_figures(
     config: Mapping[str, Any],
     packages: Iterable[str] = (),
 ) -> None:
-    """Write an evaluation's ``metrics.json``, and ``generations.jsonl`` where there are any."""
+    """Write an evaluation's ``metrics.json``, and ``generations.jsonl`` if there are any."""
     with new_directory(output_dir) as folder:
         write_json(
             folder / "metrics.json",
@@ -167,18 +168,18 @@ def write_figures(
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of what the figures depend on, where installed; of the packages ``more`` too."""
-    found = {"sdslora": __version__, "python": platform.python_version()}
+    """Return the versions of the installed packages that figures depend on, and of ``more``."""
+    package_versions = {"sdslora": __version__, "python": platform.python_version()}
     for package in (*_PACKAGES, *more):
         try:
-            found[package] = version(package)
+            package_versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return package_versions
 
 
 def hardware() -> dict[str, Any]:
-    """The devices that the run may use."""
+    """Return the devices that the run may use."""
     return {
         "platform": platform.platform(),
         "processor": platform.machine(),
@@ -188,21 +189,22 @@ def hardware() -> dict[str, Any]:
 
 
 def differing_keys(
-    held: Mapping[str, Any],
-    wanted: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+    current: Mapping[str, Any],
     defaults: Mapping[str, Any],
     free: tuple[str, ...] = (),
     prefix: str = "",
 ) -> list[str]:
-    """The keys, dotted, whose values differ, with both values; ``free`` are beginnings of others.
+    """Return the dotted keys whose values differ, each with both values.
 
-    What ``held`` lacks is an option that came after it, here or in a library: it is taken to have
-    its default. All mappings as :func:`as_json` gives them.
+    Keys that begin with an entry of ``free`` may differ. A key that ``earlier`` lacks is an option
+    that came later, here or in a library, and counts as its default. All mappings are as
+    :func:`as_json` returns them.
     """
     keys: list[str] = []
-    for key in dict.fromkeys([*held, *wanted]):
+    for key in dict.fromkeys([*earlier, *current]):
         default = defaults.get(key)
-        name, a, b = f"{prefix}{key}", held.get(key, default), wanted.get(key)
+        name, a, b = f"{prefix}{key}", earlier.get(key, default), current.get(key)
         if a == b or name.startswith(free):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
@@ -214,5 +216,5 @@ def differing_keys(
 
 
 def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON would give it back, without secrets."""
+    """Return the configuration as JSON would give it back, without secrets."""
     return json.loads(mask_secrets(json.dumps(without_secrets(config), default=str)))

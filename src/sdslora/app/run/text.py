@@ -17,7 +17,7 @@ from .trainer import GuardedTrainer
 
 
 class Text:
-    """Rows that are tokenized when they are asked for; a :class:`~.work.Work`."""
+    """Rows that are tokenized when they are needed; a :class:`~.modality.Work`."""
 
     trainer_type = GuardedTrainer
     collate = None
@@ -32,17 +32,17 @@ class Text:
     ) -> None:
         self.source, self.processor = source, processor
         self._spec, self._max_length, self._examples = spec, max_length, examples
-        self._held: dict[str, list[Encoded]] = {}
+        self._evaluation_rows: dict[str, list[Encoded]] = {}
         self._datasets: dict[str, Dataset] = {}
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """By reason, how many rows of the source are not trained on, or cut."""
+        """The number of source rows that are dropped or truncated, by reason."""
         return self._train[1]
 
     @property
     def positions(self) -> int:
-        """Tokens of the longest row to train on."""
+        """The tokens of the longest training row."""
         return max(map(len, self.rows("train")))
 
     @property
@@ -51,15 +51,15 @@ class Text:
         return f"longest {self.positions} tokens"
 
     def rows(self, split: str) -> list[Encoded]:
-        """The token ids.
+        """Return the rows as token ids.
 
         Raises:
-            UserError: for rows that are too long, or cannot be encoded.
+            UserError: if a row is too long, or cannot be encoded.
         """
         if split == "train":
             return self._train[0]
-        if split not in self._held:
-            self._held[split] = tokenized.evaluation(
+        if split not in self._evaluation_rows:
+            self._evaluation_rows[split] = tokenized.evaluation(
                 self._examples,
                 getattr(self._examples, split),
                 self.processor,
@@ -67,30 +67,30 @@ class Text:
                 self._max_length,
                 split,
             )
-        return self._held[split]
+        return self._evaluation_rows[split]
 
     @cached_property
     def _train(self) -> tuple[list[Encoded], dict[str, int]]:
         return tokenized.training(self._examples, self.processor, self._spec, self._max_length)
 
     def size(self, split: str) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.rows(split))
 
     def dataset(self, split: str) -> Dataset:
-        """As TRL takes them, made once."""
+        """Return the rows as TRL takes them; they are converted once."""
         if split not in self._datasets:
             self._datasets[split] = Dataset.from_list([r.training_row() for r in self.rows(split)])
         return self._datasets[split]
 
     def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
-        """Padded on the right; prompts bear no loss."""
+        """Return rows padded on the right, whose prompts bear no loss."""
         return padded_batch(self.rows(split)[rows], self._pad_id)
 
     def measure(
         self, model: nn.Module, split: str, spec: EvalSpec, title: str = "evaluating"
     ) -> Measurement:
-        """Loss, and the answers where ``spec`` asks for them."""
+        """Measure the loss, and the answers if ``spec`` asks for them."""
         rule = self._examples.rule
         return measure(model, self.processor, self.rows(split), spec, rule, title)
 

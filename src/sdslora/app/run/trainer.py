@@ -1,4 +1,4 @@
-"""The Trainers, stopped by a loss that is not a number and, cleanly, by Ctrl-C."""
+"""The Trainers, which stop at a loss that is not a number and, with a checkpoint, at Ctrl-C."""
 
 import signal
 from collections.abc import Iterable
@@ -26,14 +26,14 @@ from .checkpoints import mark_unfinished
 
 
 class Guarded(Trainer):
-    """Mixed into a trainer, saves no checkpoint with a broken adapter, and each of one piece.
+    """A mix-in for trainers: it saves no broken adapter, and marks unfinished checkpoints.
 
-    The callbacks that it is given come before the trackers', so that these are told of the figures
-    that those add to the log.
+    Its ``callbacks`` run before those of the trackers, which therefore log the figures that the
+    callbacks add.
 
     Raises (while training):
-        RunFailed: at the first loss that is NaN or infinite, naming the step, before that step
-            touches a weight.
+        RunFailed: at the first loss that is NaN or infinite, before that step changes a weight. The
+            message names the step.
     """
 
     def __init__(self, *, callbacks: Iterable[TrainerCallback] = (), **kwargs: Any) -> None:
@@ -42,15 +42,15 @@ class Guarded(Trainer):
         self.callback_handler.callbacks.sort(key=lambda callback: callback not in own)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of one batch."""
+        """Run forward and backward for one batch."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise RunFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # The Trainer sees after a step that a training is over: resumed from its end, it takes one
-        # step too many.
+        # The Trainer checks for the end after a step. Resumed at the end, it would take one step
+        # too many.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -68,7 +68,7 @@ class GuardedTrainer(Guarded, SFTTrainer):
     """TRL's ``SFTTrainer``, for text."""
 
     def __init__(self, **kwargs: Any) -> None:
-        disable_progress_bars()  # of TRL's passes over rows that are prepared already
+        disable_progress_bars()  # TRL shows them for passes over rows that are prepared already
         super().__init__(**kwargs)
 
 
@@ -80,21 +80,21 @@ class ImageTrainer(Guarded):
         super().__init__(args=args, compute_metrics=_accuracy, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # PEFT keeps weights; how many classes there are, and their names, is the base's to say
+        # PEFT saves weights. The base model's configuration has the classes and their names.
         super()._save(output_dir, state_dict)
         model: Any = self.model
         model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
-def _accuracy(found: EvalPrediction) -> dict[str, float]:
-    logits: Any = found.predictions
-    return {"accuracy": float((logits.argmax(-1) == found.label_ids).mean())}
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    logits: Any = prediction.predictions
+    return {"accuracy": float((logits.argmax(-1) == prediction.label_ids).mean())}
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C ends the step under way, saves a checkpoint, and stops; a second one stops at once.
+    """A handler of Ctrl-C, which ends the current step, saves a checkpoint, and stops.
 
-    Takes the signal over within its ``with`` block, in the main thread.
+    A second Ctrl-C stops at once. The handler works within its ``with`` block, in the main thread.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask for a checkpoint and the end where the signal came, to any process."""
+        """Request a checkpoint and the end of training if any process received the signal."""
         self.interrupted = in_any(self.interrupted)
         if self.interrupted:
             control.should_save = control.should_training_stop = True

@@ -51,7 +51,7 @@ def mean_gradients(
 @contextmanager
 def _accumulating(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Yield the sums of the layers' weight gradients; no other parameter gets a gradient."""
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     sums: dict[str, Tensor] = {}
     hooks = []
     try:
@@ -63,7 +63,7 @@ def _accumulating(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator
     finally:
         for hook in hooks:
             hook.remove()
-        for parameter, before in required.items():
+        for parameter, before in flags.items():
             parameter.requires_grad_(before)
 
 

@@ -32,9 +32,9 @@ class ChangedBaseMethod(LowRankMethod[State]):
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
         """Return ``s (B A − B₀ A₀)`` of each layer, of rank 2r."""
-        trained = super().plain_pairs(model)
+        pairs = super().plain_pairs(model)
         return {
-            name: _sum(trained[name], initial_pair.offset(layer))
+            name: _sum(pairs[name], initial_pair.offset(layer))
             for name, layer in lora_layers(model).items()
         }
 

@@ -77,8 +77,8 @@ class Method(ABC, Generic[State]):
             ValueError: where the method cannot run on the model; nothing has changed then.
         """
         self.check(model, settings)
-        adapted: nn.Module = get_peft_model(model, self.config(settings))
-        return adapted
+        peft_model: nn.Module = get_peft_model(model, self.config(settings))
+        return peft_model
 
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]

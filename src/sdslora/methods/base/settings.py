@@ -33,10 +33,10 @@ class Settings:
 
     def peft_options(self) -> dict[str, Any]:
         """Return the settings as arguments of ``peft.LoraConfig``."""
-        targets, saved = self.target_modules, self.modules_to_save
+        targets, modules = self.target_modules, self.modules_to_save
         return {
             "r": self.rank,
             "target_modules": targets if isinstance(targets, str) else list(targets),
             "task_type": self.task_type,
-            "modules_to_save": None if saved is None else list(saved),
+            "modules_to_save": None if modules is None else list(modules),
         }

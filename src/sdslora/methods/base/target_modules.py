@@ -24,7 +24,7 @@ def target_layers(model: nn.Module, settings: Settings) -> dict[str, nn.Module]:
     }
 
 
-def named(name: str, names: Iterable[str]) -> bool:
+def has_ending(name: str, names: Iterable[str]) -> bool:
     """Return whether ``name`` is one of ``names``, or ends in one after a dot."""
     return any(name == ending or name.endswith(f".{ending}") for ending in names)
 
@@ -32,7 +32,7 @@ def named(name: str, names: Iterable[str]) -> bool:
 def _is_target(name: str, module: nn.Module, model: nn.Module, settings: Settings) -> bool:
     targets = settings.target_modules
     if not isinstance(targets, str):
-        return named(name, targets)
+        return has_ending(name, targets)
     if targets.lower() != "all-linear":
         return re.fullmatch(targets, name) is not None
     return isinstance(module, nn.Linear | Conv1D) and not _is_head(name, module, model, settings)
@@ -47,7 +47,7 @@ def _is_head(name: str, module: nn.Module, model: nn.Module, settings: Settings)
 
 def _is_saved(name: str, settings: Settings) -> bool:
     return any(
-        re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in settings.modules_to_save or ()
+        re.match(rf"(^|.*\.){module}($|\..*)", name) for module in settings.modules_to_save or ()
     )
 
 

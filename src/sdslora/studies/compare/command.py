@@ -28,7 +28,7 @@ from . import plots
 from .report import markdown, summary, table
 
 CONFIG = "compare.json"
-_KEPT = ("finished", "diverged")
+_FINAL = ("finished", "diverged")
 
 
 def command(argv: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     print(_plan(spec, field, place, steps))
     if spec.dry_run:
         return None
-    with _claimed(Path(spec.output_dir), spec):
+    with _directory_lock(Path(spec.output_dir), spec):
         with place:
             records = _Schedule(spec, field, place).finish()
         return _conclude(spec, records)
@@ -120,8 +120,8 @@ class _Schedule:
         for contender in self.contenders.values():
             self._go_on(contender)
         while self.open:
-            finished, _ = wait(self.open, return_when=FIRST_COMPLETED)
-            for future in finished:
+            futures, _ = wait(self.open, return_when=FIRST_COMPLETED)
+            for future in futures:
                 job = self.open.pop(future)
                 self._take(job, outcome(future, job))
                 self._go_on(job.contender)
@@ -136,7 +136,7 @@ class _Schedule:
     def _start(self, job: Job) -> None:
         record = read_json(job.folder / NAME)
         self.progress.total = (self.progress.total or 0) + 1
-        if record is not None and record["status"] in _KEPT:
+        if record is not None and record["status"] in _FINAL:
             # the values of the present recipe, which may differ from the run's
             self._take(job, record | {"default_rate": job.contender.center, "fresh": job.fresh})
         else:
@@ -153,10 +153,10 @@ class _Schedule:
         if any(job.contender is contender for job in self.open.values()):
             return
         records = [r for r in self.records[contender.label] if not r["fresh"]]
-        tried = sorted({record["learning_rate"] for record in records})
+        tried_rates = sorted({record["learning_rate"] for record in records})
         end = end_of_grid(records)
-        if end and len(tried) < self.spec.grid.number + self.spec.grid.extend:
-            self._add(contender, [next_rate(tried, end, self.spec.grid)])
+        if end and len(tried_rates) < self.spec.grid.number + self.spec.grid.extend:
+            self._add(contender, [next_rate(tried_rates, end, self.spec.grid)])
             self._go_on(contender)  # the new runs may all exist already
         elif len(records) == len(self.records[contender.label]):
             self._confirm(contender, best(rates_of(records)))
@@ -189,7 +189,7 @@ def _conclude(spec: CompareSpec, records: Sequence[dict[str, Any]]) -> Compariso
 
 
 @contextmanager
-def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
+def _directory_lock(directory: Path, spec: CompareSpec) -> Iterator[None]:
     """Hold the lock of the comparison's directory, so that no second command writes into it.
 
     Raises:
@@ -207,14 +207,14 @@ def _claimed(directory: Path, spec: CompareSpec) -> Iterator[None]:
 
 def _claim(directory: Path, spec: CompareSpec) -> None:
     reject_links_out(directory)
-    config = as_json(spec.fixed())
+    config = as_json(spec.shared_settings())
     former = read_json(directory / CONFIG)
     if former is None and (directory / "runs").exists():
         raise UserError(f"{directory} holds runs without {CONFIG}: choose another output_dir")
-    differing = differing_keys(former, config, as_json(unset(spec).fixed())) if former else []
-    if differing:
+    keys = differing_keys(former, config, as_json(unset(spec).shared_settings())) if former else []
+    if keys:
         raise UserError(
             f"{directory} holds a comparison with another configuration; it differs in "
-            f"{', '.join(differing)}. Choose another output_dir"
+            f"{', '.join(keys)}. Choose another output_dir"
         )
     write_json(directory / CONFIG, config)

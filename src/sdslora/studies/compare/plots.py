@@ -50,14 +50,14 @@ def save(comparison: Comparison, directory: Path) -> list[Path]:
         figures["training_loss"] = training_loss(comparison)
     if any(contender.forgetting for contender in comparison.contenders):
         figures["forgetting"] = forgetting(comparison)
-    written = []
+    files = []
     with matplotlib.rc_context({"svg.hashsalt": "sdslora"}):
         for name, figure in figures.items():
             png, svg = directory / f"{name}.png", directory / f"{name}.svg"
             figure.savefig(png)
             figure.savefig(svg, metadata={"Date": None})
-            written += [png, svg]
-    return written
+            files += [png, svg]
+    return files
 
 
 def learning_rate(comparison: Comparison) -> Figure:
@@ -71,20 +71,20 @@ def learning_rate(comparison: Comparison) -> Figure:
     axes.set_xscale("log")
     low, top = _window(comparison.contenders)
     off_axis: dict[float, list[tuple[Rate, _Style]]] = {}
-    for contender, style in _styled(comparison):
-        counted = [tried for tried in contender.rates if tried.counts]
-        finite = [tried for tried in counted if isfinite(tried.validation.mean)]
-        samples = [tried.validation for tried in finite]
-        _points(axes, [tried.learning_rate for tried in finite], samples, style, style.dash)
+    for contender, style in _styles(comparison):
+        usable = [rate for rate in contender.rates if rate.counts]
+        finite = [rate for rate in usable if isfinite(rate.validation.mean)]
+        samples = [rate.validation for rate in finite]
+        _points(axes, [rate.learning_rate for rate in finite], samples, style, style.dash)
         _special(axes, contender, style)
-        for tried in counted:
-            if tried.validation.mean > top:
-                off_axis.setdefault(tried.learning_rate, []).append((tried, style))
+        for rate in usable:
+            if rate.validation.mean > top:
+                off_axis.setdefault(rate.learning_rate, []).append((rate, style))
     band = _STACK * max(map(len, off_axis.values()), default=0)
     axes.set_ylim(low, low + (top - low) / (1 - min(band, 0.5)))
     for stack in off_axis.values():
-        for place, (tried, style) in enumerate(stack):
-            _off_axis(axes, tried, 1 - _STACK * (place + 0.6), style)
+        for place, (rate, style) in enumerate(stack):
+            _off_axis(axes, rate, 1 - _STACK * (place + 0.6), style)
     notes = [
         Line2D([], [], color="none", marker="o", markersize=10, markeredgecolor="black"),
         Line2D([], [], color="none", marker="o", markersize=12, markeredgecolor="#777777"),
@@ -99,7 +99,7 @@ def learning_rate(comparison: Comparison) -> Figure:
 def training_loss(comparison: Comparison) -> Figure:
     """Draw training loss against steps at each contender's best rate, mean over seeds."""
     figure, axes = _blank("optimizer step", "training loss", "Training loss at the best rate")
-    for contender, style in _styled(comparison):
+    for contender, style in _styles(comparison):
         if contender.curve:
             steps, losses = zip(*contender.curve, strict=True)
             every = max(len(steps) // _MARKS, 1)
@@ -133,21 +133,23 @@ def forgetting(comparison: Comparison) -> Figure:
         "What is learned against what is forgotten",
     )
     limit = _ZOOM * median(c.test["loss"].mean for c in there) if metric == "loss" else inf
-    for contender, style in _styled(comparison):
+    for contender, style in _styles(comparison):
         curve = [p for p in contender.trade_off.get(metric, ()) if p.is_finite]
-        learned = [p for p in curve if p.test.mean < limit]
+        points = [p for p in curve if p.test.mean < limit]
         axes.plot(
-            [p.forgetting.mean for p in learned],
-            [unit.scale * p.test.mean for p in learned],
+            [p.forgetting.mean for p in points],
+            [unit.scale * p.test.mean for p in points],
             ".",
             color=style.colour,
             linestyle=style.dash,
             linewidth=1,
         )
-        lost, won = contender.forgetting, contender.test.get(metric)
-        if lost is not None and won is not None:
-            scaled = Sample({seed: unit.scale * value for seed, value in won.by_seed.items()})
-            _points(axes, [lost.mean], [scaled], style, "none", across=[_std(lost)])
+        change, result = contender.forgetting, contender.test.get(metric)
+        if change is not None and result is not None:
+            scaled_result = Sample(
+                {seed: unit.scale * value for seed, value in result.by_seed.items()}
+            )
+            _points(axes, [change.mean], [scaled_result], style, "none", across=[_std(change)])
     if metric == "loss":
         _logarithmic_if_wide(axes, [c.test["loss"].mean for c in there])
     _legend(figure, comparison)
@@ -156,8 +158,8 @@ def forgetting(comparison: Comparison) -> Figure:
 
 def _metric(contenders: Sequence[Contender]) -> Metric:
     """Return the first of accuracy and exact match that all contenders have, else the loss."""
-    preferred: tuple[Metric, ...] = ("accuracy", "exact_match")
-    return next((m for m in preferred if all(m in c.test for c in contenders)), "loss")
+    metrics: tuple[Metric, ...] = ("accuracy", "exact_match")
+    return next((m for m in metrics if all(m in c.test for c in contenders)), "loss")
 
 
 def _blank(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Axes]:
@@ -169,7 +171,7 @@ def _blank(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _styled(comparison: Comparison) -> list[tuple[Contender, _Style]]:
+def _styles(comparison: Comparison) -> list[tuple[Contender, _Style]]:
     return [
         (
             contender,
@@ -232,11 +234,11 @@ def _special(axes: Axes, contender: Contender, style: _Style) -> None:
         )
 
 
-def _off_axis(axes: Axes, tried: Rate, height: float, style: _Style) -> None:
+def _off_axis(axes: Axes, rate: Rate, height: float, style: _Style) -> None:
     axes.plot(
-        tried.learning_rate,
+        rate.learning_rate,
         height,
-        marker="$\\uparrow$" if isfinite(tried.validation.mean) else "x",
+        marker="$\\uparrow$" if isfinite(rate.validation.mean) else "x",
         color=style.colour,
         transform=axes.get_xaxis_transform(),
         zorder=5,
@@ -250,10 +252,10 @@ def _window(contenders: Sequence[Contender]) -> tuple[float, float]:
         return 0.0, 1.0
     middle = best[(len(best) - 1) // 2]
     limit = middle + (_ZOOM - 1) * abs(middle)
-    tried = [rate.validation for c in contenders for rate in c.rates if rate.counts]
-    shown = [sample for sample in tried if sample.mean <= limit]
-    low = min(sample.mean - _std(sample) for sample in shown)
-    top = max(sample.mean + _std(sample) for sample in shown)
+    samples = [rate.validation for c in contenders for rate in c.rates if rate.counts]
+    on_axis = [sample for sample in samples if sample.mean <= limit]
+    low = min(sample.mean - _std(sample) for sample in on_axis)
+    top = max(sample.mean + _std(sample) for sample in on_axis)
     margin = 0.05 * (top - low) or 0.05 * abs(top) or 0.05
     return low - margin, top + margin
 
@@ -278,12 +280,12 @@ def _legend(
 ) -> None:
     lines = [
         Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.dash)
-        for _, style in _styled(comparison)
+        for _, style in _styles(comparison)
     ]
     labels = [fill(contender.label, _LEGEND_WIDTH) for contender in comparison.contenders]
     legend = figure.legend(
         [*lines, *notes], [*labels, *names], loc="outside right upper", fontsize=8
     )
     # as high as the legend, with a tenth of an inch to spare
-    needed = legend.get_window_extent().height / figure.dpi + 0.1
-    figure.set_figheight(max(needed, figure.get_figheight()))
+    height = legend.get_window_extent().height / figure.dpi + 0.1
+    figure.set_figheight(max(height, figure.get_figheight()))

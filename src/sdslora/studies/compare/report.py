@@ -7,7 +7,7 @@ from math import isfinite
 from rich.table import Table
 from rich.text import Text
 
-from ..statistics.numbers import NONE, UNITS, count, general, listed, mean_std, rate, share
+from ..statistics.numbers import NONE, UNITS, count, enumeration, general, mean_std, rate, share
 from ..statistics.rates import Rate, at_rate
 from ..statistics.sample import Sample
 from ..statistics.statistics import HIGHER_IS_BETTER, Comparison, Contender, Metric
@@ -31,10 +31,10 @@ class _Grid:
 def markdown(comparison: Comparison) -> str:
     """Return the whole report as Markdown: the summary, and all tables."""
     lines = summary(comparison).splitlines()
-    bullets = ["\n".join(f"- {_escaped(line)}" for line in lines)] if lines else []
+    bullets = ["\n".join(f"- {_escape(line)}" for line in lines)] if lines else []
     parts = ["# Comparison", *bullets]
     for grid in _grids(comparison):
-        parts += [f"## {grid.title}", _escaped(grid.note), _pipes(grid)]
+        parts += [f"## {grid.title}", _escape(grid.note), _pipes(grid)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -46,8 +46,8 @@ def table(comparison: Comparison) -> list[Table]:
 def summary(comparison: Comparison) -> str:
     """Return one sentence a line: the verdict of each pair, then what weakens a result."""
     verdicts = [sentences.verdict(pair, comparison) for pair in comparison.pairs]
-    warned = [line for c in comparison.contenders for line in sentences.cautions(c)]
-    return "\n".join([*verdicts, *warned])
+    cautions = [line for c in comparison.contenders for line in sentences.cautions(c)]
+    return "\n".join([*verdicts, *cautions])
 
 
 def _grids(comparison: Comparison) -> list[_Grid]:
@@ -91,8 +91,8 @@ def _results(comparison: Comparison) -> _Grid:
 
 def _forgetting_at(contender: Contender, metric: Metric, level: float) -> str:
     curve = contender.trade_off.get(metric, ())
-    lost = forgetting_at(curve, level, HIGHER_IS_BETTER[metric])
-    return NONE if lost is None else general(lost)
+    forgetting = forgetting_at(curve, level, HIGHER_IS_BETTER[metric])
+    return NONE if forgetting is None else general(forgetting)
 
 
 def _best(contender: Contender) -> str:
@@ -101,21 +101,25 @@ def _best(contender: Contender) -> str:
 
 def _whose_seeds(comparison: Comparison) -> str:
     """Return the kind of seeds that the results are averaged over."""
-    chose = {
+    tuning_seeds = {
         seed
         for c in comparison.contenders
-        for tried in c.rates
-        for seed in tried.validation.by_seed
+        for grid_rate in c.rates
+        for seed in grid_rate.validation.by_seed
     }
-    reported = {seed for c in comparison.contenders for seed in c.seeds}
-    return "seeds" if reported <= chose else "fresh seeds, which had no part in choosing the rate"
+    result_seeds = {seed for c in comparison.contenders for seed in c.seeds}
+    return (
+        "seeds"
+        if result_seeds <= tuning_seeds
+        else "fresh seeds, which had no part in choosing the rate"
+    )
 
 
 def _verdicts(comparison: Comparison) -> _Grid:
     unit = UNITS[comparison.metric]
     rows = []
     for pair in comparison.pairs:
-        difference, p, needed = pair.difference, pair.adjusted_p, pair.seeds_needed
+        difference, p, seed_count = pair.difference, pair.adjusted_p, pair.seeds_needed
         rows.append(
             [
                 pair.rival,
@@ -123,7 +127,7 @@ def _verdicts(comparison: Comparison) -> _Grid:
                 NONE if p is None else f"{p:.2g}",
                 str(len(pair.reference_result.by_seed)),
                 pair.verdict,
-                NONE if needed is None else sentences.seeds(needed),
+                NONE if seed_count is None else sentences.seeds(seed_count),
             ]
         )
     direction = "higher" if HIGHER_IS_BETTER[comparison.metric] else "lower"
@@ -178,35 +182,35 @@ def _rates(comparison: Comparison) -> _Grid:
         [
             [
                 contender.label,
-                rate(tried.learning_rate),
-                mean_std(tried.validation),
-                str(len(tried.validation.by_seed)),
-                "; ".join(_remarks(tried, contender)) or NONE,
+                rate(grid_rate.learning_rate),
+                mean_std(grid_rate.validation),
+                str(len(grid_rate.validation.by_seed)),
+                "; ".join(_remarks(grid_rate, contender)) or NONE,
             ]
             for contender in comparison.contenders
-            for tried in contender.rates
+            for grid_rate in contender.rates
         ],
     )
 
 
-def _remarks(tried: Rate, contender: Contender) -> Iterable[str]:
-    losses = tried.validation.by_seed
-    if tried == contender.best:
+def _remarks(grid_rate: Rate, contender: Contender) -> Iterable[str]:
+    losses = grid_rate.validation.by_seed
+    if grid_rate == contender.best:
         yield "best"
-    if tried == at_rate(contender.rates, contender.default_rate):
+    if grid_rate == at_rate(contender.rates, contender.default_rate):
         yield "default"
-    if tried.diverged:
+    if grid_rate.diverged_seeds:
         rest = Sample({seed: loss for seed, loss in losses.items() if isfinite(loss)})
         others = f", the rest {mean_std(rest)}" if rest.by_seed else ""
-        yield f"{len(tried.diverged)} of {count(len(losses), 'seed')} diverged{others}"
-    if tried.failed:
-        yield f"failed: {_seeds(tried.failed)}"
-    if not tried.counts:
-        yield f"incomplete: without {_seeds(tried.missing or tried.failed)}"
+        yield f"{len(grid_rate.diverged_seeds)} of {count(len(losses), 'seed')} diverged{others}"
+    if grid_rate.failed_seeds:
+        yield f"failed: {_seeds(grid_rate.failed_seeds)}"
+    if not grid_rate.counts:
+        yield f"incomplete: without {_seeds(grid_rate.missing_seeds or grid_rate.failed_seeds)}"
 
 
 def _seeds(seeds: tuple[int, ...]) -> str:
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed([str(seed) for seed in seeds])}"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {enumeration([str(seed) for seed in seeds])}"
 
 
 def _costs(comparison: Comparison) -> _Grid:
@@ -221,8 +225,8 @@ def _costs(comparison: Comparison) -> _Grid:
                 _relative(contender.peak_bytes, baseline.peak_bytes),
                 NONE if size is None else f"{size:,}",
                 str(contender.runs),
-                str(contender.diverged),
-                str(contender.failed),
+                str(contender.diverged_runs),
+                str(contender.failed_runs),
             ]
         )
     return _Grid(
@@ -239,21 +243,21 @@ def _relative(value: float | None, baseline: float | None) -> str:
 
 
 def _absolute(baseline: Contender) -> str:
-    known = []
+    figures = []
     if baseline.seconds is not None:
-        known.append(f"{baseline.seconds:,.1f} s")
+        figures.append(f"{baseline.seconds:,.1f} s")
     if baseline.peak_bytes is not None:
-        known.append(f"{baseline.peak_bytes / _MIB:,.0f} MiB")
-    return f" ({', '.join(known)})" if known else ""
+        figures.append(f"{baseline.peak_bytes / _MIB:,.0f} MiB")
+    return f" ({', '.join(figures)})" if figures else ""
 
 
 def _pipes(grid: _Grid) -> str:
     rule = ["---", *["---:"] * (len(grid.header) - 1)]
-    header, *rows = ([_escaped(cell) for cell in cells] for cells in [grid.header, *grid.rows])
+    header, *rows = ([_escape(cell) for cell in cells] for cells in [grid.header, *grid.rows])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """Return the text so that Markdown shows it unchanged, in a table's cell too."""
     for special in "\\|*_`<[":
         text = text.replace(special, f"\\{special}")
@@ -261,9 +265,11 @@ def _escaped(text: str) -> str:
 
 
 def _rich(grid: _Grid) -> Table:
-    drawn = Table(title=grid.title, caption=grid.note, caption_justify="left", title_justify="left")
+    rich_table = Table(
+        title=grid.title, caption=grid.note, caption_justify="left", title_justify="left"
+    )
     for at, name in enumerate(grid.header):
-        drawn.add_column(Text(name), justify="right" if at else "left")
+        rich_table.add_column(Text(name), justify="right" if at else "left")
     for row in grid.rows:
-        drawn.add_row(*map(Text, row))
-    return drawn
+        rich_table.add_row(*map(Text, row))
+    return rich_table

@@ -3,7 +3,16 @@
 from collections.abc import Iterable, Sequence
 from math import isfinite
 
-from ..statistics.numbers import UNITS, Unit, count, decimals, fixed, listed, mean_std, rate
+from ..statistics.numbers import (
+    UNITS,
+    Unit,
+    count,
+    decimals,
+    enumeration,
+    fixed_point,
+    mean_std,
+    rate,
+)
 from ..statistics.statistics import Comparison, Contender
 from ..statistics.verdict import MOST_SEEDS, Difference, Pair
 
@@ -11,19 +20,19 @@ from ..statistics.verdict import MOST_SEEDS, Difference, Pair
 def verdict(pair: Pair, comparison: Comparison) -> str:
     """Return ``a against b: better (...)``, with the figures behind the verdict."""
     unit = UNITS[comparison.metric]
-    measured, needed = pair.difference, pair.seeds_needed
+    pair_difference, seed_count = pair.difference, pair.seeds_needed
     opening = f"{pair.reference} against {pair.rival}:"
-    if measured is None:
+    if pair_difference is None:
         return f"{opening} verdict withheld ({_why_withheld(pair, comparison)})."
-    mean, interval = difference(measured, unit)
+    mean, interval = difference(pair_difference, unit)
     facts = [
         _results(pair, unit),
         f"difference {mean}{unit.step}, 95% interval {interval}",
         f"adjusted p {pair.adjusted_p:.2g}",
         count(len(pair.reference_result.by_seed), "seed"),
     ]
-    if needed is not None:
-        facts.append(f"{seeds(needed)} would be needed")
+    if seed_count is not None:
+        facts.append(f"{seeds(seed_count)} would be needed")
     return f"{opening} {pair.verdict} ({'; '.join(facts)})."
 
 
@@ -32,7 +41,7 @@ def cautions(contender: Contender) -> Iterable[str]:
     label, best = contender.label, contender.best
     if best is None:
         yield f"{label} has no result: at no rate did every seed finish with a finite loss."
-    elif sum(tried.counts for tried in contender.rates) == 1:
+    elif sum(grid_rate.counts for grid_rate in contender.rates) == 1:
         yield f"{label} stands at {rate(best.learning_rate)}, its only rate: it is not tuned."
     elif contender.end:
         end = "highest" if contender.end > 0 else "lowest"
@@ -40,20 +49,22 @@ def cautions(contender: Contender) -> Iterable[str]:
             f"{label}'s best rate, {rate(best.learning_rate)}, is the {end} of its grid: a "
             "better one may lie beyond."
         )
-    for name, number in (("diverged", contender.diverged), ("failed", contender.failed)):
+    for name, number in (("diverged", contender.diverged_runs), ("failed", contender.failed_runs)):
         if number:
             yield f"{label}: {number} of {count(contender.runs, 'run')} {name}."
-    incomplete = [rate(tried.learning_rate) for tried in contender.rates if not tried.counts]
+    incomplete = [
+        rate(grid_rate.learning_rate) for grid_rate in contender.rates if not grid_rate.counts
+    ]
     if incomplete:
-        yield f"{label}: seeds are missing at {listed(incomplete)}, which could not be chosen."
+        yield f"{label}: seeds are missing at {enumeration(incomplete)}, which could not be chosen."
 
 
-def difference(measured: Difference, unit: Unit) -> tuple[str, str]:
+def difference(result: Difference, unit: Unit) -> tuple[str, str]:
     """Return the mean difference and its interval, with the decimals that the interval supports."""
-    low, high = (unit.scale * bound for bound in measured.interval)
+    low, high = (unit.scale * bound for bound in result.interval)
     places = decimals((high - low) / 2)
-    mean = fixed(unit.scale * measured.mean, places)
-    return mean, f"{fixed(low, places)} to {fixed(high, places)}"
+    mean = fixed_point(unit.scale * result.mean, places)
+    return mean, f"{fixed_point(low, places)} to {fixed_point(high, places)}"
 
 
 def seeds(number: float) -> str:
@@ -70,7 +81,7 @@ def _why_withheld(pair: Pair, comparison: Comparison) -> str:
     unit, common = UNITS[comparison.metric], len(pair.reference_result.by_seed)
     nowhere = _without_result(pair, comparison.contenders)
     if nowhere:
-        return f"{listed(nowhere)} finished at no rate with every seed"
+        return f"{enumeration(nowhere)} finished at no rate with every seed"
     if common > 1:
         return f"{_results(pair, unit)}, not finite"
     too_few = f"{count(common, 'common seed')}, at least 2 are needed"

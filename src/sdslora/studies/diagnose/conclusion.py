@@ -46,14 +46,16 @@ def judge(layers: Mapping[str, Figures], *, main_stage: bool) -> Verdict:
             :func:`~.gradient_figures.add_gradients`.
         main_stage: whether the adapter is in the main stage of SDS-LoRA.
     """
-    used = {name: figures for name, figures in layers.items() if figures["rank_lost"] is not None}
-    numbers = {key: _summary(key, used) for key in _keys(used)}
-    lost, gain = numbers["rank_lost"], None
-    assert lost is not None
+    changed_layers = {
+        name: figures for name, figures in layers.items() if figures["rank_lost"] is not None
+    }
+    numbers = {key: _summary(key, changed_layers) for key in _keys(changed_layers)}
+    drop, gain = numbers["rank_lost"], None
+    assert drop is not None
     if "alignment" in numbers:
         gain = numbers["alignment_sds"] - numbers["alignment"]  # type: ignore[operator]
-    outcome = _outcome(lost, gain)
-    sentence = f"{_OPENING[outcome]}: {_finding(numbers, lost, gain)}."
+    outcome = _outcome(drop, gain)
+    sentence = f"{_OPENING[outcome]}: {_finding(numbers, drop, gain)}."
     if main_stage and outcome == "nothing to gain":
         sentence += " It is an SDS-LoRA adapter past its warm-up, which is why."
     return Verdict(outcome, sentence, numbers, _notes(layers))
@@ -66,15 +68,15 @@ _OPENING = {
 }
 
 
-def _outcome(lost: float, gain: float | None) -> Outcome:
-    if lost >= SKEWED and (gain is None or gain >= GAIN):
+def _outcome(drop: float, gain: float | None) -> Outcome:
+    if drop >= SKEWED and (gain is None or gain >= GAIN):
         return "skewed"
-    if lost < EVEN and (gain is None or gain < GAIN):
+    if drop < EVEN and (gain is None or gain < GAIN):
         return "nothing to gain"
     return "mixed"
 
 
-def _finding(numbers: Mapping[str, float | None], lost: float, gain: float | None) -> str:
+def _finding(numbers: Mapping[str, float | None], drop: float, gain: float | None) -> str:
     rule = f"{SKEWED:.0%} and more is skewed, under {EVEN:.0%} nothing"
     conditions = " and ".join(
         f"{'beyond rounding' if value is None else number(value)} for {side}"
@@ -84,8 +86,8 @@ def _finding(numbers: Mapping[str, float | None], lost: float, gain: float | Non
     spectra = f"the median condition numbers of the factors are {conditions}"
     if gain is None:
         return (
-            f"the singular values that scale the gradients leave {1 - lost:.0%} of the effective "
-            f"rank that equal ones would have, {lost:.1%} is lost ({rule}); {spectra}. What that "
+            f"the singular values that scale the gradients leave {1 - drop:.0%} of the effective "
+            f"rank that equal ones would have, {drop:.1%} is lost ({rule}); {spectra}. What that "
             "costs on data, --data.source tells"
         )
     own, free = (
@@ -93,7 +95,7 @@ def _finding(numbers: Mapping[str, float | None], lost: float, gain: float | Non
         for kind in ("gradient", "direction")
     )
     return (
-        f"singular values take {lost:.1%} of the gradients' effective rank, {number(own)} where it "
+        f"singular values take {drop:.1%} of the gradients' effective rank, {number(own)} where it "
         f"would be {number(free)} ({rule}); {spectra}. The adapter's effective gradient has cosine "
         f"{numbers['alignment']:.3f} with the full gradient, SDS-LoRA's at the same ΔW "
         f"{numbers['alignment_sds']:.3f} ({gain:+.3f}; {GAIN} and more is seeing more), and "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...app.errors import RunFailed, UserError
 from ...app.progress import Progress
 from ...app.recording import Figures
-from ...app.recording.layer_figures import layer_figures, rounded
+from ...app.recording.layer_figures import layer_figures, six_digits
 from ...app.recording.model_figures import linear_layers
 from ...core import reparameterize, sds_effective_gradient
 from ...diagnostics import gradient_alignment, visit_full_gradients
@@ -91,7 +91,7 @@ def _of_layer(method: FactorMethod[Any], state: Any, G: Tensor) -> Figures:
         ("sds", sds_effective_gradient(factors, G, state.scaling)),
         ("bound", _PROJECTION.effective_gradient(spans, G)),
     ):
-        figures[f"alignment_{name}"] = rounded(gradient_alignment(G, effective).item())
+        figures[f"alignment_{name}"] = six_digits(gradient_alignment(G, effective).item())
     return figures
 
 
@@ -103,4 +103,4 @@ def _rank_lost(figures: Figures) -> float | None:
         for side in "AB"
         if figures[f"direction_rank_{side}"]
     ]
-    return rounded(1 - sum(shares) / len(shares)) if shares else None
+    return six_digits(1 - sum(shares) / len(shares)) if shares else None

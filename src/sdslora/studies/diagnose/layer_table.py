@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...app.recording import Figures
-from ..plotting.layer_names import shortened
+from ..plotting.layer_names import short_names
 from ..plotting.markdown import number
 
 # The heading of each column, and its key or keys; two stand as "own/without singular values".
@@ -29,18 +29,18 @@ _GRADIENTS = {
 }
 
 
-def table(layers: Mapping[str, Figures], numbers: Mapping[str, float | None], shown: int) -> Table:
-    """Return the ``shown`` layers that lose the most, and the means of all.
+def table(layers: Mapping[str, Figures], numbers: Mapping[str, float | None], limit: int) -> Table:
+    """Return the ``limit`` layers that lose the most, and the means of all.
 
     Args:
         layers: of all layers.
         numbers: of the verdict.
-        shown: rows at most.
+        limit: rows at most.
     """
     with_data = "alignment" in numbers
     columns = _GRADIENTS if with_data else _WEIGHTS
-    few = f": the {shown} of {len(layers)} that lose the most" if shown < len(layers) else ""
-    drawn = Table(
+    few = f": the {limit} of {len(layers)} that lose the most" if limit < len(layers) else ""
+    rich_table = Table(
         title=f"Diagnosis by layer{few}",
         title_justify="left",
         caption=_caption(with_data),
@@ -49,29 +49,29 @@ def table(layers: Mapping[str, Figures], numbers: Mapping[str, float | None], sh
         collapse_padding=True,
         pad_edge=False,
     )
-    drawn.add_column("layer", overflow="fold")
+    rich_table.add_column("layer", overflow="fold")
     for heading in (*columns, "lost"):
-        drawn.add_column(heading, justify="right")
-    order = sorted(layers, key=lambda name: -_lost(layers[name]))
-    names = dict(zip(layers, shortened(list(layers)), strict=True))
-    for name in order[:shown]:
-        drawn.add_row(Text(names[name]), *_cells(layers[name], columns))
-    drawn.add_section()
-    drawn.add_row(Text(f"all {len(layers)}"), *_cells(numbers, columns))
-    return drawn
+        rich_table.add_column(heading, justify="right")
+    order = sorted(layers, key=lambda name: -_lost_share(layers[name]))
+    names = dict(zip(layers, short_names(list(layers)), strict=True))
+    for name in order[:limit]:
+        rich_table.add_row(Text(names[name]), *_cells(layers[name], columns))
+    rich_table.add_section()
+    rich_table.add_row(Text(f"all {len(layers)}"), *_cells(numbers, columns))
+    return rich_table
 
 
-def _lost(figures: Figures) -> float:
-    lost = figures["rank_lost"]
-    return lost if isinstance(lost, float) else -1.0
+def _lost_share(figures: Figures) -> float:
+    share = figures["rank_lost"]
+    return share if isinstance(share, float) else -1.0
 
 
 def _cells(
     figures: Mapping[str, float | list[float] | None], columns: Mapping[str, tuple[str, ...]]
 ) -> list[str]:
-    lost = figures["rank_lost"]
+    share = figures["rank_lost"]
     cells = ["/".join(_cell(figures[key]) for key in keys) for keys in columns.values()]
-    return [*cells, f"{lost:.1%}" if isinstance(lost, float) else "–"]
+    return [*cells, f"{share:.1%}" if isinstance(share, float) else "–"]
 
 
 def _cell(value: float | list[float] | None) -> str:

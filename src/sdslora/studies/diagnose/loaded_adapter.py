@@ -91,9 +91,9 @@ def require_match(method: FactorMethod[Any], adapter: PeftModel, source: Source)
         shape = tuple(modules[name].weight.shape)
         shape = shape[::-1] if isinstance(modules[name], Conv1D) else shape
         pair = method.pair(states[name])
-        expected = (pair.up.shape[0], pair.down.shape[1])
-        if shape != expected:
+        adapter_shape = (pair.up.shape[0], pair.down.shape[1])
+        if shape != adapter_shape:
             raise UserError(
                 f"the adapter does not belong to {base!r}, whose layer {name!r} has shape {shape}, "
-                f"the adapter's {expected}; give its base model by --model.name_or_path"
+                f"the adapter's {adapter_shape}; give its base model by --model.name_or_path"
             )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...app.recording import Figures
-from ..plotting.layer_names import rows, shortened
+from ..plotting.layer_names import rows, short_names
 from ..plotting.style import blank, line
 
 _LABELS = 60  # names of layers along an axis
@@ -54,8 +54,8 @@ def spectrum(layers: Mapping[str, Figures]) -> Figure:
         row[: len(curve)] = np.where(curve > np.finfo(np.float32).eps, curve, np.nan)
     order = np.arange(1, longest + 1)
     axes.plot(order, table.T, color="#888888", linewidth=0.7, alpha=0.3)
-    measured = ~np.isnan(table).all(axis=0)
-    axes.plot(order[measured], np.nanmedian(table[:, measured], axis=0), **line(0))
+    has_values = ~np.isnan(table).all(axis=0)
+    axes.plot(order[has_values], np.nanmedian(table[:, has_values], axis=0), **line(0))
     axes.set(
         yscale="log",
         xlabel="singular value of ΔW",
@@ -82,7 +82,7 @@ def by_layer(layers: Mapping[str, Figures], panels: Mapping[str, Mapping[str, st
         axes.invert_yaxis()
         if title.startswith("Condition"):
             axes.set_xscale("log")
-    _name_rows(grid[0], shortened(names))
+    _name_rows(grid[0], short_names(names))
     for axes in grid[1:]:
         axes.tick_params(labelleft=False)
     return figure

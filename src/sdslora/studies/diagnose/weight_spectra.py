@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...app.progress import Progress
 from ...app.recording import Figures
-from ...app.recording.layer_figures import rounded
+from ...app.recording.layer_figures import six_digits
 from ...app.recording.model_figures import linear_layers
 from ...diagnostics import effective_rank, singular_values, stable_rank
 from ...methods import FactorMethod
@@ -48,8 +48,8 @@ def _of_layer(method: FactorMethod[Any], state: Any) -> Figures:
     shares = [
         effective_rank(factor).item() / min(factor.shape) for factor in (factors.A, factors.B)
     ]
-    figures["rank_lost"] = rounded(1 - sum(shares) / 2) if S.any() else None
-    figures["singular_values"] = [rounded(value) for value in S.tolist()]
+    figures["rank_lost"] = six_digits(1 - sum(shares) / 2) if S.any() else None
+    figures["singular_values"] = [six_digits(value) for value in S.tolist()]
     return figures
 
 
@@ -59,7 +59,7 @@ def _of_spectrum(S: Tensor, name: str) -> Figures:
     # the diagonal matrix has the same singular values
     D = S.diag()
     return {
-        f"condition_{name}": rounded((S[0] / S[-1]).item()) if S[-1] > noise else None,
-        f"effective_rank_{name}": rounded(effective_rank(D).item()),
-        f"stable_rank_{name}": rounded(stable_rank(D).item()),
+        f"condition_{name}": six_digits((S[0] / S[-1]).item()) if S[-1] > noise else None,
+        f"effective_rank_{name}": six_digits(effective_rank(D).item()),
+        f"stable_rank_{name}": six_digits(stable_rank(D).item()),
     }

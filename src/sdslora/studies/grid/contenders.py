@@ -38,20 +38,20 @@ def contenders(spec: CompareSpec) -> list[Contender]:
         UserError: for an unknown method or option, one named twice, a center or a reference that
             belongs to none.
     """
-    compared = [_contender(entry, spec.grid) for entry in spec.methods]
-    labels = [contender.label for contender in compared]
+    field = [_contender(entry, spec.grid) for entry in spec.methods]
+    labels = [contender.label for contender in field]
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"methods: {label} is named {labels.count(label)} times")
-    known = {"*", *labels, *(contender.method for contender in compared)}
+    names = {"*", *labels, *(contender.method for contender in field)}
     for name in spec.grid.centers:
-        if name not in known:
-            raise UserError(f"grid.centers: `{name}` is not compared{nearest(name, known)}")
+        if name not in names:
+            raise UserError(f"grid.centers: `{name}` is not compared{nearest(name, names)}")
     if spec.reference is not None and spec.reference not in labels:
         raise UserError(
             f"reference: `{spec.reference}` is not compared{nearest(spec.reference, labels)}"
         )
-    return compared
+    return field
 
 
 def rates(center: float, grid: GridSpec) -> list[float]:
@@ -60,9 +60,9 @@ def rates(center: float, grid: GridSpec) -> list[float]:
     return [_rate(center, grid.factor, k) for k in range(-half, half + 1)]
 
 
-def next_rate(tried: list[float], end: int, grid: GridSpec) -> float:
+def next_rate(tried_rates: list[float], end: int, grid: GridSpec) -> float:
     """Return the rate beyond the lowest (``end`` −1) or the highest (1) of those tried."""
-    return _rate(max(tried) if end > 0 else min(tried), grid.factor, end)
+    return _rate(max(tried_rates) if end > 0 else min(tried_rates), grid.factor, end)
 
 
 def _rate(center: float, factor: float, steps: int) -> float:

@@ -49,14 +49,14 @@ class LocalEngine:
         self._gpus = gpus
 
     def __enter__(self) -> "LocalEngine":
-        pebble = _needed("pebble", "eval")
+        pebble = _import("pebble", "eval")
         context = multiprocessing.get_context("spawn")
-        started = context.Value("i", 0)
+        process_count = context.Value("i", 0)
         self._pool = pebble.ProcessPool(
             max_workers=self.slots,
             context=context,
             initializer=_settle,
-            initargs=(started, self.threads, self._gpus),
+            initargs=(process_count, self.threads, self._gpus),
         )
         return self
 
@@ -73,11 +73,11 @@ class LocalEngine:
         return future
 
 
-def _settle(started: Any, threads: int, gpus: int) -> None:
+def _settle(process_count: Any, threads: int, gpus: int) -> None:
     """Assign a new process its GPU, in turn, and its number of threads."""
-    with started.get_lock():
-        number = started.value
-        started.value += 1
+    with process_count.get_lock():
+        number = process_count.value
+        process_count.value += 1
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -88,7 +88,7 @@ class RayEngine:
     """An engine of Ray tasks: a running cluster, or one started here and stopped at the end."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._ray = _needed("ray", "ray")
+        self._ray = _import("ray", "ray")
         self._spec = spec
         here = LocalEngine(spec)
         self.slots, self.threads = here.slots, here.threads
@@ -96,17 +96,17 @@ class RayEngine:
         self._resources = {"num_cpus": self.threads, "num_gpus": gpus}
 
     def __enter__(self) -> "RayEngine":
-        self._started = not self._ray.is_initialized()
-        if self._started and self._spec.address:
+        self._owns_cluster = not self._ray.is_initialized()
+        if self._owns_cluster and self._spec.address:
             self._ray.init(address=self._spec.address, log_to_driver=False)
-        elif self._started:
+        elif self._owns_cluster:
             self._ray.init(
                 num_cpus=self.slots * self.threads, include_dashboard=False, log_to_driver=False
             )
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._started:
+        if self._owns_cluster:
             self._ray.shutdown()
 
     def submit(self, work: Work, job: Any) -> "Future[Any]":
@@ -116,7 +116,7 @@ class RayEngine:
         return future
 
 
-def _needed(package: str, extra: str) -> Any:
+def _import(package: str, extra: str) -> Any:
     try:
         return __import__(package)
     except ImportError as error:

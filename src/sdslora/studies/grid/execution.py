@@ -105,7 +105,7 @@ def outline(job: Job) -> dict[str, Any]:
         "curve": [],
         "error": None,
         "threads": job.threads,
-        "config": record.as_json(job.spec.fixed()),
+        "config": record.as_json(job.spec.shared_settings()),
         "versions": record.versions(),
         "hardware": record.hardware(),
     }
@@ -209,7 +209,7 @@ class _Same:
 
     def __init__(self, spec: CompareSpec) -> None:
         self.spec = spec
-        self._key = repr(spec.fixed())
+        self._key = repr(spec.shared_settings())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self._key == other._key

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...app.bench import digits
 from ...app.config.spec import EvalSpec
 from ...app.errors import UserError
-from ...app.evaluation.inference import classified
+from ...app.evaluation.inference import class_figures
 from ...app.models.base_models import ImageClassifier
 from ...app.run import modality
 from .spec import CompareSpec
@@ -40,7 +40,7 @@ class VisionWorkload(Workload):
         """Return the loss on the unchanged test digits."""
         if self.spec.data.source != digits.SOURCE:
             return super().general_loss(model)
-        return classified(model, [self._upright])["loss"]
+        return class_figures(model, [self._upright])["loss"]
 
     @cached_property
     def _upright(self) -> dict[str, Tensor]:

@@ -40,9 +40,9 @@ class LanguageWorkload(Workload):
             return None
         from ...app.evaluation.tasks import harness
 
-        section, trained = self.spec.tasks, cast(PreTrainedModel, model)
+        section, language_model = self.spec.tasks, cast(PreTrainedModel, model)
         return harness.run(
-            trained,
+            language_model,
             self._tokenizer,
             self._tasks,
             section.batch_size,
@@ -61,18 +61,18 @@ class LanguageWorkload(Workload):
 
 def _without_overlap(examples: Examples) -> tuple[Examples, list[str]]:
     """Return the examples without evaluation rows that training or tuning uses, and notes."""
-    used = {example.prompt for example in examples.train}
+    earlier_prompts = {example.prompt for example in examples.train}
     notes = []
     distinct: dict[str, Any] = {}
     for name in ("validation", "test"):
         rows: list[Example] = getattr(examples, name)
-        distinct[name] = [example for example in rows if example.prompt not in used]
-        used |= {example.prompt for example in distinct[name]}
-        shared = len(rows) - len(distinct[name])
-        finding = f"{shared} of {len(rows)} {name} rows have a prompt that training or tuning uses"
+        distinct[name] = [example for example in rows if example.prompt not in earlier_prompts]
+        earlier_prompts |= {example.prompt for example in distinct[name]}
+        overlap = len(rows) - len(distinct[name])
+        finding = f"{overlap} of {len(rows)} {name} rows have a prompt that training or tuning uses"
         if rows and not distinct[name]:
             raise UserError(f"{finding}: give other rows")
-        if shared:
+        if overlap:
             notes.append(f"{finding}; left out")
     return replace(examples, **distinct), notes
 
@@ -100,11 +100,11 @@ def _general_rows(spec: ForgettingSpec, tokenizer: PreTrainedTokenizerBase) -> l
     ids = (
         tokenizer(texts, truncation=True, max_length=spec.max_length)["input_ids"] if texts else []
     )
-    encoded = [
+    encoded_texts = [
         Encoded(tokens[:1], tokens[1:], example)
         for tokens, example in zip(ids, examples, strict=True)
         if len(tokens) > 1
     ]
-    if not encoded:
+    if not encoded_texts:
         raise UserError(f"forgetting.source {spec.source} holds no text")
-    return encoded
+    return encoded_texts

@@ -64,10 +64,10 @@ class Workload:
         if self.work.source.head:
             set_seed(seed)
             return self.work.source.load()
-        return copy.deepcopy(self._loaded)
+        return copy.deepcopy(self._pretrained_model)
 
     @cached_property
-    def _loaded(self) -> PreTrainedModel:
+    def _pretrained_model(self) -> PreTrainedModel:
         return self.work.source.load()
 
     def calibration(self) -> Batches:

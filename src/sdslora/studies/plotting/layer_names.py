@@ -14,12 +14,12 @@ def rows(layers: pd.Series) -> list[str]:
     return names.iloc[kinds.factorize()[0].argsort(kind="stable")].tolist()
 
 
-def shortened(layers: Sequence[str]) -> list[str]:
+def short_names(layers: Sequence[str]) -> list[str]:
     """Return the names without the parts at the beginning that all have in common."""
     parts = [layer.split(".") for layer in layers]
     alike = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
-    shared = min(len(list(alike)), min(map(len, parts)) - 1)
-    return [".".join(part[shared:]) for part in parts]
+    common = min(len(list(alike)), min(map(len, parts)) - 1)
+    return [".".join(part[common:]) for part in parts]
 
 
 def by_depth(layer: str) -> list[str | int]:

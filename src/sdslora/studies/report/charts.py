@@ -102,12 +102,12 @@ def _by_name(runs: Sequence[Run], values: list[Any]) -> alt.Scale:
 
 def marks(runs: Sequence[Run], last: int) -> list[alt.Chart]:
     """Return rows of marks above the chart, one a run: refreshes, and the re-parameterization."""
-    drawn = []
+    rows = []
     for place, run in enumerate(runs):
         events = thin.marks(run.events, run.last_step).assign(run=run.name)
         if events.empty:
             continue
-        drawn.append(
+        rows.append(
             alt.Chart(table(events, ["step"]))
             .mark_tick(orient="vertical", thickness=1)
             .encode(
@@ -118,7 +118,7 @@ def marks(runs: Sequence[Run], last: int) -> list[alt.Chart]:
                 tooltip=["run:N", "step:Q", "action:N"],
             )
         )
-    return drawn
+    return rows
 
 
 def marks_height(runs: Sequence[Run]) -> int:
@@ -129,16 +129,16 @@ def marks_height(runs: Sequence[Run]) -> int:
 def marks_caption(runs: Sequence[Run]) -> str:
     """Return the caption of the marks, with how many of them are drawn."""
     counts = [(len(run.events), len(thin.marks(run.events, run.last_step))) for run in runs]
-    recorded, drawn = map(sum, zip(*counts, strict=True))
-    if not recorded:
+    total, visible = map(sum, zip(*counts, strict=True))
+    if not total:
         return ""
-    of_all = f" ({drawn:,} of {recorded:,} drawn)" if drawn < recorded else ""
+    of_all = f" ({visible:,} of {total:,} drawn)" if visible < total else ""
     return f"Marks above: the re-parameterization (tall) and the refreshes{of_all}. "
 
 
-def shown(drawn: int, recorded: int, what: str) -> str:
+def thinning_note(visible: int, total: int, what: str) -> str:
     """Return the share of the data that a chart shows, or nothing where it shows all."""
-    return f"{drawn:,} of {recorded:,} {what} are drawn. " if drawn < recorded else ""
+    return f"{visible:,} of {total:,} {what} are drawn. " if visible < total else ""
 
 
 def choice(name: str, label: str, options: Sequence[Any], labels: Sequence[str]) -> alt.Parameter:

@@ -14,10 +14,10 @@ from .runs import Run
 
 def loss(runs: Sequence[Run]) -> Chart | None:
     """Return the chart of training and evaluation loss by step; None where none was logged."""
-    training, evaluation = _logged(runs, "loss"), _logged(runs, "eval_loss")
+    training, evaluation = _series(runs, "loss"), _series(runs, "eval_loss")
     if training.empty and evaluation.empty:
         return None
-    line, dots = _thinned(training), _thinned(evaluation)
+    line, dots = _thin(training), _thin(evaluation)
     parts = [_line(runs, line), _line(runs, dots).encode(opacity=alt.value(0.6)), _dots(runs, dots)]
     wrong = pd.concat([_not_finite(training), _not_finite(evaluation)])
     if len(wrong):
@@ -25,7 +25,7 @@ def loss(runs: Sequence[Run]) -> Chart | None:
     caption = (
         "Line: training loss. Dots: evaluation loss. "
         + ("Crosses: the loss is not a finite number. " if len(wrong) else "")
-        + charts.shown(
+        + charts.thinning_note(
             len(line) + len(dots) + len(wrong), len(training) + len(evaluation), "points"
         )
         + charts.marks_caption(runs)
@@ -35,16 +35,16 @@ def loss(runs: Sequence[Run]) -> Chart | None:
 
 def learning_rate(runs: Sequence[Run]) -> Chart | None:
     """Return the chart of the learning rate by step; None where it was not logged."""
-    rates = _logged(runs, "learning_rate")
+    rates = _series(runs, "learning_rate")
     if rates.empty:
         return None
-    drawn = _thinned(rates)
+    points = _thin(rates)
     caption = (
         "Of the first parameter group. "
-        + charts.shown(len(drawn), len(rates), "points")
+        + charts.thinning_note(len(points), len(rates), "points")
         + charts.marks_caption(runs)
     )
-    parts = [_line(runs, drawn, ".1e")]
+    parts = [_line(runs, points, ".1e")]
     return _chart("learning_rate", "Learning rate", caption, parts, runs, height=150)
 
 
@@ -53,12 +53,12 @@ def means(runs: Sequence[Run]) -> Chart | None:
     tables = {run.name: run.diagnostics.mean for run in runs if run.diagnostics is not None}
     if not any(len(table.columns) > 1 for table in tables.values()):
         return None
-    recorded = pd.concat([table.assign(run=name) for name, table in tables.items()])
-    titles = measures.titles(recorded.columns.drop(["step", "run"]))
-    drawn = pd.concat([_binned(table).assign(run=name) for name, table in tables.items()])
+    records = pd.concat([table.assign(run=name) for name, table in tables.items()])
+    titles = measures.titles(records.columns.drop(["step", "run"]))
+    cells = pd.concat([_cells(table).assign(run=name) for name, table in tables.items()])
     # plain names: a key from a file is no Vega expression
     keys = {key: f"m{place}" for place, key in enumerate(titles)}
-    data = drawn[["run", "step", *keys]].rename(columns=keys)
+    data = cells[["run", "step", *keys]].rename(columns=keys)
     base = (
         alt.Chart(charts.table(data, ["step", *keys.values()]))
         .transform_calculate(value="datum[measure]")
@@ -67,7 +67,7 @@ def means(runs: Sequence[Run]) -> Chart | None:
     )
     caption = (
         "Unweighted mean over the adapted layers. "
-        + charts.shown(len(drawn), len(recorded), "points")
+        + charts.thinning_note(len(cells), len(records), "points")
         + charts.marks_caption(runs)
     )
     parts = [base.mark_line(), base.mark_point(filled=True, size=30)]
@@ -79,11 +79,11 @@ def means(runs: Sequence[Run]) -> Chart | None:
     )  # fmt: skip
 
 
-def _logged(runs: Sequence[Run], name: str) -> pd.DataFrame:
+def _series(runs: Sequence[Run], name: str) -> pd.DataFrame:
     return pd.concat([run.series(name).assign(run=run.name) for run in runs])
 
 
-def _thinned(series: pd.DataFrame) -> pd.DataFrame:
+def _thin(series: pd.DataFrame) -> pd.DataFrame:
     finite = series[np.isfinite(series["value"])]
     return pd.concat([finite[:0], *(thin.curve(one) for _, one in finite.groupby("run"))])
 
@@ -95,7 +95,7 @@ def _not_finite(series: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([wrong[:0], *(thin.marks(one, last) for _, one in wrong.groupby("run"))])
 
 
-def _binned(means: pd.DataFrame) -> pd.DataFrame:
+def _cells(means: pd.DataFrame) -> pd.DataFrame:
     return thin.cells(means.assign(layer="mean"), thin.POINTS)
 
 
@@ -144,10 +144,8 @@ def _chart(
     choice: alt.Parameter | None = None,
     pictures: Sequence[str] = (),
 ) -> Chart:
-    layered = alt.layer(*parts, *charts.marks(runs, charts.last_step(runs))).properties(
-        height=height
-    )
+    chart = alt.layer(*parts, *charts.marks(runs, charts.last_step(runs))).properties(height=height)
     if choice is not None:
-        layered = layered.add_params(choice)
+        chart = chart.add_params(choice)
     description = f"{title} by optimizer step of {', '.join(run.name for run in runs)}. {caption}"
-    return Chart(name, title, caption, charts.spec(layered, description), pictures or [name])
+    return Chart(name, title, caption, charts.spec(chart, description), pictures or [name])

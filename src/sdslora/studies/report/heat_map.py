@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from ..plotting.layer_names import rows, shortened
+from ..plotting.layer_names import rows, short_names
 from . import charts, measures, thin
 from .charts import Chart
 from .runs import Run
@@ -17,19 +17,19 @@ _LAYERS = alt.Axis(title=None, labelLimit=130, labelFontSize=11, labelOverlap="g
 
 def heat_map(runs: Sequence[Run]) -> Chart | None:
     """Return the chart of layer × step for a selected measure and run; None without records."""
-    measured = [run for run in runs if run.measures]
-    if not measured:
+    measured_runs = [run for run in runs if run.measures]
+    if not measured_runs:
         return None
-    recorded, drawn = _cells(measured)
-    titles = measures.titles(drawn.columns.drop(["run", "layer", "step", "end"]))
+    record_count, cell_table = _cells(measured_runs)
+    titles = measures.titles(cell_table.columns.drop(["run", "layer", "step", "end"]))
     # plain names: a key from a file is no Vega expression
     keys = {key: f"m{place}" for place, key in enumerate(titles)}
-    layers = rows(drawn["layer"])
+    layers = rows(cell_table["layer"])
     # layers and runs are numbers: a name may be long, and stands in the page once
     places = {layer: row for row, layer in enumerate(layers)}
-    data = drawn.assign(layer=drawn["layer"].map(places)).rename(columns=keys)
-    names, ranges = shortened(layers), {key: _range(data[key]) for key in keys.values()}
-    last = max(charts.last_step(runs), int(drawn["end"].max()))
+    data = cell_table.assign(layer=cell_table["layer"].map(places)).rename(columns=keys)
+    names, ranges = short_names(layers), {key: _range(data[key]) for key in keys.values()}
+    last = max(charts.last_step(runs), int(cell_table["end"].max()))
     cells = (
         alt.Chart(charts.table(data, data.columns))
         .transform_filter("datum.run == run")
@@ -51,20 +51,22 @@ def heat_map(runs: Sequence[Run]) -> Chart | None:
     )
     height = int(np.clip(_ROW * len(layers), _LEAST, _MOST))
     chart = alt.layer(cells, *charts.marks(runs, last)).properties(height=height)
-    run_names = [run.name for run in measured]
+    run_names = [run.name for run in measured_runs]
     chart = chart.add_params(
         charts.choice("measure", "Measure", list(keys.values()), list(titles.values())),
-        charts.choice("run", "Run", range(len(measured)), run_names)
-        if len(measured) > 1
+        charts.choice("run", "Run", range(len(measured_runs)), run_names)
+        if len(measured_runs) > 1
         else alt.param(name="run", value=0),
         alt.param(name="names", value=names),
         alt.param(name="ranges", value=ranges),
     )
-    means = f"Means over successive records: {len(drawn):,} cells of {recorded:,} records. "
+    means = (
+        f"Means over successive records: {len(cell_table):,} cells of {record_count:,} records. "
+    )
     caption = (
         "Layers of a kind stand together, by depth. A cell lasts until the next record; grey: not "
         "measured. The colours mean the same in all runs. "
-        + (means if len(drawn) < recorded else "")
+        + (means if len(cell_table) < record_count else "")
         + charts.marks_caption(runs)
     )
     title = "Diagnostics by layer"
@@ -76,7 +78,7 @@ def heat_map(runs: Sequence[Run]) -> Chart | None:
         charts.spec(chart, description, fill="var(--missing)"),
         [
             f"layers_{family.name}_{place}"
-            for place, run in enumerate(measured, 1)
+            for place, run in enumerate(measured_runs, 1)
             for family in measures.present(run.measures)
         ],
         legend=False,
@@ -88,8 +90,8 @@ def _cells(runs: Sequence[Run]) -> tuple[int, pd.DataFrame]:
     tables = [run.diagnostics.layers for run in runs if run.diagnostics is not None]
     limit = thin.CELLS // len(tables)
     cells = [thin.cells(table, limit).assign(run=place) for place, table in enumerate(tables)]
-    drawn = pd.concat(cells).replace([np.inf, -np.inf], np.nan)
-    return sum(map(len, tables)), drawn.dropna(axis="columns", how="all")
+    frame = pd.concat(cells).replace([np.inf, -np.inf], np.nan)
+    return sum(map(len, tables)), frame.dropna(axis="columns", how="all")
 
 
 def _range(values: pd.Series) -> list[float]:

@@ -62,16 +62,16 @@ FAMILIES = (
 
 def present(columns: Iterable[str]) -> list[Family]:
     """Return the families with the measures among ``columns``; "other" holds the rest."""
-    left = list(columns)
+    rest = list(columns)
     families = []
     for family in FAMILIES:
-        measures = {key: title for key, title in family.measures.items() if key in left}
+        measures = {key: title for key, title in family.measures.items() if key in rest}
         if measures:
             families.append(Family(family.name, family.title, measures))
-            left = [key for key in left if key not in measures]
-    if left:
+            rest = [key for key in rest if key not in measures]
+    if rest:
         families.append(
-            Family("other", "Other diagnostics", {key: key.replace("_", " ") for key in left})
+            Family("other", "Other diagnostics", {key: key.replace("_", " ") for key in rest})
         )
     return families
 

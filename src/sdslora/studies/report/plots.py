@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 
 from ..plotting.palette import LIGHT, dash
 from . import measures, thin
-from .heat_map import rows, shortened
+from .heat_map import rows, short_names
 from .measures import Family
 from .runs import Run
 
@@ -24,15 +24,15 @@ _PITCH = 6  # points from one run's marks to the next
 def all_of(runs: Sequence[Run]) -> dict[str, Callable[[], Figure]]:
     """Return a function that draws each picture, by the name that the charts use for it."""
     pictures: dict[str, Callable[[], Figure]] = {}
-    logged = set().union(*(run.log["name"] for run in runs))
-    if logged & {"loss", "eval_loss"}:
+    names = set().union(*(run.log["name"] for run in runs))
+    if names & {"loss", "eval_loss"}:
         pictures["loss"] = partial(loss, runs)
-    if "learning_rate" in logged:
+    if "learning_rate" in names:
         pictures["learning_rate"] = partial(learning_rate, runs)
-    recorded = [run for run in runs if run.measures]
-    for family in measures.present(key for run in recorded for key in run.measures):
+    measured_runs = [run for run in runs if run.measures]
+    for family in measures.present(key for run in measured_runs for key in run.measures):
         pictures[f"mean_{family.name}"] = partial(means, runs, family)
-    for place, run in enumerate(recorded, 1):
+    for place, run in enumerate(measured_runs, 1):
         for family in measures.present(run.measures):
             pictures[f"layers_{family.name}_{place}"] = partial(layers, run, family)
     return pictures
@@ -84,7 +84,7 @@ def layers(run: Run, family: Family) -> Figure:
         figure.colorbar(mesh, ax=axes)
         axes.tick_params(axis="y", labelsize=7)
     every = -(-len(names) // _LABELS)
-    panels[0].set_yticks(np.arange(0, len(names), every) + 0.5, shortened(names)[::every])
+    panels[0].set_yticks(np.arange(0, len(names), every) + 0.5, short_names(names)[::every])
     panels[0].invert_yaxis()  # both shared by all panels
     figure.suptitle(run.name, fontsize=11)
     return figure
@@ -148,8 +148,8 @@ def _marks(axes: Axes, place: int, run: Run) -> None:
 
 def _with_legend(figure: Figure) -> Figure:
     """Add the legend of the runs' colours, where there are several runs."""
-    drawn = [axes.get_legend_handles_labels() for axes in figure.axes]
-    lines = {label: line for pair in drawn for line, label in zip(*pair, strict=True)}
+    handles = [axes.get_legend_handles_labels() for axes in figure.axes]
+    lines = {label: line for pair in handles for line, label in zip(*pair, strict=True)}
     if len(lines) > 1:
         figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=9)
     return figure

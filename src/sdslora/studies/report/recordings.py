@@ -21,12 +21,12 @@ class Diagnostics:
     Attributes:
         layers: ``step``, ``layer`` and one column a measure; not a number where it was not taken.
         spectra: ``step``, ``layer``, and ΔW's singular values in columns from 1.
-        cut: whether the file's last line was cut short.
+        is_truncated: whether the file's last line was cut short.
     """
 
     layers: pd.DataFrame
     spectra: pd.DataFrame
-    cut: bool = False
+    is_truncated: bool = False
 
     @cached_property
     def measures(self) -> list[str]:
@@ -59,7 +59,7 @@ def read(directory: Path) -> Diagnostics | None:
     layers = pd.concat(frames or [pd.DataFrame(columns=KEYS)], ignore_index=True)
     layers = layers.drop_duplicates(KEYS, keep="last").sort_values("step", kind="stable")
     spectra = _spectra(layers) if _SPECTRUM in layers else layers[:0]
-    return Diagnostics(layers.drop(columns=_SPECTRUM, errors="ignore"), spectra, lines.cut)
+    return Diagnostics(layers.drop(columns=_SPECTRUM, errors="ignore"), spectra, lines.is_truncated)
 
 
 def _frame(path: Path, number: int, entry: dict[str, Any]) -> pd.DataFrame:

@@ -79,11 +79,11 @@ def read(directories: Sequence[Path]) -> list[Run]:
             that cannot be read.
     """
     records = [_record(directory) for directory in directories]
-    resolved = [directory.resolve() for directory in directories]
-    for place, directory in enumerate(resolved):
-        if directory in resolved[:place]:
+    paths = [directory.resolve() for directory in directories]
+    for place, directory in enumerate(paths):
+        if directory in paths[:place]:
             raise UserError(f"{directories[place]} is given twice: name each run once")
-    return [_run(*of_one) for of_one in zip(_names(resolved), directories, records, strict=True)]
+    return [_run(*of_one) for of_one in zip(_names(paths), directories, records, strict=True)]
 
 
 def _record(directory: Path) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def _run(name: str, directory: Path, data: dict[str, Any]) -> Run:
     history, total = _history(directory, data)
     log = _log(history)
     diagnostics = recordings.read(directory)
-    notes = [*_ending(data, log), *_broken(log)]
-    if diagnostics is not None and diagnostics.cut:
+    notes = [*_ending(data, log), *_loss_notes(log)]
+    if diagnostics is not None and diagnostics.is_truncated:
         notes.append(f"the last line of {NAME} was cut short and is left out")
     return Run(name, directory, data, log, diagnostics, _schedule(data, total), notes)
 
@@ -121,14 +121,14 @@ def _history(directory: Path, data: Mapping[str, Any]) -> tuple[list[Any], int |
 
     An unfinished run left its log in its last complete checkpoint.
     """
-    planned = data["config"].get("training", {}).get("max_steps", 0)
+    planned_steps = data["config"].get("training", {}).get("max_steps", 0)
     if "curve" in data:  # of a comparison
-        return [{"step": step, "loss": loss} for step, loss in data["curve"]], planned
+        return [{"step": step, "loss": loss} for step, loss in data["curve"]], planned_steps
     if "log_history" in data:
         return data["log_history"], data["metrics"]["train"]["steps"]
     checkpoint = checkpoints.last_whole(directory)
     if checkpoint is None:
-        return [], planned
+        return [], planned_steps
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return state["log_history"], state["max_steps"]
 
@@ -159,17 +159,17 @@ def _ending(data: Mapping[str, Any], log: pd.DataFrame) -> list[str]:
     if status == "finished":
         return []
     error = f": {data['error']}" if data.get("error") else ""
-    known = f"known up to step {log['step'].max()}" if len(log) else "nothing was logged"
+    extent = f"known up to step {log['step'].max()}" if len(log) else "nothing was logged"
     if status == "running":
-        return [f"incomplete: the run was killed, or is still going on; {known}"]
-    return [f"incomplete: the run is {status}{error}; {known}"]
+        return [f"incomplete: the run was killed, or is still going on; {extent}"]
+    return [f"incomplete: the run is {status}{error}; {extent}"]
 
 
-def _broken(log: pd.DataFrame) -> list[str]:
+def _loss_notes(log: pd.DataFrame) -> list[str]:
     """Return a note on losses that are not finite: at which steps, and how many."""
     losses = log[log["name"].isin(["loss", "eval_loss"])]
     steps = sorted(set(losses.loc[~losses["value"].abs().lt(float("inf")), "step"]))
     if not steps:
         return []
-    shown = ", ".join(map(str, steps[:5])) + (", …" if len(steps) > 5 else "")
-    return [f"the loss is not a finite number at {count(len(steps), 'step')}: {shown}"]
+    first_steps = ", ".join(map(str, steps[:5])) + (", …" if len(steps) > 5 else "")
+    return [f"the loss is not a finite number at {count(len(steps), 'step')}: {first_steps}"]

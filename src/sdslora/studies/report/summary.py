@@ -24,7 +24,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "optimizer steps", f"{run.last_step:,}{total}"
     if run.schedule:
         yield "refreshes", f"{(run.events['action'] == 'refresh').sum():,}"
-    yield from _measured({**record, **record.get("metrics", {})})
+    yield from _scores({**record, **record.get("metrics", {})})
     seconds = record.get("metrics", {}).get("train", {}).get("seconds", record.get("seconds"))
     if seconds is not None:
         yield "training time", f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
@@ -33,7 +33,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "directory", str(run.directory)
 
 
-def _measured(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _scores(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for metric, name in _METRICS.items():
         for when in _WHEN:
             value = (figures.get(when) or {}).get(metric)

@@ -40,8 +40,8 @@ def cells(layers: pd.DataFrame, limit: int = CELLS) -> pd.DataFrame:
     # the last cell has the usual width
     ends = np.append(firsts[1:], steps[-1] + (np.median(np.diff(steps)) if len(steps) > 1 else 1))
     place = np.searchsorted(firsts, layers["step"], side="right") - 1
-    binned = layers.assign(step=firsts[place], end=ends[place].astype(int))
-    return binned.groupby([*KEYS, "end"], sort=False, as_index=False).mean()
+    table = layers.assign(step=firsts[place], end=ends[place].astype(int))
+    return table.groupby([*KEYS, "end"], sort=False, as_index=False).mean()
 
 
 def marks(events: pd.DataFrame, last_step: int, limit: int = MARKS) -> pd.DataFrame:

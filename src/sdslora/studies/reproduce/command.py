@@ -29,7 +29,7 @@ def command(argv: Sequence[str]) -> None:
 def reproduce(name: str, spec: Spec) -> None:
     """Measure, draw and describe one target.
 
-    With ``spec.dry_run``, print the settings of the scale and what would be done, and stop.
+    With ``spec.dry_run``, print the settings of the scale and the plan, and stop.
 
     Raises:
         UserError: if settings or data cannot work.
@@ -63,8 +63,8 @@ def _spec(name: str, argv: Sequence[str]) -> Spec:
 def _config(spec: Spec) -> dict[str, Any]:
     """Return every setting as JSON gives it back; the training's tokens are masked."""
     training: TrainingConfig | None = getattr(spec, "training", None)
-    masked = {} if training is None else {"training": training.to_dict()}
-    return as_json(asdict(spec) | masked)
+    section = {} if training is None else {"training": training.to_dict()}
+    return as_json(asdict(spec) | section)
 
 
 def _scale_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""What can be reproduced, by name, without the imports that measuring takes."""
+"""The figures, theorems and tables by name, without the imports that measuring needs."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ class Entry(NamedTuple):
     """A figure, theorem or table.
 
     Attributes:
-        title: what it shows, in a few words.
-        spec: module and class of its settings.
+        title: the content, in a few words.
+        spec: the module and class of its settings.
     """
 
     title: str
@@ -49,13 +49,13 @@ CONTENTS = {
 
 
 def target(argv: Sequence[str]) -> str:
-    """The target that the first argument names.
+    """Return the target that the first argument names.
 
     Raises:
-        SystemExit: by ``--help``, and with status 2 where there is none of that name.
+        SystemExit: at ``--help``, and with status 2 if no target has that name.
     """
-    chosen: str = _parser().parse_args(argv[:1]).target
-    return chosen
+    name: str = _parser().parse_args(argv[:1]).target
+    return name
 
 
 def check(prog: str, argv: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ def check(prog: str, argv: Sequence[str]) -> None:
     module, _, spec = CONTENTS[name].spec.partition(":")
     shape = outline(f"{__package__}.{module}", spec)
     options = arguments.as_options(argv[1:], shape, ())
-    # what is required the scale gives
+    # The scale sets every required option.
     arguments.check(options, shape, f"{prog} {name}", (), whole=False)
 
 

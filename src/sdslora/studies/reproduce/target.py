@@ -1,4 +1,4 @@
-"""The interface of what can be reproduced, and the class of figures and theorems."""
+"""The interface of figures, theorems and tables, and the class of figures and theorems."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Reproducible(Protocol):
         """The function that describes the work before any of it is done."""
 
     def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
-        """Do the work, and return the folder of the results."""
+        """Run the work, and return the folder of the results."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class Target:
         """Measure, draw, describe and write; return the folder."""
         return self.write(name, config, self.measure(spec))
 
-    def write(self, name: str, config: dict[str, Any], measured: Numbers) -> Path:
+    def write(self, name: str, config: dict[str, Any], numbers: Numbers) -> Path:
         """Write ``<name>.json``, ``.md``, ``.png`` and ``.svg``, all or none.
 
-        The same numbers give the same picture, to the last byte. Returns the folder of the files,
-        in output_dir.
+        The same numbers give the same picture, to the last byte. The folder is in output_dir; it is
+        returned.
         """
         folder = Path(config["output_dir"]) / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ class Target:
                 "config": config,
                 "versions": record.versions(),
                 "hardware": record.hardware(),
-                "measured": measured,
+                "measured": numbers,
             }
             write_json(whole.with_suffix(".json"), content)
-            # as anyone can draw it again from the file
+            # The figure is drawn from the file's numbers, so that anyone can draw it again.
             numbers = read_json(whole.with_suffix(".json"))["measured"]
             figure = self.draw(numbers)
             with matplotlib.rc_context({"svg.hashsalt": "sdslora"}):

@@ -43,7 +43,7 @@ def mean_std(sample: Sample | None, unit: Unit = UNITS["loss"]) -> str:
     if not std:
         return f"{general(mean)} ± 0{unit.suffix}"
     places = decimals(std)
-    return f"{fixed(mean, places)} ± {fixed(std, places)}{unit.suffix}"
+    return f"{fixed_point(mean, places)} ± {fixed_point(std, places)}{unit.suffix}"
 
 
 def decimals(spread: float) -> int:
@@ -53,7 +53,7 @@ def decimals(spread: float) -> int:
     return min(max(1 - floor(log10(abs(spread))), 0), 12)
 
 
-def fixed(value: float, places: int) -> str:
+def fixed_point(value: float, places: int) -> str:
     """Return the value with so many decimals, a true minus and no negative zero."""
     return f"{value:z.{places}f}".replace("-", "−")
 
@@ -79,6 +79,6 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def listed(items: list[str]) -> str:
+def enumeration(items: list[str]) -> str:
     """Return ``a``, ``a and b``, or ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))

@@ -10,7 +10,7 @@ from .sample import Sample
 
 Run = Mapping[str, Any]  # a run's record, as its JSON holds it
 WITHIN = 0.05  # a rate is good while its loss exceeds the best one by no more than this share
-_CONCLUDED = ("finished", "diverged")
+_FINAL = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,22 @@ class Rate:
     Attributes:
         learning_rate: the rate.
         validation: loss by seed, infinite where the run diverged; without the seeds that failed.
-        failed: seeds whose run failed.
-        missing: seeds that another rate of the contender has and this one has not.
+        failed_seeds: seeds whose run failed.
+        missing_seeds: seeds that another rate of the contender has and this one has not.
     """
 
     learning_rate: float
     validation: Sample
-    failed: tuple[int, ...]
-    missing: tuple[int, ...]
+    failed_seeds: tuple[int, ...]
+    missing_seeds: tuple[int, ...]
 
     @property
     def counts(self) -> bool:
         """True where this rate may be chosen: an incomplete rate's mean is not comparable."""
-        return bool(self.validation.by_seed) and not self.missing
+        return bool(self.validation.by_seed) and not self.missing_seeds
 
     @property
-    def diverged(self) -> tuple[int, ...]:
+    def diverged_seeds(self) -> tuple[int, ...]:
         """Seeds whose run diverged."""
         return tuple(seed for seed, loss in self.validation.by_seed.items() if not isfinite(loss))
 
@@ -78,16 +78,16 @@ def rates_of(runs: Sequence[Run]) -> tuple[Rate, ...]:
             )
         seeds[run["seed"]] = run
     losses = {
-        rate: {s: _loss(run) for s, run in sorted(seeds.items()) if run["status"] in _CONCLUDED}
+        rate: {s: _loss(run) for s, run in sorted(seeds.items()) if run["status"] in _FINAL}
         for rate, seeds in grid.items()
     }
-    every = {seed for concluded in losses.values() for seed in concluded}
+    every = {seed for by_seed in losses.values() for seed in by_seed}
     return tuple(
         Rate(
             learning_rate=rate,
             validation=Sample(losses[rate]),
-            failed=tuple(sorted(grid[rate].keys() - losses[rate].keys())),
-            missing=tuple(sorted(every - losses[rate].keys())),
+            failed_seeds=tuple(sorted(grid[rate].keys() - losses[rate].keys())),
+            missing_seeds=tuple(sorted(every - losses[rate].keys())),
         )
         for rate in sorted(grid)
     )
@@ -109,13 +109,13 @@ def end_of_grid(runs: Sequence[Run]) -> int:
     Only rates that count are considered. A diverged rate above the best one closes the grid. The
     result is −1 where every rate diverged and for a single rate, and 0 where none counts.
     """
-    counted = [rate for rate in rates_of(runs) if rate.counts]
-    if not counted:
+    usable = [rate for rate in rates_of(runs) if rate.counts]
+    if not usable:
         return 0
-    best_rate = best(counted)
-    if best_rate in (None, counted[0]):
+    best_rate = best(usable)
+    if best_rate in (None, usable[0]):
         return -1
-    return int(best_rate == counted[-1])
+    return int(best_rate == usable[-1])
 
 
 def tolerance(rates: Sequence[Rate]) -> Tolerance | None:
@@ -127,11 +127,11 @@ def tolerance(rates: Sequence[Rate]) -> Tolerance | None:
     best_rate = best(rates)
     if best_rate is None:
         return None
-    counted = [rate for rate in rates if rate.counts]
-    at = counted.index(best_rate)
+    usable = [rate for rate in rates if rate.counts]
+    at = usable.index(best_rate)
     limit = (1 + WITHIN) * best_rate.validation.mean
-    lower, open_below = _reach(counted[at::-1], limit)
-    upper, open_above = _reach(counted[at:], limit)
+    lower, open_below = _reach(usable[at::-1], limit)
+    upper, open_above = _reach(usable[at:], limit)
     return Tolerance(lower, upper, open_below, open_above)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from ...app.errors import UserError, nearest
 from .rates import Rate, Run, Tolerance, best, end_of_grid, rates_of, regret, tolerance
 from .sample import Sample
-from .trade_off import Learned
+from .trade_off import TradeOffPoint
 from .verdict import Pair, against_rivals
 
 __all__ = ["HIGHER_IS_BETTER", "Comparison", "Contender", "Metric", "compare", "end_of_grid"]
@@ -50,8 +50,8 @@ class Contender:
         peak_bytes: highest of the finished runs, if measured.
         trainable_parameters: their number, None where no run tells.
         runs: number of runs.
-        diverged: number of those that diverged.
-        failed: number of those that failed.
+        diverged_runs: number of runs that diverged.
+        failed_runs: number of runs that failed.
     """
 
     label: str
@@ -65,14 +65,14 @@ class Contender:
     seeds: tuple[int, ...]
     test: dict[Metric, Sample]
     forgetting: Sample | None
-    trade_off: dict[Metric, tuple[Learned, ...]]
+    trade_off: dict[Metric, tuple[TradeOffPoint, ...]]
     curve: tuple[tuple[int, float], ...]
     seconds: float | None
     peak_bytes: int | None
     trainable_parameters: int | None
     runs: int
-    diverged: int
-    failed: int
+    diverged_runs: int
+    failed_runs: int
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ def compare(
         ValueError: for two runs of the same contender, rate and seed.
     """
     if metric not in HIGHER_IS_BETTER:
-        known = ", ".join(HIGHER_IS_BETTER)
-        raise UserError(f"the metric must be one of {known}, not {metric!r}")
+        choices = ", ".join(HIGHER_IS_BETTER)
+        raise UserError(f"the metric must be one of {choices}, not {metric!r}")
     if not runs:
         raise UserError("there are no runs to compare")
     by_label: dict[str, list[Run]] = {}
     for run in runs:
         by_label.setdefault(run["label"], []).append(run)
-    contenders = tuple(_contender(own) for own in by_label.values())
+    contenders = tuple(_contender(contender_runs) for contender_runs in by_label.values())
     label = _reference(contenders, reference)
     results = {contender.label: _result(contender, metric) for contender in contenders}
     pairs = against_rivals(label, results, HIGHER_IS_BETTER[metric])
@@ -135,8 +135,8 @@ def _contender(runs: Sequence[Run]) -> Contender:
     rates = rates_of(choosing)
     best_rate = best(rates)
     results = _at(best_rate, fresh) or _at(best_rate, choosing)
-    finished = [run for run in runs if run["status"] == "finished"]
-    peaks = [run["peak_bytes"] for run in finished if run["peak_bytes"] is not None]
+    finished_runs = [run for run in runs if run["status"] == "finished"]
+    peaks = [run["peak_bytes"] for run in finished_runs if run["peak_bytes"] is not None]
     sizes = (run["trainable_parameters"] for run in runs)
     every = [*rates, *rates_of(fresh)]
     return Contender(
@@ -153,12 +153,14 @@ def _contender(runs: Sequence[Run]) -> Contender:
         forgetting=_forgetting(results),
         trade_off=_trade_off(rates, choosing),
         curve=_mean_curve([run["curve"] for run in results if run["status"] == "finished"]),
-        seconds=float(np.mean([run["seconds"] for run in finished])) if finished else None,
+        seconds=float(np.mean([run["seconds"] for run in finished_runs]))
+        if finished_runs
+        else None,
         peak_bytes=max(peaks, default=None),
         trainable_parameters=next((size for size in sizes if size is not None), None),
         runs=len(runs),
-        diverged=sum(len(rate.diverged) for rate in every),
-        failed=sum(len(rate.failed) for rate in every),
+        diverged_runs=sum(len(rate.diverged_seeds) for rate in every),
+        failed_runs=sum(len(rate.failed_seeds) for rate in every),
     )
 
 
@@ -173,13 +175,15 @@ def _at(rate: Rate | None, runs: Sequence[Run]) -> list[Run]:
 
 def _test(runs: Sequence[Run]) -> dict[Metric, Sample]:
     """Return the metrics that all of ``runs`` have."""
-    tested = {run["seed"]: run["test"] for run in runs}  # None: diverged
-    known = [figures for figures in tested.values() if figures is not None]
+    test_figures = {run["seed"]: run["test"] for run in runs}  # None: diverged
+    finite = [figures for figures in test_figures.values() if figures is not None]
     worst = {metric: -inf if higher else inf for metric, higher in HIGHER_IS_BETTER.items()}
     return {
-        metric: Sample({s: worst[metric] if f is None else f[metric] for s, f in tested.items()})
+        metric: Sample(
+            {s: worst[metric] if f is None else f[metric] for s, f in test_figures.items()}
+        )
         for metric in HIGHER_IS_BETTER
-        if known and all(figures.get(metric) is not None for figures in known)
+        if finite and all(figures.get(metric) is not None for figures in finite)
     }
 
 
@@ -191,21 +195,27 @@ def _forgetting(runs: Sequence[Run]) -> Sample | None:
     return Sample(changes) if changes else None
 
 
-def _trade_off(rates: Sequence[Rate], runs: Sequence[Run]) -> dict[Metric, tuple[Learned, ...]]:
-    curves: dict[Metric, list[Learned]] = {}
+def _trade_off(
+    rates: Sequence[Rate], runs: Sequence[Run]
+) -> dict[Metric, tuple[TradeOffPoint, ...]]:
+    curves: dict[Metric, list[TradeOffPoint]] = {}
     for rate in rates:
         at = _at(rate, runs) if rate.counts else []
-        lost = _forgetting(at)
-        if lost is not None:
+        forgetting = _forgetting(at)
+        if forgetting is not None:
             for metric, figures in _test(at).items():
-                curves.setdefault(metric, []).append(Learned(rate.learning_rate, figures, lost))
+                curves.setdefault(metric, []).append(
+                    TradeOffPoint(rate.learning_rate, figures, forgetting)
+                )
     return {metric: tuple(curve) for metric, curve in curves.items()}
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[int, float], ...]:
     by_step = [{int(step): loss for step, loss in curve} for curve in curves]
-    shared = sorted(set.intersection(*(set(curve) for curve in by_step))) if by_step else []
-    return tuple((step, float(np.mean([curve[step] for curve in by_step]))) for step in shared)
+    common_steps = sorted(set.intersection(*(set(curve) for curve in by_step))) if by_step else []
+    return tuple(
+        (step, float(np.mean([curve[step] for curve in by_step]))) for step in common_steps
+    )
 
 
 def _reference(contenders: Sequence[Contender], label: str | None) -> str:

@@ -9,7 +9,7 @@ from .sample import Sample
 
 
 @dataclass(frozen=True)
-class Learned:
+class TradeOffPoint:
     """One learning rate with its means over seeds.
 
     Attributes:
@@ -28,7 +28,9 @@ class Learned:
         return isfinite(self.test.mean) and isfinite(self.forgetting.mean)
 
 
-def forgetting_at(curve: Sequence[Learned], level: float, higher_is_better: bool) -> float | None:
+def forgetting_at(
+    curve: Sequence[TradeOffPoint], level: float, higher_is_better: bool
+) -> float | None:
     """Return the forgetting at the lowest learning rate that reaches ``level``.
 
     Both figures are interpolated linearly between two rates. Where the lowest rate tried reaches
@@ -39,9 +41,9 @@ def forgetting_at(curve: Sequence[Learned], level: float, higher_is_better: bool
     level = sign * level
     if path and path[0][0] <= level:
         return path[0][1]
-    for (before, lost), (after, lost_after) in pairwise(path):
+    for (before, forgetting), (after, forgetting_after) in pairwise(path):
         if after <= level:
             # before + share (after − before) = level
             share = (level - before) / (after - before)
-            return lost + share * (lost_after - lost)
+            return forgetting + share * (forgetting_after - forgetting)
     return None

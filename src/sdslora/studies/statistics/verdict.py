@@ -84,26 +84,30 @@ def against_rivals(
         results: figures by seed of each contender.
         higher_is_better: the direction of the figure.
     """
-    matched = {
-        rival: _matched(results[reference], result)
+    common_samples = {
+        rival: _at_common_seeds(results[reference], result)
         for rival, result in results.items()
         if rival != reference
     }
     differences = {
         rival: difference(ours.values, theirs.values)
-        for rival, (ours, theirs) in matched.items()
+        for rival, (ours, theirs) in common_samples.items()
         if len(ours.by_seed) > 1 and all(map(isfinite, ours.values + theirs.values))
     }
-    adjusted = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
+    adjusted_p = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
     pairs = []
-    for rival, (ours, theirs) in matched.items():
-        paired, p = differences.get(rival), adjusted.get(rival)
-        verdict = _verdict(paired, p, higher_is_better)
-        needed = None
-        if paired is not None and verdict == "no difference shown":
+    for rival, (ours, theirs) in common_samples.items():
+        paired_difference, p = differences.get(rival), adjusted_p.get(rival)
+        verdict = _verdict(paired_difference, p, higher_is_better)
+        seed_count = None
+        if paired_difference is not None and verdict == "no difference shown":
             # Holm's level is ALPHA / rivals or more: as many seeds suffice in any order.
-            needed = seeds_needed(paired.mean, paired.std, ALPHA / len(differences))
-        pairs.append(Pair(reference, rival, ours, theirs, paired, p, verdict, needed))
+            seed_count = seeds_needed(
+                paired_difference.mean, paired_difference.std, ALPHA / len(differences)
+            )
+        pairs.append(
+            Pair(reference, rival, ours, theirs, paired_difference, p, verdict, seed_count)
+        )
     return tuple(pairs)
 
 
@@ -123,9 +127,9 @@ def holm(p: Sequence[float]) -> list[float]:
     """Adjust p-values by Holm's step-down: p₍ᵢ₎ becomes max over j ≤ i of (m − j + 1) p₍ⱼ₎."""
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(factors * np.asarray(p, float)[order])
-    return np.minimum(adjusted, 1.0).tolist()
+    adjusted_p = np.empty(len(p))
+    adjusted_p[order] = np.maximum.accumulate(factors * np.asarray(p, float)[order])
+    return np.minimum(adjusted_p, 1.0).tolist()
 
 
 def seeds_needed(mean: float, std: float, alpha: float = ALPHA) -> float:
@@ -164,7 +168,7 @@ def power(effect: float, n: int, alpha: float = ALPHA) -> float:
     return float(stats.ncf.sf(critical**2, 1, n - 1, effect**2 * n))
 
 
-def _matched(ours: Sample, theirs: Sample) -> tuple[Sample, Sample]:
+def _at_common_seeds(ours: Sample, theirs: Sample) -> tuple[Sample, Sample]:
     seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
     return ours.only(seeds), theirs.only(seeds)
 
@@ -181,10 +185,12 @@ def _interval(d: NDArray[np.float64]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def _verdict(paired: Difference | None, p: float | None, higher_is_better: bool) -> Verdict:
-    if paired is None or p is None:
+def _verdict(
+    paired_difference: Difference | None, p: float | None, higher_is_better: bool
+) -> Verdict:
+    if paired_difference is None or p is None:
         return "withheld"
-    low, high = paired.interval
+    low, high = paired_difference.interval
     if p >= ALPHA or low <= 0 <= high:
         return "no difference shown"
-    return "better" if (paired.mean > 0) == higher_is_better else "worse"
+    return "better" if (paired_difference.mean > 0) == higher_is_better else "worse"

@@ -27,7 +27,7 @@ QUICK = Limits(cpu_seconds=2, wall_seconds=30.0)
 
 
 def verdict(code: str, doc: dict[str, str] = DOUBLE, limits: Limits = QUICK) -> str:
-    return humaneval.judged(doc, code, limits)["verdict"]
+    return humaneval.judgement(doc, code, limits)["verdict"]
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def load(task: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets
         rows = source.local(data_dir, f"commonsense/{data_set.folder}/test.json")
         test = source.splits(task, rows, ("instruction", "answer"))["test"]
     else:
-        rendered = [data_set.render(row) for row in source.hub(*data_set.place)]
-        test = datasets.Dataset.from_list([{"instruction": i, "answer": a} for i, a in rendered])
+        pairs = [data_set.render(row) for row in source.hub(*data_set.place)]
+        test = datasets.Dataset.from_list([{"instruction": i, "answer": a} for i, a in pairs])
     return {"test": test.add_column("pattern", [data_set.pattern] * len(test))}
 
 
@@ -101,17 +101,17 @@ def _first_match(pattern: str, text: str) -> str:
     return match.group() if match else NO_ANSWER
 
 
-def _listed(
+def _options(
     kind: str, choices: Sequence[str], between: str = " ", before_format: str = "\n\n"
 ) -> str:
     """Return ``Answer1: ... Answer2: ...`` and the clause that names the format."""
-    listed = between.join(f"{kind.capitalize()}{n}: {text}" for n, text in enumerate(choices, 1))
+    text = between.join(f"{kind.capitalize()}{n}: {text}" for n, text in enumerate(choices, 1))
     names = "/".join(f"{kind}{n}" for n in range(1, len(choices) + 1))
-    return f"{listed}{before_format}Answer format: {names}"
+    return f"{text}{before_format}Answer format: {names}"
 
 
 def _question(text: str, kind: str, choices: Sequence[str]) -> str:
-    return f"Please choose the correct answer to the question: {text}\n\n{_listed(kind, choices)}"
+    return f"Please choose the correct answer to the question: {text}\n\n{_options(kind, choices)}"
 
 
 def _boolq(row: Row) -> tuple[str, str]:
@@ -121,7 +121,7 @@ def _boolq(row: Row) -> tuple[str, str]:
 
 
 def _piqa(row: Row) -> tuple[str, str]:
-    choices = _listed("solution", (row["sol1"], row["sol2"]), between="\n\n")
+    choices = _options("solution", (row["sol1"], row["sol2"]), between="\n\n")
     goal = f"Please choose the correct solution to the question: {row['goal']}\n\n"
     return goal + choices, f"solution{int(row['label']) + 1}"
 
@@ -133,7 +133,7 @@ def _siqa(row: Row) -> tuple[str, str]:
 
 
 def _hellaswag(row: Row) -> tuple[str, str]:
-    sentence = f"{row['activity_label']}: {row['ctx']}\n\n{_listed('ending', row['endings'])}"
+    sentence = f"{row['activity_label']}: {row['ctx']}\n\n{_options('ending', row['endings'])}"
     return (
         f"Please choose the correct ending to complete the given sentence: {sentence}",
         f"ending{int(row['label']) + 1}",
@@ -141,7 +141,7 @@ def _hellaswag(row: Row) -> tuple[str, str]:
 
 
 def _winogrande(row: Row) -> tuple[str, str]:
-    choices = _listed("option", (row["option1"], row["option2"]), before_format=" ")
+    choices = _options("option", (row["option1"], row["option2"]), before_format=" ")
     return (
         "Please choose the correct answer to fill in the blank to complete the given sentence: "
         f"{row['sentence']}\n\n{choices}",

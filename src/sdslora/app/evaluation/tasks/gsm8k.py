@@ -58,11 +58,11 @@ def number(text: str | None) -> int | None:
 def process_metamath(doc: Mapping[str, str], results: Sequence[str | None]) -> dict[str, float]:
     """Score by MetaMath's rule, and by math-verify on the first line after the marker."""
     (answer,) = results
-    right, read = gold(doc), number(answer)
+    right, value = gold(doc), number(answer)
     return {
-        "exact_match": float(read is not None and read == float(right)),
+        "exact_match": float(value is not None and value == float(right)),
         "math_verify": _equivalent(right, (answer or "").strip().partition("\n")[0]),
-        "no_answer": read is None,
+        "no_answer": value is None,
     }
 
 

@@ -42,16 +42,16 @@ def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
     tasks: dict[str, None] = {}
     for name in names.split(","):
         name = name.strip().removeprefix(PREFIX)
-        known = (*TASKS, *GROUPS)
-        if name not in known:
-            hint = nearest(name, known) or f"; there are {', '.join(known)}"
+        task_names = (*TASKS, *GROUPS)
+        if name not in task_names:
+            hint = nearest(name, task_names) or f"; there are {', '.join(task_names)}"
             raise UserError(f"unknown task `{name}`{hint}")
         tasks |= dict.fromkeys(GROUPS.get(name, (name,)))
-    running = [name for name in tasks if name in CODE]
-    if running:
+    code = [name for name in tasks if name in CODE]
+    if code:
         if not allow_code_execution:
             raise UserError(
-                f"task {running[0]} runs the programs that the model writes, in a sandbox; allow "
+                f"task {code[0]} runs the programs that the model writes, in a sandbox; allow "
                 "it with --allow_code_execution"
             )
         sandbox.require()
@@ -69,10 +69,10 @@ def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
         include_path=str(DIRECTORY), include_defaults=False, metadata={"data_dir": data_dir}
     )
     full = [PREFIX + name for name in names]
-    missing = [name for name in full if name not in manager.all_tasks]
-    if missing:
+    missing_names = [name for name in full if name not in manager.all_tasks]
+    if missing_names:
         raise UserError(
-            f"the task file of {missing[0]} is not in {DIRECTORY}; install the package again"
+            f"the task file of {missing_names[0]} is not in {DIRECTORY}; install the package again"
         )
     return list(manager.load(full)["tasks"].values())
 
@@ -80,18 +80,18 @@ def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
 def run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    loaded: Sequence[Any],
+    tasks: Sequence[Any],
     batch_size: int = 8,
     limit: int | None = None,
     generation: Mapping[str, Any] | None = None,
 ) -> TaskResults:
-    """Generate and score; ``loaded`` comes from :func:`load`, the model is on its device.
+    """Generate and score; ``tasks`` come from :func:`load`, the model is on its device.
 
     Raises:
         UserError: where an answer's greatest length leaves the model no room for a prompt.
     """
     with generator(model, tokenizer, batch_size) as lm:
-        for task in loaded:
+        for task in tasks:
             task.set_config("generation_kwargs", dict(generation or {}), update=True)
             longest = task.config.generation_kwargs["max_gen_toks"]
             if longest >= lm.max_length:
@@ -102,7 +102,7 @@ def run(
         set_seed(0)  # for sampling, if ``generation`` enables it
         output = lm_eval.evaluate(
             lm=lm,
-            task_dict={"tasks": {task.config.task: task for task in loaded}},
+            task_dict={"tasks": {task.config.task: task for task in tasks}},
             limit=limit,
             bootstrap_iters=0,
             confirm_run_unsafe_code=True,  # the user has confirmed it, see resolve()

@@ -39,8 +39,8 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
 
 def gold(doc: Mapping[str, str]) -> str:
     r"""Return the right answer: the content of the last ``\boxed`` or ``\fbox``."""
-    boxed = last_boxed_only_string(doc["solution"]).replace("\\fbox{", "\\boxed{", 1)
-    return remove_boxed(boxed)
+    box = last_boxed_only_string(doc["solution"]).replace("\\fbox{", "\\boxed{", 1)
+    return remove_boxed(box)
 
 
 def first_sentence(
@@ -58,7 +58,7 @@ def process_results(doc: Mapping[str, str], results: Sequence[str | None]) -> di
     right = gold(doc)
     return {
         "exact_match": float(is_equiv(answer, right)),
-        "math_verify": float(verify(_parsed(right), _parsed(answer))),
+        "math_verify": float(verify(_parse_boxed(right), _parse_boxed(answer))),
         "no_answer": False,
     }
 
@@ -69,5 +69,5 @@ def _sentence(answer: str | None) -> str | None:
     return answer.split(".\n")[0].strip().removesuffix(".").strip()
 
 
-def _parsed(answer: str) -> list[Any]:
+def _parse_boxed(answer: str) -> list[Any]:
     return parse(rf"\boxed{{{answer}}}")

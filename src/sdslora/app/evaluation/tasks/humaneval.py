@@ -83,8 +83,8 @@ def completion(response: str) -> str:
     base = next((w for w, line in zip(widths, lines, strict=True) if "def" in line), 0)
     deeper = sorted({width for width in widths if width > base})
     level = {width: deeper.index(width) + 1 for width in deeper}
-    indented = zip(widths, lines, strict=True)
-    return "\n".join("    " * level.get(width, 0) + line.lstrip() for width, line in indented)
+    pairs = zip(widths, lines, strict=True)
+    return "\n".join("    " * level.get(width, 0) + line.lstrip() for width, line in pairs)
 
 
 def run_tests(
@@ -93,12 +93,12 @@ def run_tests(
     """Filter for lm-evaluation-harness: return each response's code and its verdict."""
     pairs = list(zip(responses, docs, strict=True))
     return [
-        [judged(doc, completion(response)) for response in of_problem]
+        [judgement(doc, completion(response)) for response in of_problem]
         for of_problem, doc in Progress(pairs, title="running the programs")
     ]
 
 
-def judged(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
+def judgement(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
     """Return ``completion`` and ``verdict``: "passed", "failed: why" or "timed out"."""
     source = f"{doc['prompt']}{code}\n"
     if len(source.encode()) > _LONGEST:
@@ -111,9 +111,9 @@ def process_results(
 ) -> dict[str, float]:
     """Return pass@1: the share of a problem's responses that pass."""
     (responses,) = results
-    passed = [response["verdict"] == "passed" for response in responses]
+    passes = [response["verdict"] == "passed" for response in responses]
     return {
-        "pass@1": sum(passed) / len(passed),
+        "pass@1": sum(passes) / len(passes),
         "no_answer": sum(not response["completion"] for response in responses),
     }
 
@@ -124,8 +124,8 @@ def _verdict(doc: Mapping[str, Any], source: str, limits: Limits) -> str:
     judge = ["-c", _WORKER, "judge", doc["prompt"], doc["test"], name]
     pipe = subprocess.PIPE
     with (
-        sandbox.started(solve, limits, stdin=pipe) as solver,
-        sandbox.started(judge, limits, solver.stdout, solver.stdin, pipe) as tests,
+        sandbox.interpreter(solve, limits, stdin=pipe) as solver,
+        sandbox.interpreter(judge, limits, solver.stdout, solver.stdin, pipe) as tests,
     ):
         for end in (solver.stdin, solver.stdout):
             assert end is not None

@@ -44,12 +44,12 @@ def splits(task: str, rows: Iterable[Row], fields: Sequence[str]) -> dict[str, d
     Raises:
         UserError: where a row lacks a field.
     """
-    selected: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for number, row in enumerate(rows):
         for field in fields:
             if row.get(field) is None:
                 raise UserError(
                     f"task {task}: row {number} has no field `{field}`; it has: {', '.join(row)}"
                 )
-        selected.append({field: row[field] for field in fields})
-    return {"test": datasets.Dataset.from_list(selected)}
+        records.append({field: row[field] for field in fields})
+    return {"test": datasets.Dataset.from_list(records)}

@@ -66,14 +66,14 @@ def solve(source: str, name: str) -> None:
         exec(source, namespace)
         function = namespace[name]
     except BaseException as error:
-        _send(replies, {"error": _described(error)})
+        _send(replies, {"error": _describe(error)})
         return
     for line in requests:
-        arguments, named = unpack(json.loads(line))
+        arguments, keywords = unpack(json.loads(line))
         try:
-            reply = {"value": pack(function(*arguments, **named))}
+            reply = {"value": pack(function(*arguments, **keywords))}
         except BaseException as error:
-            reply = {"error": _described(error)}
+            reply = {"error": _describe(error)}
         _send(replies, reply)
 
 
@@ -81,9 +81,9 @@ def judge(prompt: str, tests: str, name: str) -> None:
     """Run the tests on the program at the other end; write the verdict as one line to stderr."""
     replies, requests = _channel()
 
-    def candidate(*arguments: Any, **named: Any) -> Any:
+    def candidate(*arguments: Any, **keywords: Any) -> Any:
         with suppress(BrokenPipeError):  # a program that has ended may have sent its error
-            _send(requests, pack([arguments, named]))
+            _send(requests, pack([arguments, keywords]))
         line = replies.readline()
         if not line:
             raise EOFError("the program ended")
@@ -100,7 +100,7 @@ def judge(prompt: str, tests: str, name: str) -> None:
         namespace["check"](candidate)
         verdict = "passed"
     except BaseException as error:
-        verdict = f"failed: {_described(error)}"
+        verdict = f"failed: {_describe(error)}"
     print(json.dumps({"verdict": verdict}), file=sys.stderr)
 
 
@@ -118,7 +118,7 @@ def _send(channel: TextIO, message: Any) -> None:
     print(json.dumps(message), file=channel, flush=True)
 
 
-def _described(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 

@@ -21,51 +21,50 @@ def measure(spec: TrainingsSpec) -> Numbers:
     return collect(spec, list(_KEYS))
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw a panel for A and one for B."""
     figure, panels = blank(2)
     for side, axes in zip(SIDES, panels, strict=True):
-        for place, (label, found) in enumerate(measured["methods"].items()):
-            draw_measure(axes, found[f"gradient_rank_{side}"], place, label)
+        for place, (label, measures) in enumerate(numbers["methods"].items()):
+            draw_measure(axes, measures[f"gradient_rank_{side}"], place, label)
             if label != "sds-lora":  # the same there
                 name = f"{label}, without singular values"
-                draw_measure(axes, found[f"direction_rank_{side}"], place, name, dashed=True)
+                draw_measure(axes, measures[f"direction_rank_{side}"], place, name, dashed=True)
         axes.set(
             xlabel="optimizer step",
             ylabel="effective rank",
-            title=f"Gradient of {side} (rank {measured['rank']})",
+            title=f"Gradient of {side} (rank {numbers['rank']})",
             ylim=(0, None),
         )
     panels[1].legend(fontsize=8, loc="lower right")
     return figure
 
 
-def describe(measured: Numbers) -> str:
+def describe(numbers: Numbers) -> str:
     """Describe the ranks by method, side and step."""
-    found = measured["methods"]
-    half = measured["steps"] // 2
+    half = numbers["steps"] // 2
     lines = []
-    for label in found:
+    for label in numbers["methods"]:
         own, free = (
-            [mean_after(measured, label, f"{kind}_rank_{side}", half) for side in SIDES]
+            [mean_after(numbers, label, f"{kind}_rank_{side}", half) for side in SIDES]
             for kind in ("gradient", "direction")
         )
         lines.append(
             f"- {label}: {number(own[0])} for A and {number(own[1])} for B; without the factors' "
             f"singular values {number(free[0])} and {number(free[1])}"
         )
-    joined = "\n".join(lines)
+    ranks = "\n".join(lines)
     return f"""
 **The paper** shows that the singular values of A and B lower the effective rank of LoRA's
 gradients: without them it is higher, and so it is for SDS-LoRA.
 
-{sentence(measured)} {bands(measured)}
+{sentence(numbers)} {bands(numbers)}
 
 **Measured**, mean from step {half} on:
 
-{joined}
+{ranks}
 
-{steps_table(measured, _KEYS)}
+{steps_table(numbers, _KEYS)}
 
 **Shown, and not shown.** "Without singular values" is `V_B U_Bᵀ G` and `G V_A U_Aᵀ` at the method's
 own factors; in the main stage of SDS-LoRA it is its gradient. Up to the re-parameterization

@@ -17,11 +17,11 @@ def measure(spec: TrainingsSpec) -> Numbers:
     return collect(spec, list(_KEYS))
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw one panel."""
     figure, (axes,) = blank(1)
-    for place, (label, found) in enumerate(measured["methods"].items()):
-        draw_measure(axes, found["alignment"], place, label)
+    for place, (label, measures) in enumerate(numbers["methods"].items()):
+        draw_measure(axes, measures["alignment"], place, label)
     axes.set(
         xlabel="optimizer step",
         ylabel="cosine of G and the effective gradient",
@@ -32,22 +32,22 @@ def draw(measured: Numbers) -> Figure:
     return figure
 
 
-def describe(measured: Numbers) -> str:
+def describe(numbers: Numbers) -> str:
     """Describe the cosines by method and step."""
-    half = measured["steps"] // 2
+    half = numbers["steps"] // 2
     means = ", ".join(
-        f"{label} **{number(mean_after(measured, label, 'alignment', half))}**"
-        for label in measured["methods"]
+        f"{label} **{number(mean_after(numbers, label, 'alignment', half))}**"
+        for label in numbers["methods"]
     )
     return f"""
 **The paper** shows that LoRA's effective gradient is aligned less with the full gradient than the
 one that passes through orthonormal bases.
 
-{sentence(measured)} {bands(measured)}
+{sentence(numbers)} {bands(numbers)}
 
 **Measured**, mean from step {half} on: {means}.
 
-{steps_table(measured, _KEYS)}
+{steps_table(numbers, _KEYS)}
 
 **Shown, and not shown.** The effective gradient is what one step of gradient descent does to W, Eq.
 (3) and (7), without Adam and without the change of the bases; for both, see Fig. 3(b). Each method

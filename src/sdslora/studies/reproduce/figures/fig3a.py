@@ -10,7 +10,7 @@ from ...plotting.style import blank, line
 from ...statistics.numbers import count, rate
 from ..target import Numbers
 from .series import sentence, setting
-from .trainings import TrainingsSpec, trained
+from .trainings import TrainingsSpec, finished_trainings
 
 METHODS = ("sds-lora", "lora", "rslora", "lora-pro")
 _LAST = 5  # logged losses that the last one is the mean of
@@ -18,7 +18,7 @@ _LAST = 5  # logged losses that the last one is the mean of
 
 def measure(spec: TrainingsSpec) -> Numbers:
     """Measure training losses by step, and the held-out losses at the end, by seed."""
-    runs = trained(spec)
+    runs = finished_trainings(spec)
     losses: dict[str, dict[int, list[float]]] = {}
     test: dict[str, list[float]] = defaultdict(list)
     for job, run in runs:
@@ -40,11 +40,11 @@ def measure(spec: TrainingsSpec) -> Numbers:
     }
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw one panel."""
     figure, (axes,) = blank(1)
-    for place, (label, found) in enumerate(measured["methods"].items()):
-        axes.plot(found["step"], found["loss"], **line(place), label=label)
+    for place, (label, measures) in enumerate(numbers["methods"].items()):
+        axes.plot(measures["step"], measures["loss"], **line(place), label=label)
     axes.set(
         xlabel="optimizer step",
         ylabel="training loss (nats per completion token)",
@@ -55,26 +55,24 @@ def draw(measured: Numbers) -> Figure:
     return figure
 
 
-def describe(measured: Numbers) -> str:
+def describe(numbers: Numbers) -> str:
     """Describe the losses at the end."""
     rows = [
         [
             label,
-            rate(measured["rates"][label]),
-            number(float(np.mean(found["loss"][-_LAST:]))),
-            number(float(np.mean(found["test"]))),
+            rate(numbers["rates"][label]),
+            number(float(np.mean(measures["loss"][-_LAST:]))),
+            number(float(np.mean(measures["test"]))),
         ]
-        for label, found in measured["methods"].items()
+        for label, measures in numbers["methods"].items()
     ]
-    order = sorted(
-        measured["methods"], key=lambda label: np.mean(measured["methods"][label]["test"])
-    )
+    order = sorted(numbers["methods"], key=lambda label: np.mean(numbers["methods"][label]["test"]))
     header = ["method", "rate", f"training loss, last {_LAST} logged", "held-out loss"]
     return f"""
 **The paper** shows the methods' training losses at a shared learning rate, and says that SDS-LoRA's
 converges better and comes closer to full fine-tuning.
 
-{sentence(measured)} The held-out loss is over {measured["held-out rows"]} rows, after training.
+{sentence(numbers)} The held-out loss is over {numbers["held-out rows"]} rows, after training.
 
 **Measured**, held-out loss from the lowest to the highest: {", ".join(order)}.
 
@@ -83,7 +81,7 @@ converges better and comes closer to full fine-tuning.
 **Shown, and not shown.** The methods at one shared rate, as the paper compares them; LoRA has the
 paper's scaling s = 2, the others s = 4/√r, so that their steps differ in size at the same rate.
 This says nothing about each method at its best rate: there the order can turn, and
-`sdslora compare` is what answers it. With {count(measured["seeds"], "seed")}, a small model and a
+`sdslora compare` is what answers it. With {count(numbers["seeds"], "seed")}, a small model and a
 short training, small differences mean nothing, and the warm-up's ten steps of plain LoRA are a
 large part of SDS-LoRA's training.
 """

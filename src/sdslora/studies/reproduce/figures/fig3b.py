@@ -21,13 +21,13 @@ def measure(spec: TrainingsSpec) -> Numbers:
     return collect(spec, list(_KEYS))
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw the raw cosines on the left, the applied ones on the right."""
     figure, panels = blank(2)
     titles = ("Raw: the effective gradient", "Applied: what the optimizer took off W")
     for axes, key, title in zip(panels, ("alignment", "alignment_applied"), titles, strict=True):
-        for place, (label, found) in enumerate(measured["methods"].items()):
-            draw_measure(axes, found[key], place, label)
+        for place, (label, measures) in enumerate(numbers["methods"].items()):
+            draw_measure(axes, measures[key], place, label)
         axes.set(xlabel="optimizer step", ylabel="cosine with G", title=title)
     panels[0].set_ylim(0, 1)
     panels[1].axhline(0, color="black", linewidth=0.8)
@@ -35,24 +35,24 @@ def draw(measured: Numbers) -> Figure:
     return figure
 
 
-def describe(measured: Numbers) -> str:
+def describe(numbers: Numbers) -> str:
     """Describe the cosines by method and step."""
-    half = measured["steps"] // 2
+    half = numbers["steps"] // 2
     means = [
-        f"{label} {number(mean_after(measured, label, 'alignment', half))} raw, "
-        f"{number(mean_after(measured, label, 'alignment_applied', half))} applied"
-        for label in measured["methods"]
+        f"{label} {number(mean_after(numbers, label, 'alignment', half))} raw, "
+        f"{number(mean_after(numbers, label, 'alignment_applied', half))} applied"
+        for label in numbers["methods"]
     ]
     return f"""
 **The paper** shows the alignment of the methods with the full gradient, SDS-LoRA's above that of
 the other adapters. Whether it means the gradients or what Adam makes of them is not known; both are
 here.
 
-{sentence(measured)} {bands(measured)}
+{sentence(numbers)} {bands(numbers)}
 
 **Measured**, mean from step {half} on: {"; ".join(means)}.
 
-{steps_table(measured, _KEYS)}
+{steps_table(numbers, _KEYS)}
 
 **Shown, and not shown.** G is taken on fixed rows, not on the step's own, and Adam divides by a
 moving average, so that the applied cosines are far below the raw ones and noisy. LoRA-Pro's raw

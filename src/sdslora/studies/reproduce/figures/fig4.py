@@ -25,18 +25,18 @@ def measure(spec: TrainingsSpec) -> Numbers:
     return collect(spec, list(_KEYS))
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw the cosines on the left, the jump on the right."""
     figure, (cosines, jumps) = blank(2)
-    for label, found in measured["methods"].items():
-        if not found["relative_jump"]["step"]:  # a method without bases
+    for label, measures in numbers["methods"].items():
+        if not measures["relative_jump"]["step"]:  # a method without bases
             continue
         for place, (key, name) in enumerate(_MEASURES.items()):
             for side, dashed in zip(SIDES, (False, True), strict=True):
                 draw_measure(
-                    cosines, found[f"{key}_{side}"], place, f"{name}, {side}", dashed=dashed
+                    cosines, measures[f"{key}_{side}"], place, f"{name}, {side}", dashed=dashed
                 )
-        draw_measure(jumps, found["relative_jump"], 0, label)
+        draw_measure(jumps, measures["relative_jump"], 0, label)
     cosines.set(
         xlabel="optimizer step",
         ylabel="cosine",
@@ -53,34 +53,34 @@ def draw(measured: Numbers) -> Figure:
     return figure
 
 
-def describe(measured: Numbers) -> str:
+def describe(numbers: Numbers) -> str:
     """Describe the cosines and jumps by step."""
-    label = next(iter(measured["methods"]))
-    found = measured["methods"][label]
-    first = found["basis_cosine_A"]["step"][0]
-    half = measured["steps"] // 2
+    label = next(iter(numbers["methods"]))
+    measures = numbers["methods"][label]
+    first = measures["basis_cosine_A"]["step"][0]
+    half = numbers["steps"] // 2
     early, late = (
         [
-            found[f"basis_cosine_{side}"]["mean"][0]
+            measures[f"basis_cosine_{side}"]["mean"][0]
             if early
-            else mean_after(measured, label, f"basis_cosine_{side}", half)
+            else mean_after(numbers, label, f"basis_cosine_{side}", half)
             for side in SIDES
         ]
         for early in (True, False)
     )
-    jumps = found["relative_jump"]["mean"]
+    jumps = measures["relative_jump"]["mean"]
     return f"""
 **The paper** shows that the bases hardly turn at a refresh: the cosine of successive bases is near
 1 after the first steps.
 
-{sentence(measured)} {bands(measured)}
+{sentence(numbers)} {bands(numbers)}
 
 **Measured.** At step {first} the sign-fixed cosine is {number(early[0])} for A and
 {number(early[1])} for B; from step {half} on it is **{number(late[0])}** and **{number(late[1])}**
 on average. The refresh moves ΔW by {jumps[0]:.1%} of its norm at step {first} and by
-{jumps[-1]:.2%} at step {measured["steps"]}.
+{jumps[-1]:.2%} at step {numbers["steps"]}.
 
-{steps_table(measured, _KEYS)}
+{steps_table(numbers, _KEYS)}
 
 **Shown, and not shown.** Each figure is of the refresh that follows the measured step, or would:
 not every step is followed by one. The learning rate falls to zero along a cosine, so that the last

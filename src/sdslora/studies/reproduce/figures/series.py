@@ -12,7 +12,7 @@ from ...plotting.markdown import number, table
 from ...plotting.style import line
 from ...statistics.numbers import count, rate
 from ..target import Numbers
-from .trainings import TrainingsSpec, trained
+from .trainings import TrainingsSpec, finished_trainings
 
 SIDES = ("A", "B")
 
@@ -21,33 +21,33 @@ Measure = dict[str, list[Any]]
 
 
 def collect(spec: TrainingsSpec, keys: Sequence[str]) -> Numbers:
-    """Run what is missing, and return the setting and each method's measures by step.
+    """Run the missing trainings, and return the setting and each method's measures by step.
 
     A measure is the mean and the quartiles over the layers and seeds that have it.
     """
     values: dict[str, dict[str, dict[int, list[float]]]] = {}
-    runs = trained(spec)
+    runs = finished_trainings(spec)
     layers: set[str] = set()
     for job, _ in runs:
-        found = values.setdefault(job.contender.label, {key: defaultdict(list) for key in keys})
+        measures = values.setdefault(job.contender.label, {key: defaultdict(list) for key in keys})
         for entry in recording.read(job.folder / recording.NAME):
             layers |= entry["layers"].keys()
             for figures in entry["layers"].values():
                 for key in keys:
                     if figures[key] is not None:
-                        found[key][entry["step"]].append(figures[key])
+                        measures[key][entry["step"]].append(figures[key])
     return {
         **setting(spec, runs),
         "layers": len(layers),
         "methods": {
-            label: {key: _summary(steps) for key, steps in found.items()}
-            for label, found in values.items()
+            label: {key: _summary(steps) for key, steps in measures.items()}
+            for label, measures in values.items()
         },
     }
 
 
 def setting(spec: TrainingsSpec, runs: Sequence[tuple[Any, dict[str, Any]]]) -> Numbers:
-    """Return what was trained on what, as numbers."""
+    """Return the setting of the trainings: model, data, sizes and rates."""
     return {
         "model": spec.model.name_or_path,
         "data": spec.data.source,
@@ -74,64 +74,71 @@ def _summary(steps: dict[int, list[float]]) -> Measure:
 
 
 def draw_measure(
-    axes: Axes, found: Measure, place: int, label: str, *, dashed: bool = False
+    axes: Axes, measure: Measure, place: int, label: str, *, dashed: bool = False
 ) -> None:
     """Draw the mean as a line, and the quartiles as a band if the line is solid."""
     style = line(place)
-    axes.plot(found["step"], found["mean"], **style, linestyle="--" if dashed else "-", label=label)
+    axes.plot(
+        measure["step"], measure["mean"], **style, linestyle="--" if dashed else "-", label=label
+    )
     if not dashed:
-        band = found["low"], found["high"]
-        axes.fill_between(found["step"], *band, color=style["color"], alpha=0.12)
+        band = measure["low"], measure["high"]
+        axes.fill_between(measure["step"], *band, color=style["color"], alpha=0.12)
 
 
-def sentence(measured: Numbers) -> str:
-    """Say what was trained on what."""
-    rates = ", ".join(f"{label} {rate(value)}" for label, value in measured["rates"].items())
+def sentence(numbers: Numbers) -> str:
+    """Describe the setting of the trainings: model, data, sizes and rates."""
+    rates = ", ".join(f"{label} {rate(value)}" for label, value in numbers["rates"].items())
     return (
-        f"**Setting.** `{measured['model']}` on `{measured['data']}`, rank {measured['rank']}, "
-        f"{measured['steps']} steps of {measured['rows']} rows with AdamW and a cosine schedule, "
-        f"{count(measured['seeds'], 'seed')}; learning rates: {rates}."
+        f"**Setting.** `{numbers['model']}` on `{numbers['data']}`, rank {numbers['rank']}, "
+        f"{numbers['steps']} steps of {numbers['rows']} rows with AdamW and a cosine schedule, "
+        f"{count(numbers['seeds'], 'seed')}; learning rates: {rates}."
     )
 
 
-def bands(measured: Numbers) -> str:
-    """Say what was measured when, and what lines and bands are."""
+def bands(numbers: Numbers) -> str:
+    """Describe the measured steps and rows, and the lines and bands of the figure."""
     return (
-        f"Measured at step 1 and every {measured['every']}th on eight training rows; lines are "
-        f"means over {measured['layers']} layers, the bands round solid ones their quartiles."
+        f"Measured at step 1 and every {numbers['every']}th on eight training rows; lines are "
+        f"means over {numbers['layers']} layers, the bands round solid ones their quartiles."
     )
 
 
-def rows_at(measured: Numbers, key: str, steps: Sequence[int]) -> list[list[str]]:
+def rows_at(numbers: Numbers, key: str, steps: Sequence[int]) -> list[list[str]]:
     """Return a row for each method that has the measure: its name, and the means at these steps."""
     rows = []
-    for label, found in measured["methods"].items():
-        means = dict(zip(found[key]["step"], found[key]["mean"], strict=True))
+    for label, measures in numbers["methods"].items():
+        means = dict(zip(measures[key]["step"], measures[key]["mean"], strict=True))
         if means:
             rows.append([label, *(number(means[s]) if s in means else "–" for s in steps)])
     return rows
 
 
-def steps_table(measured: Numbers, keys: dict[str, str], number_of_steps: int = 5) -> str:
+def steps_table(numbers: Numbers, keys: dict[str, str], number_of_steps: int = 5) -> str:
     """Return a table of measures by method, at a few steps with the last.
 
     Args:
-        measured: of :func:`collect`.
-        keys: a measure's key, and its name.
-        number_of_steps: columns.
+        numbers: the numbers that :func:`collect` returns.
+        keys: the names of the measures by key.
+        number_of_steps: the number of columns.
     """
     every = sorted(
-        {s for found in measured["methods"].values() for key in keys for s in found[key]["step"]}
+        {
+            s
+            for measures in numbers["methods"].values()
+            for key in keys
+            for s in measures[key]["step"]
+        }
     )
     places = np.linspace(0, len(every) - 1, min(number_of_steps, len(every))).round().astype(int)
     steps = [every[place] for place in places]
-    rows = [[name, *row] for key, name in keys.items() for row in rows_at(measured, key, steps)]
+    rows = [[name, *row] for key, name in keys.items() for row in rows_at(numbers, key, steps)]
     return table(["", "method", *(f"step {step}" for step in steps)], rows)
 
 
-def mean_after(measured: Numbers, label: str, key: str, first: int) -> float:
+def mean_after(numbers: Numbers, label: str, key: str, first: int) -> float:
     """Return the mean over layers and over the steps from ``first`` on."""
-    found = measured["methods"][label][key]
+    measure = numbers["methods"][label][key]
     return float(
-        np.mean([m for s, m in zip(found["step"], found["mean"], strict=True) if s >= first])
+        np.mean([m for s, m in zip(measure["step"], measure["mean"], strict=True) if s >= first])
     )

@@ -1,4 +1,4 @@
-"""Run the trainings that the figures are drawn from: one a method and seed, with diagnostics."""
+"""Run the trainings for the figures: one for each method and seed, with diagnostics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -119,12 +119,12 @@ _ALPACA = (
 
 
 def plan(spec: TrainingsSpec) -> str:
-    """Say which trainings are on disk, and which will be run.
+    """List the trainings, which are on disk or will be run.
 
     Raises:
         UserError: if model, data or method cannot work, or a training has other settings.
     """
-    wanted = jobs(spec)  # before the data: a mistyped method is told at once
+    trainings = jobs(spec)  # before the data, so that a mistyped method is rejected at once
     work = workload(spec.comparison())
     lines = [f"note: {note}" for note in work.notes]
     lines += [
@@ -133,29 +133,29 @@ def plan(spec: TrainingsSpec) -> str:
         f"measured every {spec.every}"
     ]
     skeleton = work.skeleton()
-    for job in wanted:
+    for job in trainings:
         try:
             job.contender.make().check(skeleton, work.settings)
         except ValueError as error:
             raise UserError(f"methods: {first_line(error)}") from error
-        lines.append(f"  {job}: {'to be run' if held(job) is None else 'there already'}")
+        lines.append(f"  {job}: {'to be run' if finished_record(job) is None else 'there already'}")
     return "\n".join(lines)
 
 
-def trained(spec: TrainingsSpec) -> list[tuple[Job, dict[str, Any]]]:
+def finished_trainings(spec: TrainingsSpec) -> list[tuple[Job, dict[str, Any]]]:
     """Run the missing trainings, and return each with its record, in the methods' order.
 
     Raises:
-        UserError: if one on disk has other settings.
-        RunFailed: if one did not finish.
+        UserError: if a training on disk has other settings.
+        RunFailed: if a training did not finish.
     """
-    finished = []
+    trainings = []
     for job in Progress(jobs(spec), title="trainings"):
-        run = held(job) or carry_out(job)
+        run = finished_record(job) or carry_out(job)
         if run["status"] != "finished":
             raise RunFailed(f"{job}: {run['status']}: {run['error']}")
-        finished.append((job, run))
-    return finished
+        trainings.append((job, run))
+    return trainings
 
 
 def jobs(spec: TrainingsSpec) -> Sequence[Job]:
@@ -168,16 +168,19 @@ def jobs(spec: TrainingsSpec) -> Sequence[Job]:
     ]
 
 
-def held(job: Job) -> dict[str, Any] | None:
+def finished_record(job: Job) -> dict[str, Any] | None:
     """Return the record of a training that finished; None if there is none."""
     run: dict[str, Any] | None = read_json(job.folder / NAME)
     if run is None or run["status"] != "finished":
         return None
-    wanted, defaults = as_json(job.spec.fixed()), as_json(unset(job.spec).fixed())
-    differing = differing_keys(run["config"], wanted, defaults)
-    if differing:
+    config, defaults = (
+        as_json(job.spec.shared_settings()),
+        as_json(unset(job.spec).shared_settings()),
+    )
+    keys = differing_keys(run["config"], config, defaults)
+    if keys:
         raise UserError(
             f"{job.folder} holds a training with other settings; it differs in "
-            f"{', '.join(differing)}. Choose another output_dir"
+            f"{', '.join(keys)}. Choose another output_dir"
         )
     return run

@@ -1,18 +1,18 @@
-"""One table of the paper's figures and ours: a row of the paper, then our row for the same cell."""
+"""A table of the paper's figures and ours: a row of the paper, then our row for the same cell."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...statistics.numbers import NONE, UNITS, Unit, fixed, mean_std
+from ...statistics.numbers import NONE, UNITS, Unit, fixed_point, mean_std
 from ...statistics.sample import Sample
 from . import paper
 from .paper import Figure, PaperRow
 
 ROW = ("method", "model", "rank", "figures")
 PERCENT = Unit("percent", 100.0)
-"""Without a sign after each figure: the page says it once."""
+"""The unit without a sign after each figure: the page says it once."""
 _LOSS = "test loss"
 _OTHER_UNITS = {paper.SHARE: Unit("share"), _LOSS: UNITS["loss"]}
 
@@ -22,10 +22,10 @@ class OurRow:
     """Our figures for one model, method and rank.
 
     Attributes:
-        model: as in the settings.
-        method: the contender's label; the preset, which is always the paper's, is left out.
+        model: the model's name in the settings.
+        method: the contender's label without the preset, which is always the paper's.
         rank: r; None for full fine-tuning.
-        samples: by column.
+        samples: the figures by column.
     """
 
     model: str
@@ -47,34 +47,37 @@ class OurRow:
 
 
 def our_rows(table: str, runs: Sequence[Mapping[str, Any]]) -> list[OurRow]:
-    """Gather runs by model, method and rank, with the paper's average if no column lacks."""
-    printed = paper.columns(table)
-    grouped: dict[tuple[str, str, int | None], dict[str, dict[int, float]]] = {}
+    """Group runs by model, method and rank, with the paper's average if no column lacks."""
+    columns = paper.columns(table)
+    groups: dict[tuple[str, str, int | None], dict[str, dict[int, float]]] = {}
     for run in runs:
         method = run["method"].replace(" preset=paper", "")
-        by_column = grouped.setdefault((run["model"], method, run["rank"]), defaultdict(dict))
+        by_column = groups.setdefault((run["model"], method, run["rank"]), defaultdict(dict))
         for figure, value in run["figures"].items():
-            column = _column(figure, run["part"], printed)
+            column = _column(figure, run["part"], columns)
             if column is not None:
                 by_column[column][run["seed"]] = value
-    averaged = [column for column in printed if column != paper.AVERAGE]
-    for by_column in grouped.values():
-        if paper.AVERAGE in printed and set(averaged) <= by_column.keys():
+    averaged_columns = [column for column in columns if column != paper.AVERAGE]
+    for by_column in groups.values():
+        if paper.AVERAGE in columns and set(averaged_columns) <= by_column.keys():
             by_column.pop("mean", None)
-            seeds = set.intersection(*(set(by_column[column]) for column in averaged))
+            seeds = set.intersection(*(set(by_column[column]) for column in averaged_columns))
             by_column[paper.AVERAGE] = {
-                seed: sum(by_column[column][seed] for column in averaged) / len(averaged)
+                seed: sum(by_column[column][seed] for column in averaged_columns)
+                / len(averaged_columns)
                 for seed in sorted(seeds)
             }
     return [
         OurRow(
             model, method, rank, {column: Sample(values) for column, values in by_column.items()}
         )
-        for (model, method, rank), by_column in grouped.items()
+        for (model, method, rank), by_column in groups.items()
     ]
 
 
-def cells(printed: Sequence[PaperRow], ours: Sequence[OurRow]) -> tuple[list[str], list[list[str]]]:
+def cells(
+    paper_rows: Sequence[PaperRow], ours: Sequence[OurRow]
+) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: mean ± deviation, the paper's and ours, one below the other.
 
     Our figure of a cell that the paper has is followed by the difference, and by whether it lies
@@ -82,22 +85,22 @@ def cells(printed: Sequence[PaperRow], ours: Sequence[OurRow]) -> tuple[list[str
     """
     columns = list(
         dict.fromkeys(
-            [column for row in printed for column in row.figures]
+            [column for row in paper_rows for column in row.figures]
             + [column for row in ours for column in row.samples]
         )
     )
     rows = [
         _paper_cells(row, columns) if isinstance(row, PaperRow) else _our_cells(*row, columns)
-        for row in _ordered(printed, ours)
+        for row in _in_order(paper_rows, ours)
     ]
     return [*ROW, *columns], rows
 
 
-def compared(printed: Sequence[PaperRow], ours: Sequence[OurRow]) -> list[bool]:
+def within_deviation(paper_rows: Sequence[PaperRow], ours: Sequence[OurRow]) -> list[bool]:
     """Return, for each figure that both have with a deviation, whether ours lies within it."""
     verdicts = [
         paper.within(_unit(column).scale * row.samples[column].mean, figure)
-        for theirs in printed
+        for theirs in paper_rows
         for row in ours
         if row.matches(theirs)
         for column, figure in theirs.figures.items()
@@ -106,26 +109,26 @@ def compared(printed: Sequence[PaperRow], ours: Sequence[OurRow]) -> list[bool]:
     return [verdict for verdict in verdicts if verdict is not None]
 
 
-def _ordered(
-    printed: Sequence[PaperRow], ours: Sequence[OurRow]
+def _in_order(
+    paper_rows: Sequence[PaperRow], ours: Sequence[OurRow]
 ) -> Iterator[PaperRow | tuple[OurRow, PaperRow | None]]:
     """Yield, by method, the paper's rows, each with ours of its cell, then our other rows."""
-    left = list(ours)
-    for method in dict.fromkeys(row.method for row in printed):
-        for theirs in (row for row in printed if row.method == method):
+    rest = list(ours)
+    for method in dict.fromkeys(row.method for row in paper_rows):
+        for theirs in (row for row in paper_rows if row.method == method):
             yield theirs
-            for row in [row for row in left if row.matches(theirs)]:
-                left.remove(row)
+            for row in [row for row in rest if row.matches(theirs)]:
+                rest.remove(row)
                 yield row, theirs
-        for row in [row for row in left if row.is_method(method)]:
-            left.remove(row)
+        for row in [row for row in rest if row.is_method(method)]:
+            rest.remove(row)
             yield row, None
-    yield from ((row, None) for row in left)
+    yield from ((row, None) for row in rest)
 
 
-def _column(figure: str, part: str, printed: Sequence[str]) -> str | None:
-    """Name the column of one of our figures; None for one that is not shown."""
-    if part in printed:  # a data set of images has one column, its accuracy
+def _column(figure: str, part: str, columns: Sequence[str]) -> str | None:
+    """Return the column of one of our figures, or None if the table does not show it."""
+    if part in columns:  # a data set of images has one column, its accuracy
         return part if figure == "accuracy" else None
     if figure == "loss":
         return _LOSS
@@ -137,7 +140,7 @@ def _unit(column: str) -> Unit:
 
 
 def _paper_cells(row: PaperRow, columns: Sequence[str]) -> list[str]:
-    figures = [_printed(row.figures.get(column)) for column in columns]
+    figures = [_paper_figure(row.figures.get(column)) for column in columns]
     return [row.method, row.model, _rank(row.rank), "the paper's", *figures]
 
 
@@ -151,11 +154,11 @@ def _our_cells(row: OurRow, theirs: PaperRow | None, columns: Sequence[str]) -> 
     return [row.method, row.model, _rank(row.rank), "ours", *figures]
 
 
-def _printed(figure: Figure | None) -> str:
+def _paper_figure(figure: Figure | None) -> str:
     if figure is None:
         return NONE
-    mean = fixed(figure.mean, 2)
-    return mean if figure.std is None else f"{mean} ± {fixed(figure.std, 2)}"
+    mean = fixed_point(figure.mean, 2)
+    return mean if figure.std is None else f"{mean} ± {fixed_point(figure.std, 2)}"
 
 
 def _difference(sample: Sample, unit: Unit, theirs: Figure) -> str:

@@ -1,7 +1,7 @@
 """Measure Table 6: the time and memory of a training step of SDS-LoRA and of LoRA.
 
-Both train the same base in turn, in one process. Memory is what a step holds: on a GPU the
-allocator's peak, elsewhere what autograd saved, with parameters, gradients and moments.
+Both train the same base in turn, in one process. The memory of a step on a GPU is the allocator's
+peak. Elsewhere it is the tensors that autograd saved, with parameters, gradients and moments.
 """
 
 import copy
@@ -81,15 +81,15 @@ class CostTable:
 
         The paper does not name the model of this table, nor its rank: LLaMA3-8B and 8 are ours.
         """
-        shared = {"output_dir": OUTPUT, "rank": 8}
+        common = {"output_dir": OUTPUT, "rank": 8}
         return {
-            "small": {**shared, "model": "smollm2", "rows": 2, "tokens": 128, "rounds": 5},
-            "paper": {**shared, "model": LLAMA3.name, "rows": 32, "tokens": 512, "rounds": 50},
+            "small": {**common, "model": "smollm2", "rows": 2, "tokens": 128, "rounds": 5},
+            "paper": {**common, "model": LLAMA3.name, "rows": 32, "tokens": 512, "rounds": 50},
         }
 
     @property
     def plan(self) -> Callable[[CostSpec], str]:
-        """The paper's figures where they are the aim, and what is measured."""
+        """The function that describes the steps, after the paper's figures at paper scale."""
         return _plan
 
     def produce(self, name: str, spec: CostSpec, config: dict[str, Any]) -> Path:
@@ -98,16 +98,16 @@ class CostTable:
         Raises:
             UserError: if there is no such model.
         """
-        measured = measure(spec)
+        numbers = measure(spec)
         content = {
             "target": name,
             "title": self.title,
             "config": config,
             "versions": record.versions(),
             "hardware": record.hardware(),
-            "measured": measured,
+            "measured": numbers,
         }
-        print(table(*cost_page.cells(measured)))
+        print(table(*cost_page.cells(numbers)))
         return page.write_files(name, config, {".json": content, **cost_page.texts(content)})
 
 
@@ -119,14 +119,14 @@ def measure(spec: CostSpec) -> dict[str, Any]:
     torch.manual_seed(0)
     tokens = torch.randint(vocabulary, (spec.rows, spec.tokens), device=base.device)
     bytes_of = {}
-    for name in METHODS:  # one alive at a time
+    for name in METHODS:  # one at a time in memory
         bytes_of[name] = _Training(name, base, spec, tokens).bytes()
         gc.collect()
     trainings = {name: _Training(name, base, spec, tokens) for name in METHODS}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     for _ in Progress(range(spec.rounds), title="rounds"):
         for name, training in trainings.items():
-            seconds[name].append(training.timed())
+            seconds[name].append(training.seconds())
     return {
         "device": str(base.device),
         "threads": torch.get_num_threads(),
@@ -136,12 +136,12 @@ def measure(spec: CostSpec) -> dict[str, Any]:
 
 
 class _Training:
-    """Train ``base``, whose weights are shared, by one method; its warm-up is over."""
+    """A training of ``base``, whose weights are shared, by one method, after its warm-up."""
 
     def __init__(self, name: str, base: nn.Module, spec: CostSpec, tokens: Tensor) -> None:
-        own = copy.deepcopy(base, {id(p): p for p in base.parameters()})
+        model = copy.deepcopy(base, {id(p): p for p in base.parameters()})
         method = make_method(name)
-        self.model = method.attach(own, Settings(spec.rank, "all-linear", "CAUSAL_LM"))
+        self.model = method.attach(model, Settings(spec.rank, "all-linear", "CAUSAL_LM"))
         self.optimizer = method.optimizer(self.model, 1e-4)
         total = _WARM_STEPS + spec.rounds + 2
         self.scheduler = method.scheduler(self.model, self.optimizer, total)
@@ -151,14 +151,14 @@ class _Training:
             self.step()
 
     def step(self) -> None:
-        """Do one training step, with what the method does after it."""
+        """Run one training step, and the method's own work after it."""
         self._loss().backward()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def timed(self) -> float:
+    def seconds(self) -> float:
         """Return the seconds of one step."""
         _synchronize()
         start = time.perf_counter()
@@ -167,13 +167,13 @@ class _Training:
         return time.perf_counter() - start
 
     def bytes(self) -> int:
-        """Return the peak of a step on a GPU; elsewhere what there is when its backward begins."""
+        """Return the bytes of a step: the peak on a GPU, else those when its backward begins."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self.step()
             return torch.cuda.max_memory_allocated()
         moments = [v for state in self.optimizer.state.values() for v in state.values()]
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
         weights = [*self.model.parameters(), *self.model.buffers()]
         storages = _storages([*weights, *(v for v in moments if isinstance(v, Tensor))])
 
@@ -183,9 +183,9 @@ class _Training:
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = self._loss()
-        loss.backward()  # gives back what the graph holds
+        loss.backward()  # frees the tensors of the graph
         self.optimizer.zero_grad(set_to_none=True)
-        return sum(storages.values()) + sum(p.nbytes for p in trained)
+        return sum(storages.values()) + sum(p.nbytes for p in trainable)
 
     def _loss(self) -> Tensor:
         loss: Tensor = self.model(input_ids=self.tokens, labels=self.tokens, use_cache=False).loss
@@ -203,12 +203,12 @@ def _synchronize() -> None:
 
 
 def _plan(spec: CostSpec) -> str:
-    described = (
+    description = (
         f"{' and '.join(METHODS)} on {spec.model}, rank {spec.rank}: {spec.rounds} steps of "
         f"{spec.rows} x {spec.tokens} tokens each, in turn, after {_WARM_STEPS} of warm-up"
     )
     if spec.model != LLAMA3.name:
-        return described
+        return description
     steps = len(METHODS) * (2 * _WARM_STEPS + 1 + spec.rounds)
-    estimated = estimate.of_steps(spec.rank, spec.rows * spec.tokens, steps)
-    return f"{table(*cost_page.cells(None))}\n\n{described}\n{estimated}"
+    cost = estimate.of_steps(spec.rank, spec.rows * spec.tokens, steps)
+    return f"{table(*cost_page.cells(None))}\n\n{description}\n{cost}"

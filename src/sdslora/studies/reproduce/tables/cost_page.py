@@ -11,7 +11,7 @@ LORA, SDS_LORA = "lora", "sds-lora"
 HEADER = ("figures", "of", LORA, SDS_LORA, "ratio")
 _DATA_SETS = ("MetaMathQA", "Code-Feedback")
 _UNITS = {"time": "hours", "memory": "GB"}
-"""What the paper's columns are called."""
+"""The units in the names of the paper's columns."""
 _WARM_UP = "{} hours of the warm-up stage, in addition"
 
 
@@ -30,8 +30,8 @@ def paper_costs(kind: str) -> dict[str, tuple[float, float]]:
     return costs
 
 
-def cells(measured: Mapping[str, Any] | None) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows: the paper's costs, then ours where they are measured.
+def cells(numbers: Mapping[str, Any] | None) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: the paper's costs, then ours if they are measured.
 
     Our ratio is followed by how far it lies from the range of the paper's two.
     """
@@ -40,8 +40,8 @@ def cells(measured: Mapping[str, Any] | None) -> tuple[list[str], list[list[str]
         for data, (lora, sds) in paper_costs(kind).items():
             what = f"{kind} of the training on {data} ({unit})"
             rows.append(["the paper's", what, f"{lora:.2f}", f"{sds:.2f}", f"{sds / lora:.4f}"])
-        if measured is not None:
-            rows.append(_ours(kind, measured))
+        if numbers is not None:
+            rows.append(_ours(kind, numbers))
     return list(HEADER), rows
 
 
@@ -55,32 +55,32 @@ def texts(content: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def setting(config: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
-    """Return what was measured, and where, in sentences."""
+def setting(config: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    """Return the setting of the measurement in sentences."""
     sentences = (
         "The paper's figures are of whole trainings on an H200; it does not name the model. Its "
         "times include the warm-up stage.\n"
         f"Ours are medians of one step: {config['model']}, rank {config['rank']}, "
         f"{config['rows']} x {config['tokens']} random tokens, {config['rounds']} rounds on "
-        f"{measured['device']} ({measured['threads']} threads). Only the ratios can be compared."
+        f"{numbers['device']} ({numbers['threads']} threads). Only the ratios can be compared."
     )
     return f"{sentences}\n{page.SMALL}" if config["scale"] == "small" else sentences
 
 
-def _ours(kind: str, measured: Mapping[str, Any]) -> list[str]:
+def _ours(kind: str, numbers: Mapping[str, Any]) -> list[str]:
     if kind == "time":
         what = "time of a step (ms)"
-        cost = {name: 1e3 * statistics.median(s) for name, s in measured["seconds"].items()}
+        cost = {name: 1e3 * statistics.median(s) for name, s in numbers["seconds"].items()}
     else:
         what = "memory of a step (MiB)"
-        cost = {name: number / 2**20 for name, number in measured["bytes"].items()}
+        cost = {name: number / 2**20 for name, number in numbers["bytes"].items()}
     ratio = cost[SDS_LORA] / cost[LORA]
     both = [f"{cost[name]:.1f}" for name in (LORA, SDS_LORA)]
     return ["ours", what, *both, f"{ratio:.4f} ({_place(ratio, kind)})"]
 
 
 def _place(ratio: float, kind: str) -> str:
-    """Say where ``ratio`` lies beside the range of the paper's two."""
+    """Describe where ``ratio`` lies beside the range of the paper's two."""
     ratios = [sds / lora for lora, sds in paper_costs(kind).values()]
     nearest = min(max(ratio, min(ratios)), max(ratios))
     if ratio == nearest:

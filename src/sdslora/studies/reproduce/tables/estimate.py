@@ -1,4 +1,4 @@
-"""Estimate what a table costs before anything is loaded: steps, hours and memory of its runs."""
+"""Estimate the cost of a table before anything is loaded: steps, hours and memory of its runs."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ def steps(cell: Cell) -> int:
     return math.ceil(part.rows / batch) * math.ceil(training.num_train_epochs)
 
 
-def described(cells: Sequence[Cell]) -> str:
+def describe(cells: Sequence[Cell]) -> str:
     """Describe the grid: a few lines for each cell, then the sums."""
-    lines = [line for cell in cells for line in _described(cell)]
+    lines = [line for cell in cells for line in _cell_lines(cell)]
     runs = sum(len(cell.jobs) for cell in cells)
-    known = [hours(cell) for cell in cells]
-    total = sum(h for h in known if h is not None)
+    estimates = [hours(cell) for cell in cells]
+    total = sum(h for h in estimates if h is not None)
     lines.append(f"{runs} runs")
     if total:
         lines.append(
@@ -44,14 +44,14 @@ def described(cells: Sequence[Cell]) -> str:
 def of_steps(rank: int, tokens: int, steps: int) -> str:
     """Describe the memory and hours of ``steps`` steps on LLaMA3-8B, each of ``tokens`` tokens.
 
-    Without checkpointing and with all logits at once, as Table 6 measures them.
+    The steps have no checkpointing and compute all logits at once, as Table 6 measures them.
     """
     shape = DECODERS["llama3-8b"]
     by_kind = capacity.sds_lora_bytes(shape, rank, tokens, checkpointing=False, chunked_loss=False)
-    needed = size(round(sum(by_kind.values())))
+    memory = size(round(sum(by_kind.values())))
     seconds = capacity.seconds(shape, rank, tokens, GPU, checkpointing=False)
     return (
-        f"{steps} steps, {seconds * steps / 3600:.3g} GPU hours, {needed} (by arithmetic, on an "
+        f"{steps} steps, {seconds * steps / 3600:.3g} GPU hours, {memory} (by arithmetic, on an "
         f"{GPU.name})"
     )
 
@@ -71,15 +71,15 @@ def require_memory(cells: Sequence[Cell]) -> None:
         return
     there = torch.cuda.get_device_properties(0).total_memory
     for cell in cells:
-        needed = _memory(cell)
-        if needed is not None and needed > there:
+        memory = _memory(cell)
+        if memory is not None and memory > there:
             raise UserError(
-                f"{cell.model}, {_kind(cell)}: a run needs about {size(needed)}, the GPU has "
+                f"{cell.model}, {_kind(cell)}: a run needs about {size(memory)}, the GPU has "
                 f"{size(there)}; take a smaller --model, or a larger GPU"
             )
 
 
-def _described(cell: Cell) -> Iterator[str]:
+def _cell_lines(cell: Cell) -> Iterator[str]:
     labels = list(dict.fromkeys(job.contender.label for job in cell.jobs))
     seeds, factor = len(cell.comparison.seed_list), cell.part.rate_factor
     batch = cell.comparison.training.per_device_train_batch_size
@@ -92,11 +92,11 @@ def _described(cell: Cell) -> Iterator[str]:
     yield f"  methods: {', '.join(labels)}"
     if cell.part.tasks:
         yield f"  tasks: {', '.join(cell.part.tasks)}"
-    spent, needed = hours(cell), _memory(cell)
-    if spent is None or needed is None:
+    gpu_hours, memory = hours(cell), _memory(cell)
+    if gpu_hours is None or memory is None:
         yield "  hours and memory: not estimated for this model"
     else:
-        yield f"  {spent / len(cell.jobs):.3g} GPU hours and {size(needed)} a run"
+        yield f"  {gpu_hours / len(cell.jobs):.3g} GPU hours and {size(memory)} a run"
 
 
 def _kind(cell: Cell) -> str:

@@ -14,7 +14,7 @@ from ...grid.contenders import contenders
 from ...grid.engines import engine
 from ...grid.execution import Job, carry_out, outcome, workload
 from ...grid.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec, TasksSection
-from ..figures.trainings import held
+from ..figures.trainings import finished_record
 from .paper_settings import Entry, Model, Part, Scale, Table
 
 
@@ -25,16 +25,16 @@ class TableSpec:
     Args:
         output_dir: Directory of the runs, which tables share, and of one folder a table.
         scale: Whose settings these are: "small" or "paper".
-        model: One of the table's models, or another in the place of the first; all where not given.
+        model: One of the table's models, or another in place of the first; by default all.
         rank: One rank only.
-        seeds: Number of seeds, where it shall be another than the table's.
-        max_steps: Steps of a run, where it shall not be trained to its end.
+        seeds: Number of seeds; by default the table's.
+        max_steps: Steps of a run; by default it is trained to its end.
         limit: Evaluate at most so many rows of each task.
         data_dir: Read training sets, tasks and images from files below this directory instead of
             the Hub.
         allow_code_execution: Run the programs that the models write, in a sandbox.
         engine: Where the runs are carried out: "local" or "ray".
-        slots: Runs at a time; by default one a GPU, or one where there is none.
+        slots: Runs at a time; by default one for each GPU, or one without a GPU.
         threads: Threads of a run.
         dry_run: Print the grid with its steps, hours and memory, and stop.
     """
@@ -94,8 +94,8 @@ def cells(table: Table, spec: TableSpec) -> list[Cell]:
     """
     scale = table.scales[spec.scale]
     if spec.rank is not None and spec.rank not in scale.ranks:
-        known = " and ".join(map(str, scale.ranks))
-        raise UserError(f"rank must be one of the table's, {known}, not {spec.rank}")
+        choices = " and ".join(map(str, scale.ranks))
+        raise UserError(f"rank must be one of the table's, {choices}, not {spec.rank}")
     ranks = scale.ranks if spec.rank is None else (spec.rank,)
     return [
         _cell(name, model, part_name, part, rank, methods, scale, spec)
@@ -118,38 +118,38 @@ def check(cells: Sequence[Cell]) -> None:
             print(f"note: {note}")
         skeleton = work.skeleton()
         for job in cell.jobs:
-            held(job)
+            finished_record(job)
             try:
                 job.contender.make().check(skeleton, work.settings)
             except ValueError as error:
                 raise UserError(f"{job}: {first_line(error)}") from error
 
 
-def carried_out(cells: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def records(cells: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Yield each run's record, in the cells' order. A run that is on disk is not run again."""
-    runs = [(cell, job, held(job)) for cell in cells for job in cell.jobs]
+    runs = [(cell, job, finished_record(job)) for cell in cells for job in cell.jobs]
     new: dict[Path, dict[str, Any]] = {}
     with engine(EngineSpec(spec.engine, spec.slots, spec.threads)) as place:
-        futures = {place.submit(carry_out, job): job for _, job, there in runs if there is None}
+        futures = {place.submit(carry_out, job): job for _, job, record in runs if record is None}
         for future in Progress(as_completed(futures), total=len(futures), title="runs"):
             job = futures[future]
             new[job.folder] = outcome(future, job)
-    for cell, job, there in runs:
-        yield cell, there or new[job.folder]
+    for cell, job, record in runs:
+        yield cell, record or new[job.folder]
 
 
-def _models(scale: Scale, asked: str | None) -> dict[str, Model]:
-    if asked is None:
+def _models(scale: Scale, choice: str | None) -> dict[str, Model]:
+    if choice is None:
         return dict(scale.models)
-    if asked in scale.models:
-        return {asked: scale.models[asked]}
-    if "/" not in asked and ":" not in asked:
+    if choice in scale.models:
+        return {choice: scale.models[choice]}
+    if "/" not in choice and ":" not in choice:
         raise UserError(
-            f"model: the table has no `{asked}`{nearest(asked, scale.models)}; another model is "
+            f"model: the table has no `{choice}`{nearest(choice, scale.models)}; another model is "
             "given by its path or Hub id"
         )
     first = next(iter(scale.models.values()))
-    return {Path(asked).name: replace(first, name=asked)}
+    return {Path(choice).name: replace(first, name=choice)}
 
 
 def _by_rank(
@@ -164,12 +164,12 @@ def _by_rank(
 
 def _data(part: Part, data_dir: str | None) -> DataSpec:
     """Return the part's data section, of local files if ``data_dir`` names a folder."""
-    given = dict(part.data)
-    if data_dir is not None and given["source"] in TRAINING_SETS:
-        given["options"] = {"dir": data_dir}
+    section = dict(part.data)
+    if data_dir is not None and section["source"] in TRAINING_SETS:
+        section["options"] = {"dir": data_dir}
     if data_dir is not None and part.folder is not None:
-        given["source"] = str(Path(data_dir) / part.folder)
-    return DataSpec(**given)
+        section["source"] = str(Path(data_dir) / part.folder)
+    return DataSpec(**section)
 
 
 def _cell(

@@ -16,10 +16,10 @@ SMALL = (
     "Our models, data and lengths are others than the paper's, and far smaller. Our figures show "
     "that the table runs; they reproduce none of the paper's."
 )
-"""What every page of the small scale says."""
+"""The remark on every page of the small scale."""
 
 
-def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[str, Any]) -> Path:
+def write(name: str, title: str, config: Mapping[str, Any], numbers: Mapping[str, Any]) -> Path:
     """Write ``<name>.json``, ``.md`` and ``.tex``, print the table, and return their folder."""
     content = {
         "target": name,
@@ -27,9 +27,9 @@ def write(name: str, title: str, config: Mapping[str, Any], measured: Mapping[st
         "config": config,
         "versions": record.versions(("lm-eval",)),
         "hardware": record.hardware(),
-        "measured": measured,
+        "measured": numbers,
     }
-    header, rows = cells(name, measured["runs"])
+    header, rows = cells(name, numbers["runs"])
     print(table(header, rows))
     return write_files(name, config, {".json": content, **texts(content)})
 
@@ -50,12 +50,12 @@ def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
 
 
 def markdown(title: str, setting: str, body: str) -> str:
-    """Return the page of a table: what was run, then the figures."""
+    """Return the page of a table: the setting, then the figures."""
     return f"# {title}\n\n{setting}\n\n{body}\n"
 
 
 def write_files(name: str, config: Mapping[str, Any], contents: Mapping[str, Any]) -> Path:
-    """Write each content under its suffix, JSON where it is no text; return their folder."""
+    """Write each content under its suffix, as JSON if it is no text, and return their folder."""
     folder = Path(config["output_dir"]) / name
     for suffix, content in contents.items():
         path = folder / f"{name}{suffix}"
@@ -87,7 +87,7 @@ def latex(
 
 
 def setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return what was run, in sentences: models, data, sizes, rates and seeds."""
+    """Return the setting of the runs in sentences: models, data, sizes, rates and seeds."""
     seeds = sorted({run["seed"] for run in runs})
     lines = [
         "Mean ± standard deviation over the seeds, in percent, but for losses and shares. The "
@@ -96,11 +96,11 @@ def setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, An
         "at the table's own rate, which is tuned for none.",
     ]
     for model, part in dict.fromkeys((run["model"], run["part"]) for run in runs):
-        own = [run for run in runs if (run["model"], run["part"]) == (model, part)]
-        sizes = ", ".join(f"{task} {number}" for task, number in own[0]["rows"].items())
+        cell_runs = [run for run in runs if (run["model"], run["part"]) == (model, part)]
+        sizes = ", ".join(f"{task} {number}" for task, number in cell_runs[0]["rows"].items())
         lines.append(
-            f"{model} (`{own[0]['checkpoint']}`) on {part}: {own[0]['steps']} steps of "
-            f"{own[0]['batch']} rows at {_rates(own)}; rows evaluated: {sizes}."
+            f"{model} (`{cell_runs[0]['checkpoint']}`) on {part}: {cell_runs[0]['steps']} steps of "
+            f"{cell_runs[0]['batch']} rows at {_rates(cell_runs)}; rows evaluated: {sizes}."
         )
     lines.append(SMALL if config["scale"] == "small" else _verdict(name, config, runs))
     return "\n".join(lines)
@@ -110,17 +110,15 @@ def _rates(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the rates of runs of one model and data set: full fine-tuning has its own."""
     others = sorted({run["rate"] for run in runs if run["method"] != "full"})
     full = sorted({run["rate"] for run in runs if run["method"] == "full"})
-    named = [", ".join(map(rate, others)), *(f"{rate(value)} (full)" for value in full)]
-    return f"rate {', '.join(filter(None, named))}"
+    rates = [", ".join(map(rate, others)), *(f"{rate(value)} (full)" for value in full)]
+    return f"rate {', '.join(filter(None, rates))}"
 
 
 def _verdict(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many of our figures lie within the paper's spread, and what shortened the runs."""
-    verdicts = beside.compared(paper.rows(name), beside.our_rows(name, runs))
-    shortened = [key for key in ("max_steps", "limit") if config.get(key) is not None]
-    remark = (
-        f" {' and '.join(shortened)} made our runs smaller than the paper's." if shortened else ""
-    )
+    """Return how many of our figures lie within the paper's spread, and the limits on our runs."""
+    verdicts = beside.within_deviation(paper.rows(name), beside.our_rows(name, runs))
+    limits = [key for key in ("max_steps", "limit") if config.get(key) is not None]
+    remark = f" {' and '.join(limits)} made our runs smaller than the paper's." if limits else ""
     return (
         "A difference is ours less the paper's; it is within where it is at most the paper's "
         f"standard deviation, as {sum(verdicts)} of {len(verdicts)} are.{remark}"

@@ -65,7 +65,7 @@ COLUMNS = {
 class Figure(NamedTuple):
     """A printed figure: a mean, in percent but for shares and costs, and its standard deviation.
 
-    ``std`` is None where the paper prints none.
+    ``std`` is None if the paper prints none.
     """
 
     mean: float
@@ -79,8 +79,8 @@ class PaperRow:
     Attributes:
         model: the paper's name of it.
         method: the paper's name of it.
-        rank: r; None for full fine-tuning, and where none is printed.
-        figures: by column, in the table's order.
+        rank: r; None for full fine-tuning, and if the paper prints none.
+        figures: the figures by column, in the table's order.
     """
 
     model: str
@@ -111,6 +111,6 @@ def columns(table: str) -> list[str]:
 def within(ours: float, theirs: Figure) -> bool | None:
     """Return whether ``ours`` lies within one standard deviation of the paper's mean.
 
-    None where the paper prints no deviation.
+    The answer is None if the paper prints no deviation.
     """
     return None if theirs.std is None else abs(ours - theirs.mean) <= theirs.std

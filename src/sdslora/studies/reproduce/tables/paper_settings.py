@@ -1,7 +1,8 @@
 """The grids of the paper's tables: models, training sets, tasks, methods, ranks and rates.
 
-Source: the SDS-LoRA paper (arXiv 2606.16454). Where it leaves something open, the values are those
-of the baselines' own code (lengths, templates, decoding); docs/reproduce.md lists the assumptions.
+Source: the SDS-LoRA paper (arXiv 2606.16454). The paper leaves some values open (lengths,
+templates, decoding), which come from the baselines' own code. docs/reproduce.md lists the
+assumptions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ class Model:
     Attributes:
         name: Hub id, or one of this package's own names.
         rate: learning rate of every low-rank method.
-        full_rate: of full fine-tuning.
+        full_rate: learning rate of full fine-tuning.
         target_modules: layers to adapt.
     """
 
@@ -36,18 +37,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Part:
-    """A training set of the tables, and what a trained model is measured by.
+    """A training set of the tables, and the tasks or rows that measure a trained model.
 
     Attributes:
         data: the data section.
         tasks: tasks of lm-evaluation-harness; without any, the data's own test rows.
         training: the training section.
-        rows: to train on at paper scale.
-        tokens: of a row at most; an image's patches.
-        test: rows held out, or the split that is tested on; the learning rates are given, so that
-            nothing is chosen by others.
-        rate_factor: by which the model's learning rates are multiplied.
-        folder: of images, below a directory of local data.
+        rows: training rows at paper scale.
+        tokens: the most tokens of a row, or the patches of an image.
+        test: the number of held-out rows, or the split to test on. The learning rates are fixed, so
+            that no other rows are needed to choose them.
+        rate_factor: the factor on the model's learning rates.
+        folder: the folder of images, below a directory of local data.
         generation: overrides of the tasks' decoding.
         limit: rows of a task.
     """
@@ -77,7 +78,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Table:
-    """One table, at the paper's scale where it can be run, and small."""
+    """One table, at the paper's scale if it can be run, and small."""
 
     title: str
     scales: Mapping[str, Scale]

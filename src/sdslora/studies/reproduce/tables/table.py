@@ -44,11 +44,11 @@ class TrainedTable:
 
     @property
     def plan(self) -> Callable[[TableSpec], str]:
-        """The paper's figures where they are the aim, and the grid: steps, hours, memory."""
+        """The function that describes the grid, after the paper's figures at paper scale."""
         return self._plan
 
     def produce(self, name: str, spec: TableSpec, config: dict[str, Any]) -> Path:
-        """Run what is missing, write the table, and return its folder.
+        """Run the missing runs, write the table, and return its folder.
 
         Raises:
             UserError: if :func:`.grid.check` raises it, or the GPU is too small.
@@ -57,31 +57,31 @@ class TrainedTable:
         cells = grid.cells(self.table, spec)
         estimate.require_memory(cells)
         grid.check(cells)
-        runs = list(grid.carried_out(cells, spec))
-        failed = next((run for _, run in runs if run["status"] == "failed"), None)
-        if failed is not None:
+        runs = list(grid.records(cells, spec))
+        failure = next((run for _, run in runs if run["status"] == "failed"), None)
+        if failure is not None:
             raise RunFailed(
-                f"{failed['label']}, seed {failed['seed']}: {failed['error']}; the runs that "
+                f"{failure['label']}, seed {failure['seed']}: {failure['error']}; the runs that "
                 "finished are kept"
             )
-        measured = {"runs": [_row(cell, run) for cell, run in runs]}
-        return page.write(name, self.title, config, measured)
+        numbers = {"runs": [_row(cell, run) for cell, run in runs]}
+        return page.write(name, self.title, config, numbers)
 
     def _plan(self, spec: TableSpec) -> str:
         cells = grid.cells(self.table, spec)
         models = {paper.MODELS.get(cell.model) for cell in cells}
         ranks = {cell.rank for cell in cells}
-        printed = [
+        paper_rows = [
             row for row in paper.rows(self.name) if row.model in models and row.rank in ranks
         ]
-        described = estimate.described(cells)
-        if spec.scale != "paper" or not printed:
-            return described
-        return f"{markdown_table(*beside.cells(printed, []))}\n\n{described}"
+        description = estimate.describe(cells)
+        if spec.scale != "paper" or not paper_rows:
+            return description
+        return f"{markdown_table(*beside.cells(paper_rows, []))}\n\n{description}"
 
 
 def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the table needs of a run."""
+    """Return the entries of a run that the table needs."""
     label = run["label"]
     return {
         "model": cell.model,
@@ -101,8 +101,8 @@ def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _rows(run: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of rows that each figure is the mean of."""
-    measured = run["tasks"] or {"test": run["test"] or {}}
-    return {name: scores["rows"] for name, scores in measured.items() if scores}
+    scores_by_task = run["tasks"] or {"test": run["test"] or {}}
+    return {name: scores["rows"] for name, scores in scores_by_task.items() if scores}
 
 
 def _figures(run: Mapping[str, Any]) -> dict[str, float]:
@@ -123,9 +123,9 @@ def _score(by_rule: Mapping[str, Any]) -> float:
 
 def _schedule(run: Mapping[str, Any], steps: int) -> dict[str, float]:
     """Return the share of steps that refresh, for methods whose schedule is an option."""
-    asked = {k: v for k, v in run["options"].items() if k in ("refresh_every", "refresh_phases")}
-    if not asked:
+    options = {k: v for k, v in run["options"].items() if k in ("refresh_every", "refresh_phases")}
+    if not options:
         return {}
-    schedule = SdsLoraConfig(preset=PRESET, **asked).schedule(steps)
+    schedule = SdsLoraConfig(preset=PRESET, **options).schedule(steps)
     refreshing = sum(schedule.action(step) == "refresh" for step in range(1, steps + 1))
     return {"refreshing steps": refreshing / steps}

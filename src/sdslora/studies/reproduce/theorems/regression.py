@@ -95,7 +95,7 @@ class Descent:
 
 
 def lora(start: Problems, steps: int = STEPS) -> Descent:
-    """Descend with plain LoRA."""
+    """Run gradient descent with plain LoRA."""
     A, B = start.sigma.unsqueeze(-1) * start.V.mT, start.U * start.sigma.unsqueeze(-2)
     R, losses = start.R, [_loss(start.R, start.C)]
     for _ in range(steps):
@@ -110,7 +110,7 @@ def lora(start: Problems, steps: int = STEPS) -> Descent:
 
 
 def sds_lora(start: Problems, steps: int = STEPS, mode: RefreshMode | None = None) -> Descent:
-    """Descend with SDS-LoRA from Eq. (8), its bases frozen or refreshed after every step."""
+    """Run gradient descent with SDS-LoRA from Eq. (8), its bases frozen or refreshed every step."""
     # Eq. (8) of ΔW = s U Σ² Vᵀ: A = Σ² Vᵀ/2, B = U Σ²/2
     half = start.sigma**2 / 2
     U, V = (Q.expand(*start.R.shape[:2], *Q.shape[1:]) for Q in (start.U, start.V))
@@ -121,10 +121,10 @@ def sds_lora(start: Problems, steps: int = STEPS, mode: RefreshMode | None = Non
     for _ in range(steps):
         g_A, g_B = sds_gradients(factors.Q_A, factors.Q_B, R @ start.C, _S)
         R = R - lr * _S * (g_B @ factors.Q_A.mT + factors.Q_B @ g_A)
-        stepped = factors._replace(A=factors.A - lr * g_A, B=factors.B - lr * g_B)
-        factors = stepped if mode is None else refresh(stepped, mode)
+        next_factors = factors._replace(A=factors.A - lr * g_A, B=factors.B - lr * g_B)
+        factors = next_factors if mode is None else refresh(next_factors, mode)
         if mode == "qr":
-            R = R + _S * low_rank_change(plain_pair(stepped), plain_pair(factors))
+            R = R + _S * low_rank_change(plain_pair(next_factors), plain_pair(factors))
         losses.append(_loss(R, start.C))
     return Descent(torch.stack(losses), _condition(factors.A, factors.B))
 
@@ -132,13 +132,13 @@ def sds_lora(start: Problems, steps: int = STEPS, mode: RefreshMode | None = Non
 def rate(losses: Tensor) -> Tensor:
     """Return the nats that the loss falls by in a step: (steps + 1, ...) gives (...).
 
-    Over the last 40 steps, or those before it is at 1e-8 of the first: by then the directions of
-    the large singular values are at their optimum.
+    The rate is over the last 40 steps before the end, or before the loss is at 1e-8 of the first.
+    By then the directions of the large singular values are at their optimum.
     """
     last = (losses > 1e-8 * losses[0]).sum(dim=0).clamp(max=len(losses) - 1).unsqueeze(0)
     first = (last - _WINDOW).clamp_min(0)
-    fallen = (losses.gather(0, first) / losses.gather(0, last)).log()
-    return (fallen / (last - first)).squeeze(0)
+    decrease = (losses.gather(0, first) / losses.gather(0, last)).log()
+    return (decrease / (last - first)).squeeze(0)
 
 
 def bound(kappa: float) -> float:

@@ -1,7 +1,7 @@
-"""Theorem 3.1's problem: which singular values of A and B align the effective gradient best.
+"""Theorem 3.1's problem: the singular values of A and B that align the effective gradient best.
 
-At fixed orthonormal bases ``Q_A``, ``Q_B`` and fixed Frobenius norms: ``A = diag(a) Q_Aᵀ``,
-``B = Q_B diag(b)`` with ``‖a‖² = ‖b‖² = r``, so that uniform singular values are 1. Float64.
+The orthonormal bases ``Q_A``, ``Q_B`` and the Frobenius norms are fixed: ``A = diag(a) Q_Aᵀ``,
+``B = Q_B diag(b)`` with ``‖a‖² = ‖b‖² = r``, so that uniform singular values are 1. All is float64.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def condition(values: Tensor) -> Tensor:
 
 
 def maximise(where: Geometry, a: Tensor, b: Tensor) -> tuple[list[float], Tensor]:
-    """Ascend the mean alignment over ``where``, by L-BFGS from one pair of spectra (r,).
+    """Find the spectra of the best mean alignment over ``where``, by L-BFGS from one pair (r,).
 
     Returns:
         The larger condition number of the two at the start and after each iteration, and the
@@ -99,5 +99,5 @@ def maximise(where: Geometry, a: Tensor, b: Tensor) -> tuple[list[float], Tensor
 
     start = torch.stack([a, b]).square().log().flatten().numpy()
     note(start)
-    found = minimize(descent, start, jac=True, method="L-BFGS-B", callback=note)
-    return path, spectra(found.x)[1].detach()
+    result = minimize(descent, start, jac=True, method="L-BFGS-B", callback=note)
+    return path, spectra(result.x)[1].detach()

@@ -75,7 +75,7 @@ def measure(spec: Theorem31Spec) -> Numbers:
         "trials": spec.trials,
         "uniform": where.alignment(uniform, uniform).mean().item(),
         "uniform, in closed form": _closed_form(spec, uniform, uniform),
-        "sampled": _sampled(spec, where, random),
+        "sampled": _samples(spec, where, random),
         "ascents": _ascents(spec, where, random),
         "one gradient": _alone(where, uniform, random),
         "random factors": _random_factors(spec, where, random),
@@ -87,7 +87,7 @@ def _closed_form(spec: Theorem31Spec, a: Tensor, b: Tensor) -> float:
     return expected_alignment(a, b, spec.rows, spec.columns).item()
 
 
-def _sampled(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Any]:
+def _samples(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Any]:
     """Measure the mean alignment of random spectra, and their condition number (the larger)."""
     a, b = (random_spectra(random, spec.spectra, spec.rank) for _ in range(2))
     pairs = list(zip(a, b, strict=True))
@@ -101,12 +101,12 @@ def _sampled(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> d
 
 
 def _ascents(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Any]:
-    """Record the condition numbers on the way from random spectra to the best alignment."""
+    """Return the condition numbers on the way from random spectra to the best alignment."""
     starts = zip(*(random_spectra(random, spec.starts, spec.rank) for _ in range(2)), strict=True)
-    found = [maximise(where, *start) for start in starts]
+    ascents = [maximise(where, *start) for start in starts]
     return {
-        "condition": [path for path, _ in found],
-        "alignment": [where.alignment(*last).mean().item() for _, last in found],
+        "condition": [path for path, _ in ascents],
+        "alignment": [where.alignment(*last).mean().item() for _, last in ascents],
     }
 
 
@@ -175,20 +175,18 @@ def _count(true: Tensor) -> int:
     return int(true.sum())
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw the sampled spectra, the ascents and single trials."""
     figure, (samples, ascents, trials) = blank(3)
     samples.plot(
-        measured["sampled"]["condition"],
-        measured["sampled"]["alignment"],
+        numbers["sampled"]["condition"],
+        numbers["sampled"]["alignment"],
         ".",
         color=line(0)["color"],
         markersize=4,
         label="random singular values",
     )
-    samples.axhline(
-        measured["uniform"], color=line(1)["color"], linewidth=1.6, label="uniform ones"
-    )
+    samples.axhline(numbers["uniform"], color=line(1)["color"], linewidth=1.6, label="uniform ones")
     samples.set(
         xscale="log",
         xlabel="condition number (of A or B, the larger)",
@@ -196,7 +194,7 @@ def draw(measured: Numbers) -> Figure:
         title="No spectrum is above the uniform one",
     )
     samples.legend(fontsize=8)
-    for path in measured["ascents"]["condition"]:
+    for path in numbers["ascents"]["condition"]:
         ascents.plot(path, color=line(0)["color"], alpha=0.7, linewidth=1.2)
     ascents.axhline(1, color=line(1)["color"], linewidth=1.6, linestyle="--", label="uniform")
     ascents.set(
@@ -206,9 +204,9 @@ def draw(measured: Numbers) -> Figure:
         title="Ascents of the mean cosine end there",
     )
     ascents.legend(fontsize=8)
-    found = measured["random factors"]
-    cosine = np.array(found["cosine"]["LoRA"]) / np.array(found["cosine"]["SDS-LoRA"])
-    inner = np.array(found["inner product, LoRA / SDS-LoRA"])
+    factors = numbers["random factors"]
+    cosine = np.array(factors["cosine"]["LoRA"]) / np.array(factors["cosine"]["SDS-LoRA"])
+    inner = np.array(factors["inner product, LoRA / SDS-LoRA"])
     bins = np.histogram_bin_edges([cosine, inner], 40).tolist()
     trials.hist(cosine, bins, color=line(0)["color"], alpha=0.75, label="cosine")
     trials.hist(
@@ -224,17 +222,17 @@ def draw(measured: Numbers) -> Figure:
     return figure
 
 
-def describe(measured: Numbers) -> str:
+def describe(numbers: Numbers) -> str:
     """Describe the optimum and its limits."""
-    m, n, r = measured["shape"]
-    trials, sampled, factors = measured["trials"], measured["sampled"], measured["random factors"]
-    best, alone = measured["ascents"], measured["one gradient"]
-    above = sum(value > measured["uniform"] for value in sampled["alignment"])
+    m, n, r = numbers["shape"]
+    trials, samples, factors = numbers["trials"], numbers["sampled"], numbers["random factors"]
+    best, alone = numbers["ascents"], numbers["one gradient"]
+    above = sum(value > numbers["uniform"] for value in samples["alignment"])
     last = [path[-1] for path in best["condition"]]
     deviation = max(
-        abs(a - b) for a, b in zip(sampled["alignment"], sampled["closed form"], strict=True)
+        abs(a - b) for a, b in zip(samples["alignment"], samples["closed form"], strict=True)
     )
-    inner = np.array(sampled["inner product"])
+    inner = np.array(samples["inner product"])
     cosines = {name: np.array(values) for name, values in factors["cosine"].items()}
     rows = [
         [name, plus_minus(values.mean(), values.std(ddof=1), 3)] for name, values in cosines.items()
@@ -253,16 +251,16 @@ multiplies the coordinate of G along a pair of directions by `b_i² + a_j²`, ze
     E‖G_eff‖²   = n Σ b_i⁴ + m Σ a_j⁴ + 2 Σ b_i² Σ a_j²         least at uniform singular values
 
 and the ratio `E⟨G, G_eff⟩ / √(E‖G‖² E‖G_eff‖²)` has its only maximum there:
-{measured["uniform, in closed form"]:.4f} for these sizes.
+{numbers["uniform, in closed form"]:.4f} for these sizes.
 
-**Measured.** The mean cosine at uniform singular values is **{measured["uniform"]:.4f}**. Of
-{len(sampled["alignment"])} random spectra **{above}** are above it; the best has
-{max(sampled["alignment"]):.4f}, the worst {min(sampled["alignment"]):.4f} (the closed form is
+**Measured.** The mean cosine at uniform singular values is **{numbers["uniform"]:.4f}**. Of
+{len(samples["alignment"])} random spectra **{above}** are above it; the best has
+{max(samples["alignment"]):.4f}, the worst {min(samples["alignment"]):.4f} (the closed form is
 within {deviation:.4f} of every one). {len(last)} ascents from random spectra end at
 {min(best["alignment"]):.4f} to {max(best["alignment"]):.4f} with a condition number of at most
 **{max(last):.3f}**: uniform, up to what {trials} draws of G leave open. The raw inner product does
 not choose: its mean over the draws is {inner.mean():.1f} ± {inner.std(ddof=1):.1f} for the random
-spectra, {sampled["inner product, expected"]} expected for every one.
+spectra, {samples["inner product, expected"]} expected for every one.
 
 Random Gaussian factors of equal norms against the same bases with uniform singular values, {trials}
 trials, cosine with G, mean ± standard deviation:
@@ -279,5 +277,5 @@ isotropic G. A single G has a best spectrum of its own: for {len(gain)} of them 
 {gain.mean():.3f} higher on average than at uniform singular values, with condition numbers of
 {number(min(alone["condition"]))} and more. And the norms of A and B must be balanced: with B a
 hundredth of A, and G in the row space of A, LoRA's cosine is
-{measured["counterexample"]["LoRA"]:.4f}, SDS-LoRA's {measured["counterexample"]["SDS-LoRA"]:.4f}.
+{numbers["counterexample"]["LoRA"]:.4f}, SDS-LoRA's {numbers["counterexample"]["SDS-LoRA"]:.4f}.
 """

@@ -105,8 +105,8 @@ def _summary(values: Tensor) -> dict[str, list[float]]:
 
 def _slope(values: Tensor) -> dict[str, Any]:
     """Return the slope of ln rate against ln κ, by least squares for each seed."""
-    fitted = [k for k, kappa in enumerate(_KAPPAS) if kappa >= _FITTED_FROM]
-    slopes = np.polyfit(np.log(_KAPPAS)[fitted], np.log(values.numpy())[fitted], 1)[0]
+    indices = [k for k, kappa in enumerate(_KAPPAS) if kappa >= _FITTED_FROM]
+    slopes = np.polyfit(np.log(_KAPPAS)[indices], np.log(values.numpy())[indices], 1)[0]
     return {"from": _FITTED_FROM, "mean": slopes.mean(), "std": slopes.std(ddof=1)}
 
 
@@ -141,16 +141,16 @@ def _relative(losses: Tensor) -> list[list[float]]:
     return medians
 
 
-def draw(measured: Numbers) -> Figure:
+def draw(numbers: Numbers) -> Figure:
     """Draw rates against κ, and losses from a distant start."""
     figure, (rates, losses) = blank(2)
-    kappa = measured["kappa"]
+    kappa = numbers["kappa"]
     for place, name in enumerate((_SDS, _LORA, _EVEN)):
-        found = measured["rates"][name]
+        summary = numbers["rates"][name]
         rates.errorbar(
-            kappa, found["mean"], yerr=found["std"], label=name, **line(place), capsize=2
+            kappa, summary["mean"], yerr=summary["std"], label=name, **line(place), capsize=2
         )
-    rates.plot(kappa, measured["bound"], "k:", label="bound for LoRA: (μ/L) / (2κ²)", linewidth=1.2)
+    rates.plot(kappa, numbers["bound"], "k:", label="bound for LoRA: (μ/L) / (2κ²)", linewidth=1.2)
     rates.set(
         xscale="log",
         yscale="log",
@@ -158,7 +158,7 @@ def draw(measured: Numbers) -> Figure:
         ylabel="rate (nats of loss a step)",
         title="Near the optimum: κ stays",
     )
-    distant = measured["distant"]
+    distant = numbers["distant"]
     losses.plot(distant["losses"][_SDS][-1], color=line(0)["color"], label=f"{_SDS}, any κ")
     for k, style in enumerate(("-", "--", ":")):
         losses.plot(
@@ -180,30 +180,30 @@ def draw(measured: Numbers) -> Figure:
     return figure
 
 
-def describe(measured: Numbers) -> str:
-    """Describe the setting, the bound, the rates, and what they leave open."""
-    rates, slopes, distant = measured["rates"], measured["slopes"], measured["distant"]
-    shown = range(0, len(measured["kappa"]), 2)
+def describe(numbers: Numbers) -> str:
+    """Describe the setting, the bound, the rates, and the questions that stay open."""
+    rates, slopes, distant = numbers["rates"], numbers["slopes"], numbers["distant"]
+    indices = range(0, len(numbers["kappa"]), 2)
     rows = [
         [
-            f"{measured['kappa'][k]:g}",
-            number(measured["bound"][k]),
+            f"{numbers['kappa'][k]:g}",
+            number(numbers["bound"][k]),
             *(number(rates[name]["mean"][k]) for name in (_LORA, _EVEN, _SDS, _QR, _PRESERVE)),
         ]
-        for k in shown
+        for k in indices
     ]
     header = ["κ", "bound for LoRA", _LORA, _EVEN, _SDS, "refreshed, `qr`", "refreshed, `preserve`"]
-    slope = {name: plus_minus(found["mean"], found["std"]) for name, found in slopes.items()}
-    ended = ", ".join(f"{value:.1f}" for value in distant["last condition number"])
+    slope = {name: plus_minus(summary["mean"], summary["std"]) for name, summary in slopes.items()}
+    final = ", ".join(f"{value:.1f}" for value in distant["last condition number"])
     kappas = ", ".join(f"{kappa:g}" for kappa in distant["kappa"])
-    needed, stuck = distant["steps to 1e-4"], distant["stuck"]
-    below = sum(measured["rates below their bound"].values())
+    steps, stuck = distant["steps to 1e-4"], distant["stuck"]
+    below = sum(numbers["rates below their bound"].values())
     return f"""
 **The paper** says that LoRA's rate of convergence falls with the condition number κ of its factors,
 and that SDS-LoRA's does not depend on it.
 
 **The problem.** `f(W) = ½ tr((W − W*) C (W − W*)ᵀ)`, the eigenvalues of `C` between μ =
-{measured["mu"]:g} and L = {measured["L"]:g}; {measured["problems"]} random problems, in float64.
+{numbers["mu"]:g} and L = {numbers["L"]:g}; {numbers["problems"]} random problems, in float64.
 LoRA's A and B have singular values of which half are 1 and half 1/κ; SDS-LoRA starts from the same
 ΔW by Eq. (8), so at the same loss. The target is close, so that κ stays what it is, and in the
 column space of B, so that SDS-LoRA reaches it with its bases frozen. Each takes the step that the
@@ -219,7 +219,7 @@ values are 1: `1 − μ/(2 L)`, slope 0.
 
 {table(header, rows)}
 
-Slopes of ln rate against ln κ from κ = {measured["slopes"][_LORA]["from"]:g} on, mean ± standard
+Slopes of ln rate against ln κ from κ = {numbers["slopes"][_LORA]["from"]:g} on, mean ± standard
 deviation over the problems: LoRA **{slope[_LORA]}** (the bound: −2), SDS-LoRA **{slope[_SDS]}**,
 refreshed after every step {slope[_QR]} (`qr`) and {slope[_PRESERVE]} (`preserve`). Of the rates,
 {below or "none"} are below their bound.
@@ -229,10 +229,10 @@ loss that is left lies in their weak directions. It is a worst case: with singul
 evenly between 1 and 1/κ the loss falls by way of the intermediate ones for long (slope
 {slope[_EVEN]} within these steps). And training changes κ (right; medians): from a start at
 distance 1 from the target, half of the largest singular value of ΔW, the loss is at a
-ten-thousandth after {", ".join(map(str, needed[_LORA]))} steps of LoRA for κ = {kappas} at the
-start, not after a number that grows with κ², and the condition number ends at {ended}; SDS-LoRA
-needs {max(needed[_SDS])} steps for every κ. There the paper's `qr` refresh after every step stays
-stuck in {", ".join(map(str, stuck[_QR]))} of {measured["problems"]} problems for these κ; with
+ten-thousandth after {", ".join(map(str, steps[_LORA]))} steps of LoRA for κ = {kappas} at the
+start, not after a number that grows with κ², and the condition number ends at {final}; SDS-LoRA
+needs {max(steps[_SDS])} steps for every κ. There the paper's `qr` refresh after every step stays
+stuck in {", ".join(map(str, stuck[_QR]))} of {numbers["problems"]} problems for these κ; with
 frozen bases or `preserve` SDS-LoRA does in {max(stuck[_SDS] + stuck[_PRESERVE])}. Gradient descent
 with a step of 1/L is not Adam, and nothing here is a neural network.
 """

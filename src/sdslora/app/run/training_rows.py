@@ -1,4 +1,4 @@
-"""Training rows as the model sees them, with what bears loss told from the rest."""
+"""Training rows as the model reads them, with marks at the tokens that bear loss."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ _MARKS = (">>>", "<<<")
 def describe(work: Work, number: int) -> str:
     """Return the first ``number`` training rows, special tokens included.
 
-    What bears loss is green on a terminal, and stands between ``>>>`` and ``<<<`` elsewhere.
+    Tokens that bear loss are green on a terminal, and between ``>>>`` and ``<<<`` elsewhere.
 
     Raises:
-        UserError: for images, and a number below 1.
+        UserError: if the data are images, or the number is below 1.
     """
     if number < 1:
         raise UserError(f"show must be 1 or more, not {number}")
