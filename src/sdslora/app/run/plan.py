@@ -48,7 +48,7 @@ def make(spec: TrainSpec) -> Plan:
     output_dir = Path(spec.output_dir)
     config = spec.to_dict()
     held = record.claim(output_dir, config, lambda: unset(spec).to_dict(), spec.resume)
-    _refuse_unsupported(spec.training)
+    _reject_unsupported(spec.training)
     made = work(spec)
     skeleton = trained_adapter.attach(made.source.skeleton(), spec.adapter, made.source)
     rows, validation = made.size("train"), made.size("validation")
@@ -105,7 +105,7 @@ def _set_eos(tokenizer: Any, token: str) -> None:
     tokenizer.pad_token = tokenizer.pad_token or token
 
 
-def _refuse_unsupported(training: TrainingConfig) -> None:
+def _reject_unsupported(training: TrainingConfig) -> None:
     if training.packing:
         raise UserError("training.packing is not supported: set it to false")
     if training.n_gpu > 1:
