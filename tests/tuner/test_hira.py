@@ -142,7 +142,7 @@ def test_two_adapters_change_the_same_weight(order, second_too, input_ids):
 
 
 def test_rms_is_not_that_of_a_merged_weight():
-    """Where another adapter is merged the new one is rejected; unmerged, it is the base weight's."""
+    """Beside a merged adapter the new one is rejected; unmerged, rms is the base weight's."""
     model = trained()
     config = SdsLoraConfig(r=4, target_modules="all-linear", use_hira=True)
     model.merge_adapter()

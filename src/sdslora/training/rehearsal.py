@@ -28,7 +28,7 @@ from .zero import ZeroOptimizer
 _STEPS = 12
 """Steps before the reset, and after it: more than the period of any action every few steps."""
 _TOLERANCE = 1e-3
-"""Of the difference of two movements, relative to the larger; rounding stays far below."""
+"""The limit of the relative difference of two movements; rounding stays far below."""
 _SHIFT = 1.0
 """A shift of parameters, far larger than a step."""
 _REMAINS = 0.8

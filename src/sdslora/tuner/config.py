@@ -68,9 +68,9 @@ class SdsLoraConfig(LoraConfig):
         sds_format: version of the adapter's files, written and checked by the package.
 
     Raises:
-        ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
-            does not support"), a number out of range, a value of another type, or an invalid
-            regular expression.
+        ValueError: for a combination that has no meaning here; the message opens with "SDS-LoRA
+            does not support". Also for a number out of range, a value of another type, or an
+            invalid regular expression.
 
     Examples:
         >>> config = SdsLoraConfig(r=8, target_modules=["q_proj", "v_proj"], preset="tuned")
@@ -93,7 +93,7 @@ class SdsLoraConfig(LoraConfig):
     )
     preset: Preset = field(
         default="paper",
-        metadata={"help": "What the three options below are where they are left out."},
+        metadata={"help": "The values of the four options below, where these are left out."},
     )
     refresh_mode: RefreshMode | None = field(
         default=None,

@@ -122,7 +122,8 @@ def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -
         if tuple(file_tensors[key].shape) != shape:
             raise RuntimeError(
                 f"size mismatch for {key}: {tuple(file_tensors[key].shape)} in the adapter file, "
-                f"{shape} in the model. It is the adapter of another model, or not of this configuration"
+                f"{shape} in the model. It is the adapter of another model, or not of this "
+                "configuration"
             )
         if file_tensors[key].dtype not in _FLOATS:
             raise ValueError(

@@ -9,7 +9,7 @@ from ...tuner import PhasedAdapter, adapter_layers
 from .watched import CheckFailed, WatchedTraining
 
 _TOLERANCE = 1e-4
-"""Of ``QᵀQ − I`` in float32: about ten times the value that many columns and layers reach."""
+"""The limit of ``|QᵀQ − I|`` in float32: ten times what many columns and layers reach."""
 
 
 class BasesOrthonormal:
