@@ -15,7 +15,7 @@ from peft import PeftModel
 from cases import Case, benches, step_arguments
 from measuring import alternate, write
 from sdslora.training import CHECKS, Check, CheckFailed
-from sdslora.training.checks import ResetHeld, Watched, make_checks, require_saved
+from sdslora.training.checks import ResetComplete, WatchedTraining, make_checks, require_saved
 from sdslora.tuner import PhasedAdapter
 
 STEPS = 100
@@ -26,7 +26,7 @@ GPU = [Case("llama-3-8b", 1, 1024, rank, "bfloat16") for rank in (8, 32)]
 STEP = "training step"
 
 
-def life(name: Check, watched: Watched, saved: Path) -> None:
+def life(name: Check, watched: WatchedTraining, saved: Path) -> None:
     """All that a check does in one training."""
     parameters = watched.adapters[0].parameters
     # nothing is trained here, so that some of them fail, once their work is done
@@ -35,7 +35,7 @@ def life(name: Check, watched: Watched, saved: Path) -> None:
             require_saved(saved, watched.adapters)
         elif name == "reset":
             before = [parameter.detach().clone() for parameter in parameters]
-            ResetHeld(watched.optimizer, parameters, before).verify()
+            ResetComplete(watched.optimizer, parameters, before).verify()
         else:
             [check] = make_checks([name], watched)
             for _ in range(2):
@@ -54,7 +54,7 @@ def main() -> None:
         assert isinstance(training.model, PeftModel)
         assert training.optimizer is not None
         adapter = PhasedAdapter(training.model, "default")
-        watched = Watched(training.model, training.optimizer, [adapter], 0)
+        watched = WatchedTraining(training.model, training.optimizer, [adapter], 0)
         with tempfile.TemporaryDirectory() as folder:
             training.model.save_pretrained(folder)
             runs: dict[str, Callable[[], object]] = {STEP: training.step}

@@ -1,6 +1,6 @@
-"""The program ``sdslora``, which answers what needs no model before torch and PEFT are imported.
+"""The program ``sdslora``. Commands that need no model run before torch and PEFT are imported.
 
-It stands beside the package. Importing the package imports both, since that registers the method.
+It stands beside the package: importing the package registers the method, and so imports both.
 """
 
 import os
@@ -10,18 +10,21 @@ from importlib.util import find_spec, module_from_spec
 
 
 def main() -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     if not sys.stderr.isatty():
-        # the libraries' bars, of which a log would keep every state; ours write lines there
+        # a log would keep every state of the libraries' bars; ours write lines there
         os.environ.setdefault("TQDM_DISABLE", "1")
-    prepare = deferred()
+    prepare = defer_package()
     from sdslora.cli import main as run
 
     return run(prepare=prepare)
 
 
-def deferred() -> Callable[[], None]:
-    """Let the package's modules be imported before its own code has run; returns what runs that."""
+def defer_package() -> Callable[[], None]:
+    """Prepare the package for imports of its modules before its own code has run.
+
+    Returns a function that runs the package's code.
+    """
     spec = find_spec("sdslora")
     assert spec is not None
     loader = spec.loader

@@ -52,9 +52,9 @@ def test_user_errors_are_one_line_and_debug_shows_all(capsys: pytest.CaptureFixt
 ENTRY = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-from sdslora_command import deferred
+from sdslora_command import defer_package
 
-deferred()
+defer_package()
 from sdslora.cli import main
 
 results = []
@@ -106,7 +106,8 @@ def test_what_needs_no_model_is_answered_before_torch_is_imported() -> None:
 def test_the_program_imports_the_whole_package_before_a_command_begins() -> None:
     """Which registers the method, as any import of the package does."""
     code = (
-        "from sdslora_command import deferred; whole = deferred(); import sdslora, sdslora.cli; "
+        "from sdslora_command import defer_package; whole = defer_package(); "
+        "import sdslora, sdslora.cli; "
         "print(hasattr(sdslora, 'SdsLoraConfig')); whole(); print(sdslora.SdsLoraConfig.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -125,7 +126,7 @@ def test_a_missing_package_is_named_with_its_extra(
     assert capsys.readouterr().err == message
 
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "_imported", raising(ModuleNotFoundError(name="jsonargparse")))
+    monkeypatch.setattr(cli, "_import", raising(ModuleNotFoundError(name="jsonargparse")))
     assert main(["train", RECIPE]) == 2
     assert "needs jsonargparse: pip install 'sds-lora[train]'" in capsys.readouterr().err
 
@@ -139,7 +140,7 @@ def raising(error: Exception) -> Callable[[str], None]:
 
 def test_messages_of_dependencies_that_help_nobody_are_dropped() -> None:
     code = (
-        "import logging, sys; from sdslora_command import deferred; deferred(); "
+        "import logging, sys; from sdslora_command import defer_package; defer_package(); "
         "from sdslora.app.errors import exit_status; exit_status(lambda _: None, []); "
         "logging.basicConfig(); log = logging.getLogger('DeepSpeed'); log.setLevel('WARNING'); "
         "log.warning('Setting accelerator to CPU. If you have'); log.warning('out of memory'); "

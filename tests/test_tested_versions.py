@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def warned(monkeypatch: pytest.MonkeyPatch, **installed: str) -> list[str]:
-    monkeypatch.setattr(_tested, "_installed", lambda name: installed.get(name))
+    monkeypatch.setattr(_tested, "_installed_release", lambda name: installed.get(name))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         _tested.warn_of_untested()
@@ -21,7 +21,7 @@ def warned(monkeypatch: pytest.MonkeyPatch, **installed: str) -> list[str]:
 
 
 def test_a_tested_version_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    newest = {name: f"{newest}.9" for name, (_, newest) in _tested.TESTED.items()}
+    newest = {name: f"{newest}.9" for name, (_, newest) in _tested.TESTED_VERSIONS.items()}
     assert warned(monkeypatch, **newest) == []
     assert warned(monkeypatch, torch="2.13.0+cpu", peft="0.20.0") == []
 
@@ -47,7 +47,7 @@ def test_what_is_declared_has_the_tested_lower_bounds_and_no_upper_one() -> None
         for text in (*project["dependencies"], *extras["train"])
         for entry in [Requirement(text)]
     }
-    for name, (oldest, _) in _tested.TESTED.items():
+    for name, (oldest, _) in _tested.TESTED_VERSIONS.items():
         assert str(declared[name].specifier) == f">={oldest}"
     for entry in declared.values():
         assert not any(bound.operator in ("<", "<=", "~=", "==") for bound in entry.specifier), (

@@ -172,7 +172,7 @@ FAULTS: list[tuple[str, str, str]] = [
     ),
     (
         "an adapter in a pickle that runs code",
-        "refused in each way of loading; nothing is run",
+        "rejected in each way of loading; nothing is run",
         f"{_HOSTILE}test_a_pickle_is_refused",
     ),
     (

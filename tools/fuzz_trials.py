@@ -254,7 +254,7 @@ def _holds(config: SdsLoraConfig, given: dict[str, Any]) -> bool:
 
 
 def _state(model: nn.Module) -> Any:
-    """All that a refused load must leave: modules, tensors bit for bit, adapters, which is active.
+    """All that a rejected load must leave: modules, tensors bit for bit, adapters, which is active.
 
     Of the base model alone, PEFT freezes the parameters; that is not looked at.
     """
@@ -345,7 +345,7 @@ def main() -> None:
             print("   ", failure, flush=True)
     write_json(RESULT, result)
     if any(door["failures"] for door in result["doors"].values()):
-        raise SystemExit("an input was neither refused clearly nor loaded correctly")
+        raise SystemExit("an input was neither rejected clearly nor loaded correctly")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The callback, which :mod:`.training` imports when it is asked for."""
+    """Return the callback, which :mod:`.training` imports on first use."""
     if name != "SdsLoraCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _training.SdsLoraCallback

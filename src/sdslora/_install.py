@@ -1,4 +1,4 @@
-"""Everything that importing the package changes in PEFT and torch.
+"""The changes that importing the package makes in PEFT and torch.
 
 - Three tables of ``peft.mapping`` and ``peft.utils.hotswap.CONFIG_KEYS_TO_CHECK`` get an entry
   ``SDSLORA``: PEFT looks configuration, tuner and prefix of an adapter up there. PEFT 0.20 also
@@ -17,7 +17,7 @@ from .tuner.registration import register
 
 
 def install() -> None:
-    """Make the changes. Once, however often it is called."""
+    """Make the changes, once, however often it is called."""
     register(SdsLoraConfig, SdsLoraModel)
     loading.wrap_peft()
     watchdog.watch_optimizers()

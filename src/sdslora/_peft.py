@@ -1,4 +1,4 @@
-"""PEFT's names: how it prefixes keys, and which modules of a model carry adapters."""
+"""PEFT's prefixes of keys, and the modules of a model that carry adapters."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 PEFT_PREFIX = "base_model.model."
-"""What stands before the base model's own names in a ``PeftModel`` and in its files."""
+"""The prefix of the base model's own names in a ``PeftModel`` and in its files."""
 
 
 def name_in_base(name: str) -> str:
@@ -18,7 +18,7 @@ def name_in_base(name: str) -> str:
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield every layer that PEFT has put adapters into, with its name in ``model``.
 
-    Of every method, and in models that PEFT injected adapters into without a ``PeftModel``.
+    The adapters may be of any method. PEFT may have injected them without a ``PeftModel``.
     """
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):

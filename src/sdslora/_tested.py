@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-TESTED: Mapping[str, tuple[str, str]] = {
+TESTED_VERSIONS: Mapping[str, tuple[str, str]] = {
     "torch": ("2.9", "2.13"),
     "peft": ("0.20", "0.21"),
     "transformers": ("5.16", "5.24"),
@@ -13,11 +13,11 @@ TESTED: Mapping[str, tuple[str, str]] = {
 
 
 def warn_of_untested() -> None:
-    """Warn, in one message, of every installed package that is newer than what is tested."""
+    """Warn, in one message, of every installed package that is newer than the tested versions."""
     newer = [
-        f"{name} {installed} (tested: {oldest} to {newest})"
-        for name, (oldest, newest) in TESTED.items()
-        if (installed := _installed(name)) and _minor(installed) > _minor(newest)
+        f"{name} {release} (tested: {oldest} to {newest})"
+        for name, (oldest, newest) in TESTED_VERSIONS.items()
+        if (release := _installed_release(name)) and _minor(release) > _minor(newest)
     ]
     if newer:
         warnings.warn(
@@ -28,7 +28,7 @@ def warn_of_untested() -> None:
         )
 
 
-def _installed(name: str) -> str | None:
+def _installed_release(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -36,6 +36,6 @@ def _installed(name: str) -> str | None:
 
 
 def _minor(text: str) -> tuple[int, ...]:
-    """Major and minor release, which decide; a text that has none is taken for old."""
+    """Return the major and minor release; a text without them counts as old."""
     parts = text.split(".")[:2]
     return tuple(int(part) for part in parts) if all(map(str.isdigit, parts)) else ()

@@ -1,7 +1,7 @@
 """The command line: ``sdslora COMMAND ...``.
 
-Exit status 0: done. 1: the work began and failed. 2: it could not begin, because the command line,
-the recipe or the data are wrong. 130: interrupted by Ctrl-C.
+The exit status is 0 for success and 1 where the work began and failed. It is 2 where the command
+line, the recipe or the data are wrong, and 130 after Ctrl-C.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from .app.config.outline import RECIPE, outline
 from .app.errors import exit_status
 
 Check = Callable[[str, Sequence[str]], None]
-"""Finds at once what is wrong with a command's arguments; the first argument is the command."""
+"""A quick check of a command's arguments; the first argument is the command."""
 
 
 class Command(NamedTuple):
     """A command.
 
     Attributes:
-        module: to import once it is called; its function ``command`` takes the arguments.
-        extra: that it needs; none for a command that answers at once.
-        text: what it does.
-        check: of its arguments, before the module is imported.
+        module: imported once the command is called; its function ``command`` takes the arguments.
+        extra: the extra that it needs; none for a command that answers at once.
+        text: its line in the help.
+        check: the check of its arguments, before the module is imported.
     """
 
     module: str
@@ -38,23 +38,23 @@ class Command(NamedTuple):
     check: Check
 
 
-def _by_spec(spec: str, places: Places | Callable[[Sequence[str]], Places] = (RECIPE,)) -> Check:
-    """Against the source of a specification, ``module:Class``."""
+def _spec_check(spec: str, places: Places | Callable[[Sequence[str]], Places] = (RECIPE,)) -> Check:
+    """Return a check against the source of a specification, ``module:Class``."""
 
     def check(prog: str, argv: Sequence[str]) -> None:
         module, _, name = spec.partition(":")
         shape = outline(f"{__package__}.{module}", name)
-        placed = places(argv) if callable(places) else places
-        options = arguments.as_options(argv, shape, placed)
-        # of an adapter, the record of its run says what is left out
-        arguments.check(options, shape, prog, placed, whole=placed != ("adapter_dir",))
+        positions = places(argv) if callable(places) else places
+        options = arguments.as_options(argv, shape, positions)
+        # the record of an adapter's run has the options that are left out
+        arguments.check(options, shape, prog, positions, whole=positions != ("adapter_dir",))
 
     return check
 
 
-def _by_module(name: str) -> Check:
-    """By the function ``check`` of a module that imports nothing heavy."""
-    return lambda prog, argv: _imported(name).check(prog, argv)
+def _module_check(name: str) -> Check:
+    """Return the check that a module, which imports nothing heavy, has as ``check``."""
+    return lambda prog, argv: _import(name).check(prog, argv)
 
 
 _REWRITE = ("adapter_dir", "output_dir")
@@ -64,73 +64,73 @@ COMMANDS = {
         "app.commands.train",
         "train",
         "train an adapter as a recipe says",
-        _by_spec("app.config.spec:TrainSpec"),
+        _spec_check("app.config.spec:TrainSpec"),
     ),
     "evaluate": Command(
         "app.commands.evaluate",
         "train",
         "loss and exact match on your data, or the paper's tasks",
-        _by_spec("app.commands.evaluate:EvaluateSpec", arguments.adapter_or_recipe),
+        _spec_check("app.commands.evaluate:EvaluateSpec", arguments.adapter_or_recipe),
     ),
     "compare": Command(
         "studies.compare",
         "eval",
         "methods on your data, each at its best learning rate",
-        _by_spec("studies.grid.spec:CompareSpec"),
+        _spec_check("studies.grid.spec:CompareSpec"),
     ),
     "diagnose": Command(
         "studies.diagnose",
         "eval",
         "what your LoRA adapter loses of its gradients",
-        _by_spec("studies.diagnose.command:DiagnoseSpec", ("adapter_dir",)),
+        _spec_check("studies.diagnose.command:DiagnoseSpec", ("adapter_dir",)),
     ),
     "export": Command(
         "app.commands.export",
         "train",
         "write an adapter for PEFT, vLLM, llama.cpp, ComfyUI, ...",
-        _by_spec("app.commands.export:ExportSpec", _REWRITE),
+        _spec_check("app.commands.export:ExportSpec", _REWRITE),
     ),
     "convert": Command(
         "app.commands.convert",
         "train",
         "write a plain LoRA adapter as SDS-LoRA, to train it on",
-        _by_spec("app.commands.convert:ConvertSpec", _REWRITE),
+        _spec_check("app.commands.convert:ConvertSpec", _REWRITE),
     ),
     "report": Command(
         "studies.report.command",
         "train,report",
         "runs as one page, with plots and numbers",
-        _by_module("studies.report.usage"),
+        _module_check("studies.report.usage"),
     ),
     "reproduce": Command(
         "studies.reproduce.command",
         "eval",
         "the paper's figures, theorems and tables, reproduced",
-        _by_module("studies.reproduce.contents"),
+        _module_check("studies.reproduce.contents"),
     ),
     "merge": Command(
         "app.commands.merge",
         "train",
         "write base model and adapter as one model",
-        _by_spec("app.commands.merge:MergeSpec", _REWRITE),
+        _spec_check("app.commands.merge:MergeSpec", _REWRITE),
     ),
     "env": Command(
         "app.commands.env",
         "",
         "versions, devices and extras, for a report of a bug",
-        _by_module("app.commands.env"),
+        _module_check("app.commands.env"),
     ),
 }
 _TASKS = Command(
     "app.commands.evaluate_tasks",
     "eval",
     "the paper's tasks",
-    _by_spec("app.commands.evaluate_tasks:TasksSpec", arguments.adapter_recipe_or_model),
+    _spec_check("app.commands.evaluate_tasks:TasksSpec", arguments.adapter_recipe_or_model),
 )
 
 
 def main(argv: Sequence[str] | None = None, prepare: Callable[[], object] = lambda: None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line, and return the exit status.
 
     Args:
         argv: the arguments; by default the program's.
@@ -150,7 +150,7 @@ def _command(words: list[str], prepare: Callable[[], object]) -> None:
     command.check(f"sdslora {name}", rest)
     if command.extra:
         prepare()
-    _loaded(name, command).command(rest)
+    _load(name, command).command(rest)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -168,16 +168,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _loaded(name: str, command: Command) -> ModuleType:
+def _load(name: str, command: Command) -> ModuleType:
     try:
-        return _imported(command.module)
+        return _import(command.module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "sdslora":
             raise
         raise extras.MissingExtra(name, error.name, command.extra) from error
 
 
-def _imported(module: str) -> ModuleType:
+def _import(module: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{module}")
 
 

@@ -1,4 +1,4 @@
-"""``RefreshSchedule`` against Table 7, its boundaries and what it refuses."""
+"""``RefreshSchedule`` against Table 7, its boundaries and what it rejects."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def test_interleaved_heads_turn_as_halves_do(heads: int) -> None:
     torch.testing.assert_close(*products, atol=1e-12, rtol=0)
 
 
-# --- what is refused
+# --- what is rejected
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:

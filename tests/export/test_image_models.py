@@ -130,7 +130,7 @@ def test_the_error_is_the_largest_of_the_models(tmp_path: Path) -> None:
     assert alone.relative_error < 1e-6 < 1e-3 < done.relative_error
 
 
-# --- what is refused
+# --- what is rejected
 
 
 def test_kohya_has_no_transformers(trained: dict[str, nn.Module], tmp_path: Path) -> None:

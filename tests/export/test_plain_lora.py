@@ -1,4 +1,4 @@
-"""``to_plain_lora``: its error against dense matrices, what it refuses, what it leaves on disk."""
+"""``to_plain_lora``: its error against dense matrices, what it rejects, what it leaves on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdslora import SdsLoraConfig, to_plain_lora
 from sdslora.export import PlainLoraExport, plain_lora
-from sdslora.export.whole_directory import written_whole
+from sdslora.export.whole_directory import whole_directory
 from sdslora.tuner import refresh_bases
 from sdslora.tuner.registration import PEFT_SAVES_BY_HOOK
 from toys import dense_delta, logits, make_llama, sds_layers, sds_model, train
@@ -226,7 +226,7 @@ def test_a_wrapped_model_gives_the_same_file(tmp_path, wrap):
     assert all(torch.equal(bare[key], wrapped[key]) for key in bare)
 
 
-# --- refusals, and what is left on disk
+# --- rejections, and what is left on disk
 
 
 @pytest.mark.parametrize("rank", [0, -1, True, 2.0, "small", None])
@@ -307,7 +307,7 @@ def test_nothing_stands_under_the_name_before_it_is_whole(tmp_path):
     target = tmp_path / "result"
 
     def write(stop: type[BaseException] | None = None) -> None:
-        with written_whole(target) as folder:
+        with whole_directory(target) as folder:
             (folder / "first").write_text("x")
             assert not target.exists()
             if stop is not None:
@@ -325,7 +325,7 @@ def test_what_was_put_there_meanwhile_is_kept(tmp_path):
     target = tmp_path / "result"
 
     def write() -> None:
-        with written_whole(target) as folder:
+        with whole_directory(target) as folder:
             (folder / "first").write_text("ours")
             target.mkdir()
             (target / "theirs").write_text("theirs")

@@ -129,7 +129,7 @@ CASES = {
     "beside another adapter": Case(finish=with_a_second_adapter),
     "while merged": Case(finish=lambda model: model.merge_adapter()),
 }
-if not PEFT_SAVES_BY_HOOK:  # SdsLoraConfig refuses trained biases there
+if not PEFT_SAVES_BY_HOOK:  # SdsLoraConfig rejects trained biases there
     del CASES["trained biases"]
 HALF = Case("llama in bfloat16")
 

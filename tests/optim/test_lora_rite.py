@@ -9,7 +9,7 @@ from least_squares import Problem, S, random, scheduled
 
 from sdslora.core import lora_gradients
 from sdslora.optim import LoraRite, lora_rite_direction
-from sdslora.optim.lora_rite import LoraRiteMemory, corrected
+from sdslora.optim.lora_rite import LoraRiteMemory, corrected_decay
 
 m, n, r = 9, 13, 3
 A, B, G = random(r, n, seed=1), random(m, r, seed=2), random(m, n, seed=3)
@@ -51,7 +51,7 @@ def test_what_is_kept_is_projected_onto_the_new_basis():
     old = memory()
     _, new = lora_rite_direction(torch.zeros_like(A), B, old, 7)
     P_B = B @ torch.linalg.pinv(B)
-    beta1, beta2 = corrected(0.9, 7), corrected(0.999, 7)
+    beta1, beta2 = corrected_decay(0.9, 7), corrected_decay(0.999, 7)
     torch.testing.assert_close(new.basis @ new.momentum, beta1 * P_B @ old.basis @ old.momentum)
     torch.testing.assert_close(
         new.basis @ new.covariance @ new.basis.mT,
@@ -62,7 +62,7 @@ def test_what_is_kept_is_projected_onto_the_new_basis():
 def test_the_decays_make_means_of_what_was_seen():
     mean = 0.0
     for step, value in enumerate([3.0, -1.0, 7.0], start=1):
-        beta = corrected(0.9, step)
+        beta = corrected_decay(0.9, step)
         mean = beta * mean + (1 - beta) * value
     assert mean == pytest.approx((0.81 * 3 - 0.9 + 7) / (0.81 + 0.9 + 1))
 

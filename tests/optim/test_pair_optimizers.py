@@ -11,7 +11,7 @@ pytestmark = pytest.mark.parametrize("make", PAIR_OPTIMIZERS.values(), ids=PAIR_
 
 
 def test_a_single_gradient_never_passes_silently(make):
-    """Methods that move A and B together refuse; those that take turns move what has one."""
+    """Methods that move A and B together reject; those that take turns move what has one."""
     problem = Problem()
     optimizer = make(problem.params, lr=1e-2)
     before = problem.values()

@@ -49,7 +49,7 @@ def test_the_harness_sees_what_it_looks_for(tmp_path: Path, monkeypatch: Any) ->
 
 
 def test_the_harness_sees_partial_states(tmp_path: Path, monkeypatch: Any) -> None:
-    """A load that changes the model before it is refused."""
+    """A load that changes the model before it is rejected."""
 
     def half(self: Any, model: Any, folder: Path) -> Any:
         next(model.parameters()).data += 1

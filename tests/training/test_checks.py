@@ -2,7 +2,7 @@
 
 Adapters discarded at resume, schedules never driven, resets that reset nothing, shards lost on
 save, frozen parameters, master weights that overwrite the re-parameterization, and more. What is
-refused before a training begins is in ``test_scheduler.py``, the watchdog in ``test_watchdog.py``,
+rejected before a training begins is in ``test_scheduler.py``, the watchdog in ``test_watchdog.py``,
 an optimizer that brings its moments back in ``test_optimizer_reset.py``.
 """
 

@@ -161,9 +161,9 @@ def test_moments_that_come_back_without_a_counter_are_an_error():
 def test_parameters_that_the_optimizer_does_not_hold_are_refused():
     held, stranger = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3, 5))
     optimizer = torch.optim.AdamW([held])
-    steps.require_held(optimizer, [held], "mine")
+    steps.require_parameters(optimizer, [held], "mine")
     with pytest.raises(RuntimeError, match=r"\(AdamW\) does not hold 1 of the 2 .* 'mine'"):
-        steps.require_held(optimizer, [held, stranger], "mine")
+        steps.require_parameters(optimizer, [held, stranger], "mine")
 
 
 # --- which steps count

@@ -1,4 +1,4 @@
-"""``SdsLoraScheduler``: what it does, after exactly which steps, and what it refuses."""
+"""``SdsLoraScheduler``: what it does, after exactly which steps, and what it rejects."""
 
 from __future__ import annotations
 

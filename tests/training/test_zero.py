@@ -74,9 +74,11 @@ def test_the_reset_is_in_place():
 def test_another_parameter_beside_the_adapters_is_refused():
     zero = Zero()
     optimizer = steps.innermost(zero)
-    steps.require_held(optimizer, [p for group in zero.bit16_groups for p in group], "default")
+    steps.require_parameters(
+        optimizer, [p for group in zero.bit16_groups for p in group], "default"
+    )
     with pytest.raises(ValueError, match=r"ZeRO with 1 trained parameters beside the adapter's"):
-        steps.require_held(optimizer, zero.bit16_groups[0], "default")
+        steps.require_parameters(optimizer, zero.bit16_groups[0], "default")
 
 
 def test_use_hira_needs_the_weights_whole():
@@ -94,7 +96,7 @@ def test_a_parameter_that_zero_does_not_hold_is_refused():
     optimizer = steps.innermost(zero)
     parameters = [*zero.bit16_groups[0], *zero.bit16_groups[1], nn.Parameter(torch.ones(1))]
     with pytest.raises(RuntimeError, match="does not hold 1 of the 3"):
-        steps.require_held(optimizer, parameters, "default")
+        steps.require_parameters(optimizer, parameters, "default")
 
 
 def test_an_optimizer_that_is_not_of_adams_family_is_refused():

@@ -29,7 +29,7 @@ ROUNDING = {"atol": 2e-6, "rtol": 1e-5}
 
 
 def refusal(function: Callable[[], object]) -> str | None:
-    """The message of the ValueError with which ``function`` refuses; None where it does not."""
+    """The message of the ValueError with which ``function`` rejects; None where it does not."""
     try:
         function()
     except ValueError as error:
@@ -563,7 +563,7 @@ def test_peft_refuses_another_method_in_one_peft_model():
 
 @pytest.mark.parametrize("order", [("plain", "sds"), ("sds", "plain")])
 def test_injected_beside_plain_lora(order, input_ids):
-    """PEFT's injection does not refuse the mixture: we must, or both adapters must work."""
+    """PEFT's injection does not reject the mixture: we must, or both adapters must work."""
     options = {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
     configs = {"plain": LoraConfig(**options), "sds": SdsLoraConfig(**options)}
     torch.manual_seed(0)

@@ -105,7 +105,7 @@ def test_there_and_back(tmp_path: Path, input_ids: Tensor) -> None:
     torch.testing.assert_close(logits(back, input_ids), logits(plain, input_ids), atol=2e-5, rtol=0)
 
 
-# --- what is refused
+# --- what is rejected
 
 
 @pytest.mark.parametrize("option", [{"use_dora": True}, {"lora_bias": True}])

@@ -118,7 +118,7 @@ def test_a_merge_that_is_refused_is_forgotten():
     with pytest.raises(ValueError, match="NaNs detected"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.get_base_layer().weight, before)
-    assert layer._unmerged is None
+    assert layer._original_weight is None
 
 
 @pytest.mark.parametrize("order", [("default", "second"), ("second", "default")])
@@ -142,7 +142,7 @@ def test_two_adapters_change_the_same_weight(order, second_too, input_ids):
 
 
 def test_rms_is_not_that_of_a_merged_weight():
-    """Where another adapter is merged the new one is refused; unmerged, it is the base weight's."""
+    """Beside a merged adapter the new one is rejected; unmerged, rms is the base weight's."""
     model = trained()
     config = SdsLoraConfig(r=4, target_modules="all-linear", use_hira=True)
     model.merge_adapter()

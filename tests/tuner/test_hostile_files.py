@@ -1,4 +1,4 @@
-"""Adapters from strangers: refused before anything of them is run, and without a trace."""
+"""Adapters from strangers: rejected before anything of them is run, and without a trace."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def as_pickle(adapter: Path) -> None:
-    """The same tensors, as PEFT once saved them: even harmless ones are refused."""
+    """The same tensors, as PEFT once saved them: even harmless ones are rejected."""
     file = adapter / "adapter_model.safetensors"
     torch.save(load_file(file), adapter / "adapter_model.bin")
     file.unlink()

@@ -387,7 +387,7 @@ def test_no_layer_matches(target):
     assert not any("lora" in name for name in base.state_dict())
 
 
-# ------------------------------------------------------------------------------- refused layers
+# ------------------------------------------------------------------------------- rejected layers
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_a_refused_second_adapter_leaves_the_first(input_ids):
     ],
 )
 def test_convolutions_that_peft_gets_wrong(layer, x):
-    """PEFT's A has no dilation and pads with zeros: such a layer must be right, or refused."""
+    """PEFT's A has no dilation and pads with zeros: such a layer must be right, or rejected."""
     torch.manual_seed(0)
     base = Toy(layer()).eval()
     try:

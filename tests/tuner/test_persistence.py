@@ -337,7 +337,7 @@ def test_loading_without_the_package_fails(tmp_path: Path):
 
 
 def test_an_adapter_without_its_bases_is_noticed(tmp_path: Path):
-    """A checkpoint of A and B alone is another function: refused; PEFT 0.20 can only warn."""
+    """A checkpoint of A and B alone is another function: rejected; PEFT 0.20 can only warn."""
     model = trained(9)
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"

@@ -1,4 +1,4 @@
-"""What ``SdsLoraConfig`` refuses, in which words, and what it accepts."""
+"""What ``SdsLoraConfig`` rejects, in which words, and what it accepts."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_accepts_the_default_of_every_such_option(option):
 
 
 def test_no_option_of_lora_is_overlooked():
-    """A new option of PEFT's LoRA has to be judged: supported, or refused by name."""
+    """A new option of PEFT's LoRA has to be judged: supported, or rejected by name."""
     supported = {
         *("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "bias"),
         *("target_modules", "target_parameters", "exclude_modules"),
@@ -241,7 +241,7 @@ def test_the_refusals_hold_when_a_file_says_so(tmp_path):
 
 
 def test_options_set_later_are_caught_when_the_model_is_wrapped():
-    """A dataclass is mutable: what is refused at construction must not slip in afterwards."""
+    """A dataclass is mutable: what is rejected at construction must not slip in afterwards."""
     for option, value in (("use_dora", True), ("use_qalora", True), ("lora_bias", True)):
         config = SdsLoraConfig(r=4, target_modules=["q_proj"])
         setattr(config, option, value)

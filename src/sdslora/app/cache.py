@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
-from ..export.whole_directory import written_whole
+from ..export.whole_directory import whole_directory
 from . import requirements
 from .errors import UserError
 from .files import write_json
@@ -101,7 +101,7 @@ def _make(recipe: Any, content: dict[str, Any], folder: Path, kind: str) -> None
     if recipe.takes:
         print(f"making {kind}:{recipe.name} once, {recipe.takes}; kept in {folder}", flush=True)
     start = time.perf_counter()
-    with written_whole(folder) as partial:
+    with whole_directory(folder) as partial:
         quality = recipe.make(partial)
         seconds = round(time.perf_counter() - start, 1)
         write_json(partial / RECORD, content | {"quality": quality, "seconds": seconds})

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..export.whole_directory import written_whole
+from ..export.whole_directory import whole_directory
 from .errors import UserError
 from .secrets import mask_secrets
 
@@ -91,5 +91,5 @@ def new_directory(path: Path) -> Iterator[Path]:
         UserError: where ``path`` is a file or a directory that holds anything.
     """
     reject_used(path)
-    with written_whole(path) as temporary:
+    with whole_directory(path) as temporary:
         yield temporary

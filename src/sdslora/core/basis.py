@@ -81,11 +81,9 @@ def _cholesky_pass(M: Tensor, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``M R⁻¹``, ``R⁻ᵀ`` and whether they exist, from ``square = Mᵀ M``.
 
     The shapes are (b, k, r), (b, r, r) and (b,). ``R⁻ᵀ`` belongs to the columns scaled to norm 1.
-
-    Between them ``R⁻ᵀ`` (b, r, r) of the columns scaled to norm 1.
     """
     norms = square.diagonal(dim1=-2, dim2=-1).sqrt()
-    # Of the columns scaled to norm 1, which leaves Q as it is:  L Lᵀ = Mᵀ M,  R = Lᵀ
+    # The columns are scaled to norm 1, which leaves Q as it is:  L Lᵀ = Mᵀ M,  R = Lᵀ
     L, info = torch.linalg.cholesky_ex(square / (norms.unsqueeze(-1) * norms.unsqueeze(-2)))
     identity = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
     inverse = torch.linalg.solve_triangular(L, identity, upper=False)
@@ -132,11 +130,11 @@ def _complete(M: Tensor, previous: Tensor | None) -> Tensor:
         column = _orthogonal_part(M[..., j : j + 1], span)
         norm = torch.linalg.vector_norm(column, dim=-2, keepdim=True)
         span[..., j : j + 1] = torch.where(norm <= _noise(M), 0, column / norm)
-    directed = (span != 0).any(dim=-2, keepdim=True)
+    has_direction = (span != 0).any(dim=-2, keepdim=True)
     rest = torch.zeros_like(M) if previous is None else _orthogonal_part(previous, span)
-    filled = torch.where(directed, span, _unit_columns(rest))
-    order = torch.argsort(directed.logical_not().to(torch.uint8), dim=-1, stable=True)
-    Q, _ = _signed_qr(filled.gather(-1, order.expand_as(filled)))
+    completed_columns = torch.where(has_direction, span, _unit_columns(rest))
+    order = torch.argsort(has_direction.logical_not().to(torch.uint8), dim=-1, stable=True)
+    Q, _ = _signed_qr(completed_columns.gather(-1, order.expand_as(completed_columns)))
     return Q.gather(-1, order.argsort(dim=-1).expand_as(Q))
 
 

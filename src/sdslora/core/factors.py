@@ -94,8 +94,8 @@ def relative_change(before: SdsFactors, after: SdsFactors) -> Tensor:
         up=torch.cat([new.up, -old.up.to(new.up.dtype)], dim=-1),
         down=torch.cat([new.down, old.down.to(new.down.dtype)], dim=-2),
     )
-    moved, norm = frobenius_norm(change), frobenius_norm(old)
-    return torch.where(moved == 0, moved, moved / norm)
+    distance, norm = frobenius_norm(change), frobenius_norm(old)
+    return torch.where(distance == 0, distance, distance / norm)
 
 
 def frobenius_norm(pair: LowRankPair) -> Tensor:

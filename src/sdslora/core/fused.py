@@ -84,12 +84,12 @@ class _FusedSdsLinear(torch.autograd.Function):
         r, dtype = A.shape[0], x.dtype
         weight_, bias_ = weight.to(dtype), None if bias is None else bias.to(dtype)
         factors = SdsFactors(A, B, Q_A, Q_B)
-        up, down = packed = _packed(factors, gate, dtype)
+        up, down = pair = _cast_pair(factors, gate, dtype)
         d = x if x_dropout is None else x_dropout
         rows = d.reshape(-1, d.shape[-1])
         if merge:
             h = None
-            out = F.linear(x, _merged(weight_, up, down, scaling), bias_)
+            out = F.linear(x, _whole_weight(weight_, up, down, scaling), bias_)
         else:
             out = F.linear(x, weight_, bias_)
             # A d,  Q_Aᵀ d
@@ -99,7 +99,7 @@ class _FusedSdsLinear(torch.autograd.Function):
             # h = (Q_Aᵀ + gate A) d; a tensor without dimensions does not promote the dtype
             h = torch.addcmul(hidden[:, r:], gate[0], hidden[:, :r])
         # casts are saved, as autocast saves them; uncast factors are packed again in backward
-        ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else packed))
+        ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else pair))
         ctx.scaling, ctx.merge, ctx.drops = scaling, merge, x_dropout is not None
         ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
         return out
@@ -107,8 +107,8 @@ class _FusedSdsLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         reject_gradient_of_gradient()
-        d, h, weight, gate, *saved = ctx.saved_tensors
-        up, down = saved if len(saved) == 2 else _packed(SdsFactors(*saved), gate, d.dtype)
+        d, h, weight, gate, *factors = ctx.saved_tensors
+        up, down = factors if len(factors) == 2 else _cast_pair(SdsFactors(*factors), gate, d.dtype)
         r = len(down) // 2
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad
         dtype_A, dtype_B, dtype_bias = ctx.dtypes
@@ -117,7 +117,7 @@ class _FusedSdsLinear(torch.autograd.Function):
         if ctx.merge:
             grad_u = g @ up[:, :r]
             if need_x:
-                grad_x = g @ _merged(weight.to(d.dtype), up, down, ctx.scaling)
+                grad_x = g @ _whole_weight(weight.to(d.dtype), up, down, ctx.scaling)
         else:
             # (Q_B + gate B)ᵀ g,  Bᵀ g
             grad_hidden = g @ up
@@ -140,7 +140,7 @@ class _FusedSdsLinear(torch.autograd.Function):
             grad_B = product(g.mT, h, ctx.scaling, dtype_B)
         if need_bias:
             grad_bias = g.sum(0).to(dtype_bias)
-        grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
+        grad_x, grad_d = (None if part is None else part.view(d.shape) for part in (grad_x, grad_d))
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, None, None, None, None, None
 
 
@@ -160,7 +160,7 @@ def in_working_dtype(x: Tensor, x_dropout: Tensor | None) -> tuple[Tensor, Tenso
     return x.to(dtype), None if x_dropout is None else x_dropout.to(dtype)
 
 
-def _packed(factors: SdsFactors, gate: Tensor, dtype: torch.dtype) -> LowRankPair:
+def _cast_pair(factors: SdsFactors, gate: Tensor, dtype: torch.dtype) -> LowRankPair:
     """Return ``[Q_B + gate B, B]`` (m, 2r) and ``[A; Q_Aᵀ]`` (2r, n): ΔW = s up down."""
     up, down = plain_pair(gated(factors, gate))
     return LowRankPair(up.to(dtype), down.to(dtype))
@@ -174,11 +174,11 @@ def product(left: Tensor, right: Tensor, scaling: float, dtype: torch.dtype) -> 
     if right.shape[1] <= FEW_COLUMNS < left.shape[0] and not cuda:
         # L R = (Rᵀ Lᵀ)ᵀ
         return product(right.mT, left.mT, scaling, dtype).mT
-    nothing = left.new_empty(1, dtype=dtype)
+    empty = left.new_empty(1, dtype=dtype)
     if cuda:
         # cuBLAS sums in float32, and can return the sums without rounding them
-        return torch.addmm(nothing, left, right, out_dtype=dtype, beta=0, alpha=scaling)
-    return torch.addmm(nothing, left, right, beta=0, alpha=scaling)
+        return torch.addmm(empty, left, right, out_dtype=dtype, beta=0, alpha=scaling)
+    return torch.addmm(empty, left, right, beta=0, alpha=scaling)
 
 
 def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
@@ -195,6 +195,6 @@ def _merging_pays(x: Tensor, weight: Tensor, r: int) -> bool:
     return 3 * r * (m + n) * rows > (4 * r + WEIGHT_TRAFFIC) * m * n
 
 
-def _merged(weight: Tensor, up: Tensor, down: Tensor, scaling: float) -> Tensor:
+def _whole_weight(weight: Tensor, up: Tensor, down: Tensor, scaling: float) -> Tensor:
     """Return ``W + ΔW``, (m, n)."""
     return torch.addmm(weight, up, down, alpha=scaling)

@@ -128,7 +128,7 @@ class _HadamardLinear(torch.autograd.Function):
                     grad_B = (scale * (H @ down_B.mT)).to(B.dtype)
             if need_bias:
                 grad_bias = g.sum(0).to(ctx.bias_dtype)
-        grad_x, grad_d = (None if of is None else of.view(d.shape) for of in (grad_x, grad_d))
+        grad_x, grad_d = (None if part is None else part.view(d.shape) for part in (grad_x, grad_d))
         return grad_x, grad_d, None, grad_bias, grad_A, grad_B, *(None,) * 6
 
 

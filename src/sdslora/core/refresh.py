@@ -16,13 +16,13 @@ REFRESH_MODES: tuple[str, ...] = get_args(RefreshMode)
 
 
 def refresh(factors: SdsFactors, mode: RefreshMode = "qr") -> SdsFactors:
-    """New bases from the rows of ``A`` and the columns of ``B``.
+    """Return factors with new bases, from the rows of ``A`` and the columns of ``B``.
 
     Modes:
-        ``qr``: the paper's. A and B stay, so ΔW moves (by tens of percent in early training, less
-        than a percent late), and has rank r afterwards.
-        ``preserve``: A and B follow the bases so that ΔW is the same, up to rounding: the
-        retraction of fixed-rank optimisation at ``Q_B Q_Aᵀ``.
+        ``qr``: the paper's. A and B stay, so ΔW changes and has rank r afterwards. The change is
+        tens of percent early in a training, and less than a percent late.
+        ``preserve``: A and B change with the bases, and ΔW stays the same up to rounding. This is
+        the retraction of fixed-rank optimisation at ``Q_B Q_Aᵀ``.
 
     Returns:
         Factors in float32 or better, of the same shapes.
@@ -52,27 +52,27 @@ def refresh(factors: SdsFactors, mode: RefreshMode = "qr") -> SdsFactors:
 
 
 def basis_rank(A: Tensor, B: Tensor) -> int:
-    """The number of columns of the bases that are not surplus: ``min(r, n, m)``."""
+    """Return the number of columns of the bases that are not surplus: ``min(r, n, m)``."""
     return min(A.shape[-2], A.shape[-1], B.shape[-2])
 
 
 def refreshed_basis(M: Tensor, rank: int, previous: Callable[[], Tensor]) -> Tensor:
-    """The basis (..., k, r) of the first ``rank`` columns of ``M`` (..., k, r), the others zero.
+    """Return the basis (..., k, r) of the first ``rank`` columns of ``M`` (..., k, r).
 
-    In float32 or better. ``previous`` gives the basis that it replaces, and is called only where a
-    column has no direction of its own.
+    Its other columns are zero, and its dtype is float32 or better. ``previous`` returns the basis
+    to replace. It is called only where a column has no direction of its own.
     """
     Q = orthonormal_basis(M[..., :rank], lambda: previous()[..., :rank])
     return widened(Q, M.shape[-1])
 
 
 def _preserve(factors: SdsFactors, Q_A: Tensor, Q_B: Tensor) -> SdsFactors:
-    """The factors that give the same ΔW with the bases ``Q_A`` (..., n, r), ``Q_B`` (..., m, r).
+    """Return the factors of the same ΔW in the bases ``Q_A`` (..., n, r), ``Q_B`` (..., m, r).
 
     With ``A = R_A Q_A'ᵀ`` and ``B = Q_B' R_B``, Eq. (5) has its form in the new bases already:
-    ``B Q_Aᵀ + Q_B A = Q_B' (R_B Q_Aᵀ) + (Q_B R_A) Q_A'ᵀ``. (Surplus rows of A and columns of B,
-    which no basis spans, meet zeros.) What lies within both new spans may be moved from one term to
-    the other; it is shared equally, which makes A' and B' smallest.
+    ``B Q_Aᵀ + Q_B A = Q_B' (R_B Q_Aᵀ) + (Q_B R_A) Q_A'ᵀ``. Surplus
+    rows of A and columns of B, which no basis spans, meet zeros. The part within both new spans
+    can belong to either term. Sharing it equally makes A' and B' smallest.
     """
     dtype = torch.promote_types(Q_A.dtype, factors.Q_A.dtype)
     A, B, old_A, old_B, Q_A, Q_B = (factor.to(dtype) for factor in (*factors, Q_A, Q_B))

@@ -1,4 +1,4 @@
-"""Adapters in formats that software without SDS-LoRA loads."""
+"""Adapters in formats that other software loads."""
 
 from .adapter import LoraExport
 from .gguf_lora import to_gguf

@@ -1,4 +1,4 @@
-"""An adapter as plain LoRA in memory: what every format is written from."""
+"""An adapter as plain LoRA in memory, the source of every format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,17 +21,19 @@ Rank = Literal["exact", "compact"] | int
 class PlainLayer(NamedTuple):
     """One layer's ``ΔW = up @ down`` in the shapes of PEFT's tensors, the scaling in ``up``.
 
-    ``down`` (rank, n) and ``up`` (m, rank); a convolution's have its kernel behind.
+    ``down`` is (rank, n) and ``up`` (m, rank). The dimensions of a convolution's kernel follow.
     """
 
     down: Tensor
     up: Tensor
     keys: tuple[str, str] = LINEAR_KEYS
-    """What PEFT calls the two; an embedding's have other names."""
+    """PEFT's names of the two; an embedding has other names."""
     of_parameter: bool = False
-    """Whether it changes a parameter of PEFT's ``target_parameters``, maybe a stack of experts':
-    ``down`` is then (experts · rank, n), the rank fast, and ``up`` (m, rank · experts), the expert
-    fast."""
+    """True for a parameter of PEFT's ``target_parameters``, such as a stack of experts' weights.
+
+    ``down`` is then (experts · rank, n), the rank being the fast index. ``up`` is
+    (m, rank · experts), the expert being the fast index.
+    """
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,16 @@ class PlainAdapter:
     config: LoraConfig
     """The adapter's own configuration."""
     layers: dict[str, PlainLayer]
-    """By the layer's name in the base model."""
+    """The layers by their names in the base model."""
     others: dict[str, Tensor]
-    """What is saved with the adapter beside it: ``modules_to_save``, trained biases."""
+    """The other tensors in the file: ``modules_to_save``, trained biases."""
     rank: int
-    """Of every layer: smaller ones are padded with zeros."""
+    """The rank of every layer; smaller ones are padded with zeros."""
     relative_error: float
     """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer, or of an expert in it."""
 
     def matrices(self, software: str) -> dict[str, PlainLayer]:
-        """The layers, for a format that has nothing beside linear layers and convolutions.
+        """Return the layers, for a format of linear layers and convolutions alone.
 
         Raises:
             ValueError: where the adapter has more, naming ``software`` and the tensors.
@@ -73,11 +75,11 @@ class PlainAdapter:
 
 @dataclass(frozen=True)
 class LoraExport:
-    """What was written."""
+    """A written adapter."""
 
     path: Path
     rank: int
-    """Of the plain LoRA; the largest of a layer."""
+    """The largest rank of a layer of the plain LoRA."""
     relative_error: float
     """The largest ``‖ΔW_plain − ΔW‖ / ‖ΔW‖`` of a layer: 0 for an exact export."""
 
@@ -91,7 +93,9 @@ class LoraExport:
 def plain_adapter(
     model: nn.Module, rank: Rank = "exact", *, adapter: str | None = None
 ) -> PlainAdapter:
-    """An SDS-LoRA adapter as plain LoRA, float32 or better; arguments as ``to_plain_lora``.
+    """Return an SDS-LoRA adapter as plain LoRA in float32 or better.
+
+    The arguments are those of ``to_plain_lora``.
 
     Raises:
         ValueError: for another rank, where there is no such adapter, or where it has ``use_hira``.
@@ -114,14 +118,14 @@ def plain_adapter(
         else:
             pairs[name], error = _approximate(pair, own if rank == "compact" else rank)
         errors.append(error)
-    padded = padded_pairs(pairs)
+    pairs = padded_pairs(pairs)
     return PlainAdapter(
         config=carrier.peft_config[adapter],
         layers={
-            name_in_base(name): _plain_layer(layer, adapter, padded[name]) for name, layer in layers
+            name_in_base(name): _plain_layer(layer, adapter, pairs[name]) for name, layer in layers
         },
         others=other_tensors(carrier, adapter, list(pairs)),
-        rank=common_rank(padded),
+        rank=common_rank(pairs),
         relative_error=max(errors),
     )
 
@@ -132,50 +136,50 @@ def adapter_of_pairs(
     pairs: Mapping[str, LowRankPair],
     keys: tuple[str, str] = LINEAR_KEYS,
 ) -> PlainAdapter:
-    """Given pairs of linear layers as an adapter in memory, exactly.
+    """Return the pairs of linear layers as an adapter in memory, exactly.
 
     Args:
-        carrier: what :func:`find_carrier` gave.
-        adapter: whose configuration and other tensors go along.
-        pairs: by the layer's name, ``up`` (m, k) and ``down`` (k, n), the scaling folded in.
-        keys: what PEFT calls the two.
+        carrier: the module that :func:`find_carrier` returns.
+        adapter: the adapter that gives the configuration and the other tensors.
+        pairs: ``up`` (m, k) and ``down`` (k, n) by the layer's name, with the scaling in them.
+        keys: PEFT's names of the two.
     """
-    padded = padded_pairs(pairs)
+    pairs = padded_pairs(pairs)
     layers = {
         name_in_base(name): PlainLayer(pair.down.contiguous(), pair.up.contiguous(), keys)
-        for name, pair in padded.items()
+        for name, pair in pairs.items()
     }
     others = other_tensors(carrier, adapter, list(layers))
-    config, rank = carrier.peft_config[adapter], common_rank(padded)
+    config, rank = carrier.peft_config[adapter], common_rank(pairs)
     return PlainAdapter(config, layers, others, rank, relative_error=0.0)
 
 
 def check_rank(rank: Any) -> None:
-    """Raise ``ValueError`` where ``rank`` is none that an export can have."""
+    """Raise ``ValueError`` where ``rank`` is no rank of an export."""
     if rank not in ("exact", "compact") and not (type(rank) is int and rank >= 1):
         raise ValueError(f"rank must be 'exact', 'compact' or a positive integer, not {rank!r}")
 
 
 def find_carrier(model: nn.Module) -> Any:
-    """The module that has adapters itself, inside what may wrap it (DDP, ``torch.compile``).
+    """Return the module that has the adapters, inside wrappers such as DDP or ``torch.compile``.
 
     Raises:
         ValueError: where there is none.
     """
     for module in model.modules():
-        # not hasattr: wrappers hand on the attributes of what they wrap
+        # not hasattr: a wrapper has the attributes of its module
         if "peft_config" in vars(module) or hasattr(type(module), "peft_config"):
             return module
     raise ValueError("the model has no adapter to export")
 
 
 def is_hira(config: Any) -> bool:
-    """Whether the adapter's ΔW is multiplied with the weights, ``use_hira`` of SdsLoraConfig."""
+    """Return whether ΔW is multiplied with the weights: ``use_hira`` of SdsLoraConfig."""
     return bool(getattr(config, "use_hira", False))
 
 
 def padded_pairs(pairs: Mapping[str, LowRankPair]) -> dict[str, LowRankPair]:
-    """The pairs with zero columns and rows up to the largest rank.
+    """Return the pairs with zero columns and rows up to the largest rank.
 
     One rank for all layers needs no patterns, which some servers do not read.
     """
@@ -186,23 +190,23 @@ def padded_pairs(pairs: Mapping[str, LowRankPair]) -> dict[str, LowRankPair]:
     }
 
 
-def common_rank(padded: Mapping[str, LowRankPair]) -> int:
-    """The one rank of what :func:`padded_pairs` gave."""
-    return next(iter(padded.values())).down.shape[-2]
+def common_rank(pairs: Mapping[str, LowRankPair]) -> int:
+    """Return the one rank of the pairs from :func:`padded_pairs`."""
+    return next(iter(pairs.values())).down.shape[-2]
 
 
 def other_tensors(carrier: nn.Module, adapter: str, layers: list[str]) -> dict[str, Tensor]:
-    """What PEFT saves with the adapter beside the method's own tensors in ``layers``."""
+    """Return the tensors that PEFT saves with the adapter beside its own in ``layers``."""
     own = tuple(f"{name_in_base(name)}.lora_" for name in layers)
-    saved = {
+    tensors = {
         name_in_base(key): tensor
         for key, tensor in get_peft_model_state_dict(carrier, adapter_name=adapter).items()
     }
-    return {key: tensor.contiguous() for key, tensor in saved.items() if not key.startswith(own)}
+    return {key: tensor.contiguous() for key, tensor in tensors.items() if not key.startswith(own)}
 
 
 def choose_adapter(model: Any, adapter: str | None) -> str:
-    """The adapter to export: ``adapter``, or the only one, or the active one.
+    """Return the adapter to export: ``adapter``, or the only one, or the active one.
 
     Raises:
         ValueError: where there is no such adapter.
@@ -220,33 +224,36 @@ def choose_adapter(model: Any, adapter: str | None) -> str:
 
 
 def without_surplus(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
-    """The pair at ``rank`` where that loses no more than rounding, as after a ``qr`` refresh.
+    """Return the pair at ``rank`` where that loses only rounding, and the relative error.
 
-    The pair itself otherwise; and the relative error.
+    This is so right after a ``qr`` refresh. Otherwise it returns the pair itself, with error 0.
     """
     if pair.down.shape[-2] <= rank:
         return pair, 0.0
     smaller, error = _approximate(pair, rank)
-    # what rounding leaves of the singular values behind the rank-th, a few eps of the largest
+    # rounding leaves a few eps of the largest singular value in those behind the rank-th
     rounding = 32 * torch.finfo(smaller.down.dtype).eps
     return (smaller, error) if error <= rounding else (pair, 0.0)
 
 
 def _approximate(pair: LowRankPair, rank: int) -> tuple[LowRankPair, float]:
-    """The best approximation of that rank, balanced between the factors; its relative error."""
+    """Return the best approximation of that rank, and its relative error.
+
+    The singular values are divided equally between the factors.
+    """
     svd = factored_svd(pair)
-    kept = svd.truncate(rank)
+    leading = svd.truncate(rank)
     norm = torch.linalg.vector_norm(svd.S, dim=-1)
     # ‖ΔW − ΔW_k‖² = Σ_{i > k} σ_i²
-    lost = torch.linalg.vector_norm(svd.S[..., rank:], dim=-1)
-    root = kept.S.sqrt()
-    error = torch.where(norm > 0, lost / norm, 0).max().item()
-    up, down = kept.U * root.unsqueeze(-2), root.unsqueeze(-1) * kept.V.mT
+    error_norm = torch.linalg.vector_norm(svd.S[..., rank:], dim=-1)
+    root = leading.S.sqrt()
+    error = torch.where(norm > 0, error_norm / norm, 0).max().item()
+    up, down = leading.U * root.unsqueeze(-2), root.unsqueeze(-1) * leading.V.mT
     return LowRankPair(up, down), error
 
 
 def _plain_layer(layer: LowRankLayer, adapter: str, pair: LowRankPair) -> PlainLayer:
-    """The pair in the shapes of the layer, the scaling in ``up``."""
+    """Return the pair in the shapes of the layer, with the scaling in ``up``."""
     A, B = layer.adapter_parameters(adapter)
     if pair.down.ndim == 3:  # a stack
         down, up = pair.down.flatten(0, 1), (pair.up * layer.scaling[adapter]).permute(1, 2, 0)

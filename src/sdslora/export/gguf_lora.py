@@ -8,27 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import LoraExport, PlainLayer, Rank, find_carrier, plain_adapter
-from .whole_directory import written_whole
+from .whole_directory import whole_directory
 
 GGUF_NAME = "adapter.gguf"
 
 
 class Architecture(NamedTuple):
-    """How llama.cpp sees a model of Transformers."""
+    """A model of Transformers in llama.cpp's terms."""
 
     name: str
-    """Member of ``gguf.MODEL_ARCH``."""
-    interleaved: bool = False
-    """Whether its rotary embedding turns neighbouring rows, not the halves of a head."""
+    """The member of ``gguf.MODEL_ARCH``."""
+    interleaves_heads: bool = False
+    """True where its rotary embedding turns neighbouring rows, not the halves of a head."""
 
 
 ARCHITECTURES = {
-    "llama": Architecture("LLAMA", interleaved=True),
-    "mistral": Architecture("LLAMA", interleaved=True),
+    "llama": Architecture("LLAMA", interleaves_heads=True),
+    "mistral": Architecture("LLAMA", interleaves_heads=True),
     "qwen2": Architecture("QWEN2"),
     "qwen3": Architecture("QWEN3"),
 }
-"""By ``model_type`` of the base model's configuration: those checked against llama.cpp itself."""
+"""The architectures checked against llama.cpp, by ``model_type`` of the base's configuration."""
 
 
 def to_gguf(
@@ -40,8 +40,8 @@ def to_gguf(
 ) -> LoraExport:
     """Write an SDS-LoRA adapter as ``adapter.gguf``, which llama.cpp applies to the base's GGUF.
 
-    Tensors are float32, so that the function is the adapter's own; what differs from the model here
-    is llama.cpp's arithmetic on its base. Metadata and tensor names are those of llama.cpp's own
+    Tensors are float32, so the adapter's function is exact. Only llama.cpp's arithmetic on its base
+    differs from the model here. Metadata and tensor names are those of llama.cpp's own
     ``convert_lora_to_gguf.py``.
 
     Args:
@@ -63,16 +63,15 @@ def to_gguf(
     architecture = _architecture(config)
     layers = plain_adapter(model, rank, adapter=adapter)
     tensors = _tensors(layers.matrices("llama.cpp"), config, architecture)
-    with written_whole(Path(output_dir)) as folder:
+    with whole_directory(Path(output_dir)) as folder:
         _write(folder / GGUF_NAME, tensors, architecture, layers.rank)
     return LoraExport(Path(output_dir) / GGUF_NAME, layers.rank, layers.relative_error)
 
 
 def interleave_heads(up: Tensor, heads: int) -> Tensor:
-    """Rows of each head from (first half, second half) to pairs, as llama.cpp's LLaMA has them.
+    """Arrange the rows of each head of ``up`` (heads · d, k) in pairs, as llama.cpp's LLaMA does.
 
-    ``up`` (heads · d, k). Transformers rotates row i of a head with row i + d/2; llama.cpp rotates
-    rows 2i and 2i + 1.
+    Transformers rotates row i of a head with row i + d/2. llama.cpp rotates rows 2i and 2i + 1.
     """
     return up.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
@@ -91,7 +90,7 @@ def _architecture(config: Any) -> Architecture:
 def _tensors(
     layers: dict[str, PlainLayer], config: Any, architecture: Architecture
 ) -> dict[str, Tensor]:
-    """Under llama.cpp's names and in its order of rows, float32."""
+    """Return the tensors in float32, with llama.cpp's names and its order of rows."""
     import gguf
 
     heads = {
@@ -101,16 +100,16 @@ def _tensors(
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], config.num_hidden_layers)
     tensors: dict[str, Tensor] = {}
     for name, (down, up, *_) in layers.items():
-        known = names.get_name(name)
-        if known is None:
+        gguf_name = names.get_name(name)
+        if gguf_name is None:
             raise ValueError(
                 f"llama.cpp has no layer for {name!r} of {config.model_type}: export the adapter "
                 "as peft, or merge it"
             )
         owner = name.rpartition(".")[2]
-        if architecture.interleaved and owner in heads:
+        if architecture.interleaves_heads and owner in heads:
             up = interleave_heads(up, heads[owner])
-        tensors |= {f"{known}.weight.lora_a": down, f"{known}.weight.lora_b": up}
+        tensors |= {f"{gguf_name}.weight.lora_a": down, f"{gguf_name}.weight.lora_b": up}
     return {name: tensor.to("cpu", torch.float32) for name, tensor in tensors.items()}
 
 

@@ -19,17 +19,17 @@ from .adapter import (
 )
 from .low_rank_layer import low_rank_layers
 from .plain_lora import save_peft
-from .whole_directory import written_whole
+from .whole_directory import whole_directory
 
 KEYS = ("hira_A", "hira_B")
-"""What PEFT calls a layer's two tensors."""
+"""PEFT's names of a layer's two tensors."""
 _NO_PLACE = {"bias": "none", "trainable_token_indices": None}
-"""What LoRA's configuration has and HiRA's has not."""
+"""Options of LoRA's configuration that HiRA's lacks, each with its default."""
 
 
 @dataclass(frozen=True)
 class HiraExport(LoraExport):
-    """What :func:`to_hira` wrote."""
+    """A HiRA adapter written by :func:`to_hira`."""
 
     def __str__(self) -> str:
         return f"HiRA adapter of rank {self.rank} in {self.path}: exact"
@@ -41,8 +41,9 @@ def to_hira(
     """Write an adapter with ``use_hira`` as a HiRA adapter that stock PEFT loads.
 
     The function is the same: ``W + W ⊙ (B' A')`` with ``A' = [A; Q_Aᵀ]`` and
-    ``B' = s / rms(W) [Q_B, B]``, of rank 2r; of rank r where ΔW has that rank, up to rounding, as
-    right after a ``qr`` refresh. Tensors are float32 or better; ``modules_to_save`` go along.
+    ``B' = s / rms(W) [Q_B, B]``. Its rank is 2r, or r where ΔW has that rank up to rounding, as
+    right after a ``qr`` refresh. Tensors are float32 or better. The file includes
+    ``modules_to_save``.
 
     Args:
         model: the PEFT model.
@@ -56,7 +57,7 @@ def to_hira(
     """
     carrier = find_carrier(model)
     adapter = choose_adapter(carrier, adapter)
-    config, adapted = carrier.peft_config[adapter], low_rank_layers(carrier, adapter)
+    config, layers = carrier.peft_config[adapter], low_rank_layers(carrier, adapter)
     if not is_hira(config):
         raise ValueError(
             f"adapter {adapter!r} was trained without use_hira and is a plain LoRA: write it with "
@@ -69,11 +70,11 @@ def to_hira(
                 "model (merge_and_unload)"
             )
     pairs, errors = {}, []
-    for name, layer in adapted:
+    for name, layer in layers:
         pairs[name], error = without_surplus(_pair(layer, adapter), layer.r[adapter])
         errors.append(error)
     hira = adapter_of_pairs(carrier, adapter, pairs, KEYS)
-    with written_whole(Path(output_dir)) as folder:
+    with whole_directory(Path(output_dir)) as folder:
         save_peft(folder, hira, _hira_config(config, hira.rank))
     return HiraExport(Path(output_dir), hira.rank, max(errors))
 
@@ -85,11 +86,11 @@ def _pair(layer: Any, adapter: str) -> LowRankPair:
 
 
 def _hira_config(config: Any, rank: int) -> HiraConfig:
-    """HiRA on the same modules, of one rank."""
-    inherited = {
+    """Return the configuration of HiRA on the same modules, of one rank."""
+    hira_options = {
         field.name: getattr(config, field.name)
         for field in fields(HiraConfig)
         if hasattr(config, field.name)
     }
-    changed = {"r": rank, "rank_pattern": {}, "peft_type": None, "inference_mode": True}
-    return HiraConfig(**inherited | changed)
+    overrides = {"r": rank, "rank_pattern": {}, "peft_type": None, "inference_mode": True}
+    return HiraConfig(**hira_options | overrides)

@@ -9,15 +9,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapter import LoraExport, PlainAdapter, Rank, check_rank, plain_adapter
-from .whole_directory import written_whole
+from .whole_directory import whole_directory
 
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
-"""What Diffusers' ``load_lora_weights`` looks for in a directory."""
+"""The file that Diffusers' ``load_lora_weights`` looks for in a directory."""
 
 KOHYA_NAME = "lora.safetensors"
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
-"""The attributes of a Diffusers pipeline whose adapters its loaders take from such a file."""
+"""The attributes of a Diffusers pipeline whose adapters its loaders read from such a file."""
 
 _KOHYA_PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
@@ -109,10 +109,10 @@ def _plain(
 def _matrices(
     plain: Mapping[str, PlainAdapter], software: str
 ) -> Iterator[tuple[str, str, Tensor, Tensor]]:
-    """Component, layer, ``down`` and ``up``."""
+    """Yield the component, the layer, ``down`` and ``up``."""
     for component, adapter in plain.items():
         for name, (down, up, *_) in adapter.matrices(software).items():
-            # CLIP's name for its body, which Transformers 5 leaves out and the formats do not
+            # CLIP's name for its body: Transformers 5 leaves it out, the formats have it
             body = "text_model." if name.startswith("encoder.layers.") else ""
             yield component, body + name, down, up
 
@@ -120,7 +120,7 @@ def _matrices(
 def _write(
     tensors: dict[str, Tensor], plain: Mapping[str, PlainAdapter], output_dir: Path, name: str
 ) -> LoraExport:
-    with written_whole(output_dir) as folder:
+    with whole_directory(output_dir) as folder:
         save_file(tensors, folder / name, metadata={"format": "pt"})
     rank = max(adapter.rank for adapter in plain.values())
     error = max(adapter.relative_error for adapter in plain.values())

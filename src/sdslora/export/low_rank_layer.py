@@ -1,4 +1,4 @@
-"""What a layer must offer to be exported, whichever method it belongs to."""
+"""The interface of a layer that can be exported, whatever its method."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,26 +10,26 @@ from ..core import LowRankPair
 
 @runtime_checkable
 class LowRankLayer(Protocol):
-    """An adapted layer whose ΔW is ``scaling · up @ down``; everything goes by adapter name."""
+    """An adapted layer with ΔW = ``scaling · up @ down``; its mappings are by adapter name."""
 
     active_adapters: list[str]
     r: dict[str, int]
     scaling: dict[str, float]
     factor_keys: tuple[str, str]
-    """Where ``down`` and ``up`` stand in a plain LoRA file, below the layer's name."""
+    """The keys of ``down`` and ``up`` in a plain LoRA file, after the layer's name."""
 
     def plain_pair(self, adapter: str) -> LowRankPair:
-        """``up`` (m, k) and ``down`` (k, n) in float32 or better, detached.
+        """Return ``up`` (m, k) and ``down`` (k, n) in float32 or better, detached.
 
-        Of experts' weights, (E, m, k) and (E, k, n).
+        For experts' weights the shapes are (E, m, k) and (E, k, n).
         """
 
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """A and B, whose shapes beyond the rank the exported tensors take."""
+        """Return A and B, which give the exported tensors their shapes beyond the rank."""
 
 
 def low_rank_layers(model: nn.Module, adapter: str) -> list[tuple[str, LowRankLayer]]:
-    """The layers that carry ``adapter``, with their names in ``model``.
+    """Return the layers that carry ``adapter``, with their names in ``model``.
 
     Raises:
         ValueError: where there is none.

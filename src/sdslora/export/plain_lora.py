@@ -24,7 +24,7 @@ from .adapter import (
 )
 from .stock_config import without_misread_names
 from .verification import require_readable
-from .whole_directory import written_whole
+from .whole_directory import whole_directory
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that every version of vLLM accepts for ``max_lora_rank``; newer ones also 1."""
@@ -32,7 +32,7 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class PlainLoraExport(LoraExport):
-    """What :func:`to_plain_lora` wrote."""
+    """A plain LoRA adapter written by :func:`to_plain_lora`."""
 
     @property
     def max_lora_rank(self) -> int | None:
@@ -41,8 +41,8 @@ class PlainLoraExport(LoraExport):
 
     def __str__(self) -> str:
         legal = self.max_lora_rank
-        serving = f"max_lora_rank={legal}" if legal else f"no legal rank above {VLLM_RANKS[-1]}"
-        return f"{super().__str__()}; for vLLM, {serving}"
+        vllm_rank = f"max_lora_rank={legal}" if legal else f"no legal rank above {VLLM_RANKS[-1]}"
+        return f"{super().__str__()}; for vLLM, {vllm_rank}"
 
 
 def to_plain_lora(
@@ -55,31 +55,31 @@ def to_plain_lora(
 ) -> PlainLoraExport:
     """Write an SDS-LoRA adapter as a plain LoRA adapter that stock PEFT, vLLM, ... load.
 
-    Tensors are float32 (float64 for float64 adapters). The scaling is baked into ``lora_B``; the
-    configuration says ``lora_alpha = r`` without ``use_rslora`` and without patterns: layers of a
-    smaller rank are padded with zeros to the largest. Modules saved with the adapter
-    (``modules_to_save``, trained biases) go along.
+    Tensors are float32 (float64 for float64 adapters). The scaling is baked into ``lora_B``. The
+    configuration has ``lora_alpha = r`` without ``use_rslora`` and without patterns. Layers of a
+    smaller rank are padded with zeros to the largest. The file includes the modules saved with the
+    adapter (``modules_to_save``, trained biases).
 
     Args:
         model: the PEFT model.
         output_dir: a new directory, or an empty one.
-        rank: ``"exact"``: the same function, at the adapter's own rank r where its ΔW has that
-            rank, up to rounding (right after a ``qr`` refresh, which ends a training with
-            ``preset="tuned"``; in the warm-up), else at rank 2r. ``"compact"``: the best
-            approximation of rank r. An integer: the best approximation of that rank. No (m, n)
+        rank: ``"exact"`` keeps the function. The rank is 2r, or the adapter's own rank r where ΔW
+            has that rank up to rounding. That is so in the warm-up and right after a ``qr``
+            refresh, which ends a training with ``preset="tuned"``. ``"compact"`` is the best
+            approximation of rank r, and an integer the best approximation of that rank. No (m, n)
             matrix is formed.
         adapter: its name; by default the only one, or the active one.
-        verify: load what was written in stock PEFT, onto the base model's architecture without its
-            weights, and compare. By default where the base is a model of transformers' whose
-            architecture can be made so; True: an error where it cannot.
+        verify: load the file in stock PEFT, onto the base model's architecture without its
+            weights, and compare. None, the default, does so where Transformers can build that
+            architecture. True raises an error where it cannot.
 
     Returns:
         The path, the rank, and the relative error of the approximation.
 
     Raises:
-        RuntimeError: where stock PEFT reads something else; nothing is left in ``output_dir``.
+        RuntimeError: where stock PEFT reads another adapter; ``output_dir`` then stays empty.
         ValueError: for another rank, where there is no such adapter, or where it has ``use_hira``.
-        FileExistsError: where ``output_dir`` holds something.
+        FileExistsError: where ``output_dir`` is not empty.
 
     Examples:
         >>> import tempfile, torch
@@ -92,7 +92,7 @@ def to_plain_lora(
         2
     """
     check_rank(rank)
-    with written_whole(Path(output_dir)) as folder:
+    with whole_directory(Path(output_dir)) as folder:
         plain = plain_adapter(model, rank, adapter=adapter)
         save_peft(folder, plain, stock_config(plain, find_carrier(model)))
         if verify is not False:
@@ -107,56 +107,61 @@ def write_plain_lora(
     *,
     adapter: str = "default",
 ) -> PlainLoraExport:
-    """Write given changes of linear layers as a plain LoRA adapter, exactly.
+    """Write changes of linear layers as a plain LoRA adapter, exactly.
 
-    As :func:`to_plain_lora` otherwise. For methods whose change is not in the adapter alone.
+    It serves methods whose change is not in the adapter alone. The files are those of
+    :func:`to_plain_lora`.
 
     Args:
         model: the PEFT model; its configuration names the layers.
         output_dir: a new directory, or an empty one.
-        pairs: by the layer's name in the base model, ``up`` (m, k) and ``down`` (k, n), the scaling
-            folded in; k may differ from layer to layer.
+        pairs: ``up`` (m, k) and ``down`` (k, n) by the layer's name in the base model, with the
+            scaling in them; k may differ from layer to layer.
         adapter: its name.
 
     Raises:
-        FileExistsError: where ``output_dir`` holds something.
+        FileExistsError: where ``output_dir`` is not empty.
     """
     plain = adapter_of_pairs(find_carrier(model), adapter, pairs)
-    with written_whole(Path(output_dir)) as folder:
+    with whole_directory(Path(output_dir)) as folder:
         save_peft(folder, plain, stock_config(plain, find_carrier(model)))
     return PlainLoraExport(Path(output_dir), plain.rank, 0.0)
 
 
 def save_peft(folder: Path, plain: PlainAdapter, config: PeftConfig) -> None:
-    """Write the tensors of each layer, and what else the adapter has, with a configuration."""
+    """Write the layers' tensors, the adapter's other tensors and a configuration."""
     tensors = {PEFT_PREFIX + key: tensor for key, tensor in plain.others.items()}
     for name, (down, up, keys, *_) in plain.layers.items():
         tensors |= {f"{PEFT_PREFIX}{name}.{keys[0]}": down, f"{PEFT_PREFIX}{name}.{keys[1]}": up}
-    save_file(_apart(tensors), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(
+        _without_shared_memory(tensors),
+        folder / SAFETENSORS_WEIGHTS_NAME,
+        metadata={"format": "pt"},
+    )
     config.save_pretrained(str(folder))
 
 
 def stock_config(plain: PlainAdapter, carrier: Any) -> LoraConfig:
-    """The configuration with which stock PEFT finds the same layers in the base model."""
+    """Return the configuration with which stock PEFT finds the same layers in the base model."""
     layers = [name for name, layer in plain.layers.items() if not layer.of_parameter]
     return without_misread_names(_plain_config(plain.config, plain.rank), layers, carrier)
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those copied that share memory with another (tied weights)."""
-    seen: set[int] = set()
-    apart = {}
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, with copies of those that share memory with another (tied weights)."""
+    storages: set[int] = set()
+    copies = {}
     for name, tensor in tensors.items():
         memory = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if memory in seen else tensor
-        seen.add(memory)
-    return apart
+        copies[name] = tensor.clone() if memory in storages else tensor
+        storages.add(memory)
+    return copies
 
 
 def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:
-    """Plain LoRA on the same modules, of one rank, scaling 1."""
-    inherited = {field.name: getattr(config, field.name) for field in fields(LoraConfig)}
-    changed = {
+    """Return plain LoRA on the same modules, of one rank, with scaling 1."""
+    lora_options = {field.name: getattr(config, field.name) for field in fields(LoraConfig)}
+    overrides = {
         "r": rank,
         "lora_alpha": rank,
         "use_rslora": False,
@@ -167,5 +172,5 @@ def _plain_config(config: LoraConfig, rank: int) -> LoraConfig:
         "init_lora_weights": True,
     }
     if config.bias == "sdslora_only":
-        changed["bias"] = "lora_only"
-    return LoraConfig(**inherited | changed)
+        overrides["bias"] = "lora_only"
+    return LoraConfig(**lora_options | overrides)

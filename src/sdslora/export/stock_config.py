@@ -1,4 +1,4 @@
-"""Names of layers that stock PEFT takes for others."""
+"""Names of layers that stock PEFT misreads."""
 
 import copy
 from collections.abc import Sequence
@@ -10,32 +10,33 @@ from .._peft import name_in_base
 
 
 def without_misread_names(config: LoraConfig, layers: Sequence[str], carrier: Any) -> LoraConfig:
-    """Name layers in a way that stock PEFT leaves alone.
+    """Return the configuration with names of layers that stock PEFT does not change.
 
     In models with a mixture of experts, PEFT reads ``gate_proj`` and the like as projections of
-    experts, as adapters of Transformers 4 have them, also where the name is one of a dense layer
-    (DeepSeek's first layers, shared experts). The weights of such layers go into
-    ``target_parameters``, which PEFT does not rewrite.
+    experts, as adapters of Transformers 4 name them. It does so even for a dense layer (DeepSeek's
+    first layers, shared experts). The weights of such layers go into ``target_parameters``, which
+    PEFT does not rewrite.
 
     Args:
-        config: of the plain LoRA adapter.
-        layers: the names of all its layers in the base model, those of ``target_parameters`` aside.
-        carrier: what :func:`find_carrier` gave; whose base says which names PEFT rewrites.
+        config: the configuration of the plain LoRA adapter.
+        layers: the names of all its layers in the base model, except ``target_parameters``.
+        carrier: the module that :func:`find_carrier` returns; its base decides the names that PEFT
+            rewrites.
     """
     base = carrier.get_base_model() if hasattr(carrier, "get_base_model") else carrier
     names = {name_in_base(name) for name in layers}
-    misread = sorted(name for name in names if _is_misread(name, base))
-    if not misread:
+    misread_names = sorted(name for name in names if _is_misread(name, base))
+    if not misread_names:
         return config
-    named = copy.deepcopy(config)
-    named.target_modules = names - set(misread)
-    weights = [f"{name}.weight" for name in misread]
-    named.target_parameters = [*(config.target_parameters or []), *weights]
-    return named
+    stock = copy.deepcopy(config)
+    stock.target_modules = names - set(misread_names)
+    weights = [f"{name}.weight" for name in misread_names]
+    stock.target_parameters = [*(config.target_parameters or []), *weights]
+    return stock
 
 
 def _is_misread(name: str, base: Any) -> bool:
-    """Whether PEFT's own conversion of configurations takes a layer's name away, or rejects it."""
+    """Return whether PEFT's conversion of configurations removes or rejects a layer's name."""
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     except ImportError:  # the base is no model of transformers'
@@ -43,6 +44,6 @@ def _is_misread(name: str, base: Any) -> bool:
     config = LoraConfig(target_modules={name})
     try:
         convert_peft_config_for_transformers(config, base, None)
-    except ValueError:  # it wants the other parts of a fused weight of experts
+    except ValueError:  # the conversion needs the other parts of a fused weight of experts
         return True
     return name not in (config.target_modules or ())

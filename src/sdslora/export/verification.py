@@ -1,4 +1,4 @@
-"""Reading an exported adapter back with stock PEFT."""
+"""Check of an exported adapter: stock PEFT reads it back."""
 
 import copy
 import warnings
@@ -15,16 +15,16 @@ from torch import nn
 def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
     """Load the adapter in ``folder`` onto the bare architecture, and compare names and shapes.
 
-    PEFT finds the tensors of a layer by its name: where all names are found, all values are.
+    PEFT finds the tensors of a layer by its name. So where all names agree, all values do.
 
     Args:
-        folder: what was written.
+        folder: the exported adapter.
         carrier: the model with the adapter that was exported.
-        always: whether it is an error where the architecture cannot be made.
+        always: raise an error where the architecture cannot be built.
 
     Raises:
-        RuntimeError: where stock PEFT reads something else.
-        ValueError: where the architecture cannot be made and ``always`` is true.
+        RuntimeError: where stock PEFT reads another adapter.
+        ValueError: where the architecture cannot be built and ``always`` is true.
     """
     skeleton = _skeleton(carrier)
     if skeleton is None:
@@ -36,27 +36,27 @@ def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
         return
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in list(file.keys())}
-    written = {key: shape for key, shape in shapes.items() if ".lora_" in key}
+    file_shapes = {key: shape for key, shape in shapes.items() if ".lora_" in key}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = PeftModel.from_pretrained(
+        model = PeftModel.from_pretrained(
             skeleton, str(folder), low_cpu_mem_usage=True, torch_device="cpu"
         )
-        tensors = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-    read = {key: tuple(tensor.shape) for key, tensor in tensors.items() if ".lora_" in key}
-    lost = [key for key, shape in written.items() if read.get(key) != shape]
-    added = [key for key in read if key not in written]
-    if lost or added:
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    model_shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items() if ".lora_" in key}
+    missing_keys = [key for key, shape in file_shapes.items() if model_shapes.get(key) != shape]
+    extra_keys = [key for key in model_shapes if key not in file_shapes]
+    if missing_keys or extra_keys:
         raise RuntimeError(
-            f"stock PEFT reads another adapter than the one written: of {len(written)} tensors it "
-            f"does not take over {len(lost)}, and it makes {len(added)} of its own; "
-            f"{(lost + added)[0]} for one. Leave those layers out of target_modules, or merge the "
-            "adapter into the model"
+            "stock PEFT reads another adapter than the one written: of "
+            f"{len(file_shapes)} tensors it does not take over {len(missing_keys)}, and it makes "
+            f"{len(extra_keys)} of its own; {(missing_keys + extra_keys)[0]} for one. Leave those "
+            "layers out of target_modules, or merge the adapter into the model"
         )
 
 
 def _skeleton(carrier: Any) -> nn.Module | None:
-    """The base model's architecture on the meta device; None for other models."""
+    """Build the base model's architecture on the meta device; None for other models."""
     base = carrier.get_base_model() if hasattr(carrier, "get_base_model") else None
     config = getattr(base, "config", None)
     if (

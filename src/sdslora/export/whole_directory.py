@@ -1,4 +1,4 @@
-"""Output directories that are whole or absent, whatever interrupts the writing."""
+"""Output directories that are complete or absent, whatever interrupts the writing."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(output_dir: Path) -> Iterator[Path]:
-    """A temporary directory beside ``output_dir`` that takes its name once the block succeeds.
+def whole_directory(output_dir: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside ``output_dir``, renamed to it once the block succeeds.
 
     Raises:
         FileExistsError: where ``output_dir`` exists and is not an empty directory.
@@ -24,7 +24,7 @@ def written_whole(output_dir: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
     try:
         yield partial
-        # mkdtemp made it private; the result has the usual permissions
+        # mkdtemp creates a private directory; the result has the usual permissions
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o777 & ~umask)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..core import hadamard_multiplier, upcast
-from ..tuner import SdsLoraConfig, refuse_without_weight
+from ..tuner import SdsLoraConfig, reject_without_weight
 from .base.factor_method import HadamardChange
 from .base.layers import ADAPTER, base_weight, lora_layers
 from .base.settings import Settings
@@ -39,7 +39,7 @@ class SdsHira(HadamardChange[SdsHiraState], SdsMethod[SdsHiraState]):
         """Return the layers that will be adapted; their weights must not be quantized."""
         layers = super().check(model, settings)
         for name, layer in layers.items():
-            refuse_without_weight(layer, name)
+            reject_without_weight(layer, name)
         return layers
 
     def layer_states(self, model: nn.Module) -> dict[str, Any]:

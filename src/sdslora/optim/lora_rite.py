@@ -43,17 +43,17 @@ def lora_rite_direction(
     Args:
         gradient: g_A (..., r, k).
         partner: B (..., j, r).
-        memory: before the step.
+        memory: the memory before the step.
         step: t, 1 at the first.
         betas: β₁ and β₂.
-        eps: ε, added to the roots of V's eigenvalues.
+        eps: ε, which is added to the roots of V's eigenvalues.
     """
     gradient, partner = upcast(gradient), upcast(partner)
     # P = Qᵀ Q_old,  ḡ = R⁻ᵀ g_A
     Q, inverse = _basis(partner)
     P = Q.mT @ memory.basis
     g = inverse.mT @ gradient
-    beta1, beta2 = (corrected(beta, step) for beta in betas)
+    beta1, beta2 = (corrected_decay(beta, step) for beta in betas)
     # V ← β₂ P V Pᵀ + (1 − β₂) ḡ ḡᵀ / k
     V = beta2 * P @ memory.covariance @ P.mT + (1 - beta2) * (g @ g.mT) / g.shape[-1]
     values, vectors = torch.linalg.eigh(V)
@@ -63,7 +63,7 @@ def lora_rite_direction(
     return inverse @ M, LoraRiteMemory(Q, M, V)
 
 
-def unmagnified(gradient: Tensor, partner: Tensor) -> Tensor:
+def unmagnified_gradient(gradient: Tensor, partner: Tensor) -> Tensor:
     """Return ``ḡ = R⁻ᵀ g_A`` (..., q, k), the gradient in the orthonormal basis of its partner.
 
     Args:
@@ -79,7 +79,7 @@ def _basis(partner: Tensor) -> tuple[Tensor, Tensor]:
     return Q, torch.linalg.pinv(R)
 
 
-def corrected(beta: float, step: int) -> float:
+def corrected_decay(beta: float, step: int) -> float:
     """Return the decay that makes a mean of ``step`` values unbiased: 0 at the first."""
     return beta * (1 - beta ** (step - 1)) / (1 - beta**step)
 
@@ -89,8 +89,8 @@ class LoraRite(PairOptimizer):
 
     The authors' PyTorch code (github.com/gkevinyen5418/LoRA-RITE at 67fd532e) also clips and skips
     by default, as ``clip_norm=1.0, skip_rms=1.0`` does. Here both are off: a trainer clips
-    gradients, and each layer moves by itself. Their paper adds to V what falls out of it at a
-    change of basis. Their code does not by default, and this does not.
+    gradients, and each layer moves by itself. Their paper adds the part of V that a
+    change of basis loses back to V. Their code does not by default, and this does not.
 
     Args:
         params: groups ``{"params": [A, B, A, B, ...]}``; other parameters in groups with
@@ -102,8 +102,8 @@ class LoraRite(PairOptimizer):
         weight_decay: decoupled: each step multiplies by ``1 − η weight_decay``.
         clip_norm: the largest norm of ḡ over all factors of all layers; longer ones are scaled down
             to it. None does not clip.
-        skip_rms: a factor whose ḡ has a larger root mean square gets no gradient in this step; its
-            momentum moves it on. None does not skip.
+        skip_rms: a factor whose ḡ has a larger root mean square gets no gradient in this step. Its
+            momentum still moves it. None does not skip.
 
     Raises:
         ValueError: if an option is out of its range, or the parameters are no pairs.
@@ -129,23 +129,32 @@ class LoraRite(PairOptimizer):
         )
 
     def _prepare(self) -> None:
-        """Skip and clip, in the gradients: ḡ is linear in them, so that one factor scales both."""
+        """Filter the gradients: skip and clip. ḡ is linear in them, so one factor scales both."""
         if self.clip_norm is None and self.skip_rms is None:
             return
-        limited: list[tuple[Tensor, Tensor]] = []
+        gradient_squares: list[tuple[Tensor, Tensor]] = []
         for A, B in self._moving_pairs():
             g_A, g_B = gradients([A, B])
-            limited.append((g_A, unmagnified(g_A.flatten(1), B.flatten(1)).square()))
-            limited.append((g_B, unmagnified(g_B.flatten(1).mT, A.flatten(1).mT).square()))
+            gradient_squares.append(
+                (g_A, unmagnified_gradient(g_A.flatten(1), B.flatten(1)).square())
+            )
+            gradient_squares.append(
+                (g_B, unmagnified_gradient(g_B.flatten(1).mT, A.flatten(1).mT).square())
+            )
         if self.skip_rms is not None:
-            for gradient, squares in limited:
+            for gradient, squares in gradient_squares:
                 if squares.mean().sqrt() > self.skip_rms:
                     gradient.zero_()
                     squares.zero_()
-        if self.clip_norm is not None and limited:
-            norm = torch.stack([squares.sum().cpu() for _, squares in limited]).sum().sqrt().item()
+        if self.clip_norm is not None and gradient_squares:
+            norm = (
+                torch.stack([squares.sum().cpu() for _, squares in gradient_squares])
+                .sum()
+                .sqrt()
+                .item()
+            )
             if norm > self.clip_norm:
-                for gradient, _ in limited:
+                for gradient, _ in gradient_squares:
                     gradient.mul_(self.clip_norm / norm)
 
     def _moving_pairs(self) -> list[Pair]:
@@ -156,18 +165,18 @@ class LoraRite(PairOptimizer):
         for alike in self._alike(filter(has_gradients, pairs)):
             A, B = [pair.A for pair in alike], [pair.B for pair in alike]
             of_A, of_B = matrices(A), matrices(B)
-            # both from the factors before the step
+            # both directions come from the factors before the step
             for_A = self._direction(group, A, matrices(gradients(A)), of_B)
             for_B = self._direction(group, B, matrices(gradients(B)).mT, of_A.mT).mT
             for targets, theta, direction in ((A, of_A, for_A), (B, of_B, for_B)):
                 # θ ← (1 − η wd) θ − η d
-                decayed = (1 - group["lr"] * group["weight_decay"]) * theta
-                write(targets, decayed - group["lr"] * direction)
+                decayed_theta = (1 - group["lr"] * group["weight_decay"]) * theta
+                write(targets, decayed_theta - group["lr"] * direction)
 
     def _direction(
         self, group: Group, parameters: list[Tensor], gradient: Tensor, partner: Tensor
     ) -> Tensor:
-        """Return the direction of A; that of B on transposes, as its memory is."""
+        """Return the direction of A, or of B on transposes; the memory of B is transposed too."""
         j, k = partner.shape[-2], gradient.shape[-1]
         q = min(partner.shape[-2:])
         memory = [

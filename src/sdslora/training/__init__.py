@@ -1,4 +1,4 @@
-"""Driving the schedule: a scheduler, a Trainer callback, a watchdog for when both are missing."""
+"""Drivers of the schedule: a scheduler, a Trainer callback, and a watchdog if both are missing."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ __all__ = ["CHECKS", "Check", "CheckFailed", "Diverged", "SdsLoraCallback", "Sds
 
 
 def __getattr__(name: str) -> Any:
-    """Import the callback when it is asked for: its base class brings Transformers' Trainer."""
+    """Import the callback on first use: its base class imports Transformers' Trainer."""
     if name != "SdsLoraCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .callback import SdsLoraCallback

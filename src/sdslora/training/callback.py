@@ -16,16 +16,16 @@ from .checks import CHECKS, Check, CheckFailed, require_saved
 from .distributed import is_whole
 from .scheduler import SdsLoraScheduler
 
-UNCHECKED = "adapter-unchecked"
-"""Folder in the output directory for the adapter of a training that a check has stopped."""
+UNCHECKED_FOLDER = "adapter-unchecked"
+"""Folder in the output directory for the adapter of a training that a check stopped."""
 
 
 class SdsLoraCallback(TrainerCallback):
-    """Drives the schedule of the model's trainable SDS-LoRA adapters.
+    """A callback that drives the schedule of the model's trainable SDS-LoRA adapters.
 
-    Takes everything from the trainer: the total number of steps, the model, the optimizer. The
-    position in the schedule is in their states, so that a resumed run goes on exactly. At each
-    logging step it adds to the log:
+    It gets the total number of steps, the model and the optimizer from the trainer. Their states
+    have the position in the schedule, so that a resumed run continues exactly. At each logging step
+    it adds to the log:
 
     - ``sds/phase``: 0 in the warm-up, then the interval between refreshes
     - ``sds/refreshes``: number of refreshes so far
@@ -33,33 +33,34 @@ class SdsLoraCallback(TrainerCallback):
     - ``sds/basis_drift``: 1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers
     - ``sds/relative_jump``: ‖ΔW' − ΔW‖ / ‖ΔW‖ at that refresh, averaged over layers
 
-    The last two are measured at most once per logging interval, at its first refresh; after a
+    The last two are measured at most once per logging interval, at its first refresh. After a
     resume they are missing until then. All are those of the first adapter. Trackers
-    (TensorBoard, ...) are told of a log entry in the order of the trainer's callbacks. To give them
-    these figures too, put this callback first, with ``trainer.callback_handler.callbacks.insert``.
+    (TensorBoard, ...) get a log entry in the order of the trainer's callbacks. To give them these
+    figures too, put this callback first, with ``trainer.callback_handler.callbacks.insert``.
 
     Args:
-        checks: names of the checks that are made (see :mod:`sdslora.training.checks`).
+        checks: names of the checks to run (see :mod:`sdslora.training.checks`).
 
     Raises:
         ValueError: at the start of the training, where no adapter is trainable, the training would
             end within the warm-up, or there is no such check.
-        CheckFailed: while training, where a check found something wrong. The adapter as it is by
-            then is saved in the folder ``adapter-unchecked`` of the output directory, unless it is
-            sharded.
+        CheckFailed: while training, where a check fails. Unless the adapter is sharded, it is saved
+            in the folder ``adapter-unchecked`` of the output directory.
     """
 
     def __init__(self, *, checks: Collection[Check] = CHECKS) -> None:
         self.checks = checks
         self.scheduler: SdsLoraScheduler | None = None
         self._report: RefreshReport | None = None
-        self._measured = False
+        self._has_report = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Attach to the model and the optimizer, whose states are loaded by now."""
-        if "base" in self.checks and getattr(args, "use_vllm", False):  # of TRL's online trainers
+        """Start the schedule of the model and the optimizer, whose states are loaded by now."""
+        if "base" in self.checks and getattr(
+            args, "use_vllm", False
+        ):  # an option of TRL's online trainers
             raise CheckFailed(
                 "base",
                 "use_vllm=True merges the adapter into the base weights and out of them again each "
@@ -67,7 +68,7 @@ class SdsLoraCallback(TrainerCallback):
                 "the sampler the adapter alone: a rollout_func that writes it with "
                 "sdslora.to_plain_lora and loads that in vLLM",
             )
-        self._report, self._measured = None, False
+        self._report, self._has_report = None, False
         self.scheduler = SdsLoraScheduler(
             kwargs["model"],
             kwargs["optimizer"],
@@ -80,17 +81,17 @@ class SdsLoraCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Follow the optimizer step."""
+        """Update the schedule after the optimizer step."""
         assert self.scheduler is not None
-        with self._keeping(args, state, kwargs["model"]):
-            report = self.scheduler.step(measure=not self._measured)
+        with self._save_on_failure(args, state, kwargs["model"]):
+            report = self.scheduler.step(measure=not self._has_report)
         if report is not None:
-            self._report, self._measured = report, True
+            self._report, self._has_report = report, True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See that the checkpoint has the whole adapter."""
+        """Check that the checkpoint has the whole adapter."""
         assert args.output_dir is not None
         if state.is_world_process_zero:
             self.require_saved(
@@ -98,7 +99,7 @@ class SdsLoraCallback(TrainerCallback):
             )
 
     def require_saved(self, directory: Path) -> None:
-        """See that ``directory`` has the whole adapter, where ``saved`` is among the checks.
+        """Check that ``directory`` has the whole adapter, where ``saved`` is among the checks.
 
         Raises:
             CheckFailed: where it does not.
@@ -110,17 +111,17 @@ class SdsLoraCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the checks where the training was stopped early."""
+        """Run the checks where the training stopped early."""
         assert self.scheduler is not None
-        with self._keeping(args, state, kwargs["model"]):
+        with self._save_on_failure(args, state, kwargs["model"]):
             best = args.load_best_model_at_end and state.best_model_checkpoint is not None
             self.scheduler.end(adapter_replaced=best)
 
     @contextmanager
-    def _keeping(
+    def _save_on_failure(
         self, args: TrainingArguments, state: TrainerState, model: PeftModel
     ) -> Iterator[None]:
-        """Save the adapter where a check fails: the trainer will not come to do it."""
+        """Save the adapter where a check fails in the block: the trainer will not do so."""
         assert self.scheduler is not None
         try:
             yield
@@ -128,7 +129,7 @@ class SdsLoraCallback(TrainerCallback):
             parameters = [p for adapter in self.scheduler.adapters for p in adapter.parameters]
             if all(map(is_whole, parameters)):
                 assert args.output_dir is not None
-                folder = Path(args.output_dir) / UNCHECKED
+                folder = Path(args.output_dir) / UNCHECKED_FOLDER
                 if state.is_world_process_zero:
                     model.save_pretrained(str(folder))
                 failure.args = (f"{failure}. The adapter, unchecked, is saved in {folder}",)
@@ -145,13 +146,13 @@ class SdsLoraCallback(TrainerCallback):
         """Add the figures to the entry and to the trainer's history."""
         if self.scheduler is None or logs is None or "loss" not in logs:
             return
-        self._measured = False
+        self._has_report = False
         figures = self.metrics()
         logs |= figures
         state.log_history[-1] |= figures
 
     def metrics(self) -> dict[str, float]:
-        """The figures named above, as far as they are known."""
+        """Return the figures of the log, as far as they are known."""
         assert self.scheduler is not None
         figures = self.scheduler.figures
         if self._report is not None:
@@ -161,5 +162,5 @@ class SdsLoraCallback(TrainerCallback):
 
 
 def _replicas(args: TrainingArguments) -> dist.ProcessGroup | None:
-    """The processes of data-parallel training: the trainer gives its callbacks the bare model."""
+    """Return the processes of data-parallel training; the trainer passes on only the bare model."""
     return dist.group.WORLD if args.parallel_mode == ParallelMode.DISTRIBUTED else None

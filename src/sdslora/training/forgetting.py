@@ -1,8 +1,8 @@
-"""What an optimizer remembers of A and B, and putting it back to where a new optimizer starts.
+"""The reset of an optimizer's memory of A and B, to the start of a new optimizer.
 
-An optimizer may remember in three places: the state of a parameter, the parameter's group, and
-attributes of its own. Which entries of the first two a step writes is learned before the first
-step (:mod:`.rehearsal`), which also rejects an optimizer that remembers anything elsewhere.
+An optimizer may have memory in three places: the state of a parameter, the parameter's group, and
+its own attributes. A rehearsal before the first step (:mod:`.rehearsal`) finds the entries of the
+first two that a step writes. It rejects an optimizer with memory elsewhere.
 """
 
 import copy
@@ -18,9 +18,9 @@ from .distributed import local
 from .zero import ZERO_AT_FIRST, ZeroOptimizer
 
 ORIGIN_KEY = "sds_lora_origin"
-"""Entry of a parameter group that says where a new optimizer starts, so that a checkpoint has it.
+"""Entry of a parameter group for the start of a new optimizer, so that a checkpoint has it.
 
-Missing where every state starts empty and no step writes to the group, as with torch's AdamW:
+It is missing where every state starts empty and no step writes to the group, as with torch's AdamW:
 
 - ``"group"``: the first values of the group's entries that a step changes
 - ``"added"``: the names of the group's entries that a step adds
@@ -37,14 +37,14 @@ State = dict[str, Any]
 
 
 def is_new(optimizer: Optimizer) -> bool:
-    """Whether the optimizer has neither taken a step nor loaded the state of one that has.
+    """Return whether the optimizer has taken no step, and loaded no state of one that has.
 
-    Some make their states, or entries of them, before the first step.
+    Some optimizers create their states, or entries of them, before the first step.
     """
     return all(
         _is_new(state, parameter)
         for parameter, state in optimizer.state.items()
-        if isinstance(parameter, Tensor)  # some keep entries of another kind there
+        if isinstance(parameter, Tensor)  # some store entries of another kind there
     )
 
 
@@ -56,7 +56,7 @@ def _is_new(state: State, parameter: Tensor) -> bool:
 
 
 def is_copy(value: Any, parameter: Tensor) -> bool:
-    """Whether an entry of a state has the values of ``parameter``."""
+    """Return whether an entry of a state has the values of ``parameter``."""
     return (
         isinstance(value, Tensor)
         and value.shape == parameter.shape
@@ -65,9 +65,9 @@ def is_copy(value: Any, parameter: Tensor) -> bool:
 
 
 def as_number(value: Any) -> Any:
-    """Return a tensor that is filled with one number as that number, any other value as it is.
+    """Return the number that fills a whole tensor, and any other value as it is.
 
-    A mask (of booleans or integers) stays: it is made of the parameter, whatever it holds.
+    A mask (of booleans or integers) stays a tensor: it depends on the parameter.
     """
     if not isinstance(value, Tensor) or not local(value).numel():
         return value
@@ -82,11 +82,11 @@ def group_origin(before: State, after: State) -> State:
 
     Args:
         before: a parameter group of a new optimizer.
-        after: the same after some steps.
+        after: the same group after some steps.
     """
     names = after.keys() - _NOT_MEMORY
-    changed = sorted(n for n in names & before.keys() if not same(before[n], after[n]))
-    values = {name: copy.deepcopy(before[name]) for name in changed}
+    changed_names = sorted(n for n in names & before.keys() if not same(before[n], after[n]))
+    values = {name: copy.deepcopy(before[name]) for name in changed_names}
     origin = {"group": values, "added": sorted(names - before.keys())}
     return {name: value for name, value in origin.items() if value}
 
@@ -95,16 +95,16 @@ def state_origin(before: Sequence[State], after: Sequence[State]) -> State:
     """Return ``"state"`` and ``"kept"`` of :data:`ORIGIN_KEY`, where there are any.
 
     Args:
-        before: the states of some parameters in a new optimizer: numbers (:func:`as_number`),
+        before: the states of some parameters in a new optimizer, as numbers (:func:`as_number`),
             and :data:`PARAMETER` for copies.
-        after: the same after some steps.
+        after: the same states after some steps.
 
     Raises:
         ValueError: for a first value that is a tensor of several numbers, or differs between
             parameters.
     """
     pairs = list(zip(before, after, strict=True))
-    changed = {
+    changed_names = {
         name
         for old, new in pairs
         for name, value in old.items()
@@ -114,18 +114,20 @@ def state_origin(before: Sequence[State], after: Sequence[State]) -> State:
         or not same(value, new[name])
     }
     values: State = {}
-    for name, value in ((n, old[n]) for old in before for n in sorted(changed & old.keys())):
+    for name, value in ((n, old[n]) for old in before for n in sorted(changed_names & old.keys())):
         if isinstance(value, Tensor) or not same(values.setdefault(name, value), value):
             raise ValueError(f"its first {name!r} cannot be made again")
-    kept = sorted({name for old in before for name in old} - changed)
-    return {name: value for name, value in {"state": values, "kept": kept}.items() if value}
+    constant_names = sorted({name for old in before for name in old} - changed_names)
+    return {
+        name: value for name, value in {"state": values, "kept": constant_names}.items() if value
+    }
 
 
 def reset_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Forget moments and step counters of ``parameters``; the learning rate is left alone.
+    """Reset moments and step counters of ``parameters``; the learning rate stays.
 
     Raises:
-        ValueError: where DeepSpeed's ZeRO holds them for an optimizer not of Adam's family.
+        ValueError: where DeepSpeed's ZeRO has them for an optimizer not of Adam's family.
     """
     if isinstance(optimizer, ZeroOptimizer):
         optimizer.reset()
@@ -145,8 +147,7 @@ def _reset_one(optimizer: Optimizer, parameter: nn.Parameter, origin: State) -> 
     for name, value in origin.get("state", {}).items():
         value = parameter.detach() if value == PARAMETER else value
         first[name] = _like(state.get(name), value)
-    # torch saves sharded states only where there are any: it takes a step of its own to make
-    # them, which would count
+    # torch saves sharded states only where they exist; it creates them by a step, which would count
     if not origin and isinstance(parameter, DTensor) and state.keys() <= ZERO_AT_FIRST:
         first = {key: torch.zeros_like(torch.as_tensor(value)) for key, value in state.items()}
     if first:
@@ -154,7 +155,7 @@ def _reset_one(optimizer: Optimizer, parameter: nn.Parameter, origin: State) -> 
 
 
 def remembers(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
-    """Whether the optimizer remembers anything of ``parameters`` that a new one would not."""
+    """Return whether the optimizer has a memory of ``parameters`` that a new one has not."""
     for group, origin, own in _groups(optimizer, parameters):
         if any(not same(v, group.get(n)) for n, v in origin.get("group", {}).items()):
             return True
@@ -163,7 +164,7 @@ def remembers(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
                 if name in origin.get("kept", ()):
                     continue
                 first = origin.get("state", {}).get(name, 0)
-                if _is_something(value) and not (
+                if _is_nonzero(value) and not (
                     is_copy(value, parameter) or same(as_number(value), first)
                 ):
                     return True
@@ -173,16 +174,16 @@ def remembers(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
 def _groups(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter]
 ) -> Iterator[tuple[State, State, list[nn.Parameter]]]:
-    """Each group that has some of ``parameters``: the group, its origin, and these."""
-    wanted = {id(parameter) for parameter in parameters}
+    """Yield each group that has some of ``parameters``: the group, its origin, and these."""
+    parameter_ids = {id(parameter) for parameter in parameters}
     for group in optimizer.param_groups:
-        own = [parameter for parameter in group["params"] if id(parameter) in wanted]
+        own = [parameter for parameter in group["params"] if id(parameter) in parameter_ids]
         if own:
             yield group, group.get(ORIGIN_KEY, {}), own
 
 
 def same(value: Any, other: Any) -> bool:
-    """Whether two entries are equal: of the same numbers, a tensor of one among them."""
+    """Return whether two entries are equal; a tensor of one number equals that number."""
     if isinstance(value, Tensor) or isinstance(other, Tensor):
         try:
             a, b = torch.as_tensor(value).cpu(), torch.as_tensor(other).cpu()
@@ -194,15 +195,15 @@ def same(value: Any, other: Any) -> bool:
     return bool(value == other)
 
 
-def _is_something(value: Any) -> bool:
-    """Whether an entry of an optimizer's state is a tensor or number that is not zero."""
+def _is_nonzero(value: Any) -> bool:
+    """Return whether an entry of an optimizer's state is a tensor or number other than zero."""
     if isinstance(value, Tensor):
         return bool(local(value).any())
     return isinstance(value, int | float) and value != 0
 
 
 def _like(current: Any, value: Any) -> Any:
-    """``value`` in a tensor like ``current``, where that is one."""
+    """Return ``value`` in a tensor like ``current``, where that is a tensor."""
     if not isinstance(current, Tensor):
         return value
     return torch.zeros_like(current).copy_(torch.as_tensor(value, device=current.device))

@@ -1,6 +1,6 @@
 """``SdsLoraLightningCallback``: the schedule inside a Lightning ``Trainer``.
 
-Apart from the package's public names, because it needs Lightning.
+It is not among the package's public names, because it needs Lightning.
 """
 
 import math
@@ -15,15 +15,15 @@ from .scheduler import SdsLoraScheduler
 
 
 class SdsLoraLightningCallback(pl.Callback):
-    """Drives the schedule of a Lightning module's trainable SDS-LoRA adapters.
+    """A callback that drives the schedule of a Lightning module's trainable SDS-LoRA adapters.
 
-    Counts the optimizer's steps, not batches, and keeps its position in the optimizer's state, so
-    that ``trainer.fit(..., ckpt_path=...)`` goes on exactly. Logs the figures ``sds/phase``,
+    It counts the optimizer's steps, not batches. Its position is in the optimizer's state, so that
+    ``trainer.fit(..., ckpt_path=...)`` continues exactly. It logs the figures ``sds/phase``,
     ``sds/refreshes`` and ``sds/ramp`` of :class:`~sdslora.SdsLoraCallback`.
 
     Raises:
-        ValueError: at the start of the training, where the module has not exactly one optimizer,
-            its number of steps is unknown or within the warm-up, or no adapter is trainable.
+        ValueError: at the start of the training, unless the module has exactly one optimizer, a
+            known number of steps beyond the warm-up, and a trainable adapter.
         CheckFailed: while training (see :mod:`sdslora.training.checks`).
     """
 
@@ -31,7 +31,7 @@ class SdsLoraLightningCallback(pl.Callback):
         self.scheduler: SdsLoraScheduler | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Attach to the model and the optimizer, whose states are loaded by now."""
+        """Start the schedule of the model and the optimizer, whose states are loaded by now."""
         if len(trainer.optimizers) != 1:
             raise ValueError(
                 f"SDS-LoRA does not support {len(trainer.optimizers)} optimizers in one Lightning "
@@ -55,12 +55,12 @@ class SdsLoraLightningCallback(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Follow the optimizer step, if the batch ended with one."""
+        """Update the schedule after the optimizer step, if the batch ended with one."""
         assert self.scheduler is not None
         self.scheduler.step()
         pl_module.log_dict({name: float(v) for name, v in self.scheduler.figures.items()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make the checks where the training was stopped early."""
+        """Run the checks where the training stopped early."""
         assert self.scheduler is not None
         self.scheduler.end()

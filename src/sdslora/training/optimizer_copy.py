@@ -1,4 +1,4 @@
-"""A copy of an optimizer with other parameters, to be tried out."""
+"""A copy of an optimizer with other parameters, for a rehearsal."""
 
 import copy
 from collections import OrderedDict, defaultdict
@@ -13,22 +13,22 @@ from ..core import factorization_dtype
 from .forgetting import is_copy
 
 _RATE = 1e-3
-"""For an optimizer whose rate is 0 still, as at the start of a learning-rate warm-up, or tiny."""
+"""The rate of a copy whose rate is tiny, or 0 as at the start of a learning-rate warm-up."""
 _TINY = 1e-6
-"""A rate that would not move a float32 number of size 1."""
+"""A rate too small to move a float32 number of size 1."""
 
 
-def chosen(parameters: Iterable[nn.Parameter], our_ids: set[int]) -> list[nn.Parameter]:
-    """The two smallest of ours, and the smallest of the others that are trained."""
-    trained = sorted((p for p in parameters if p.requires_grad), key=lambda p: p.numel())
-    ours = [p for p in trained if id(p) in our_ids]
-    return ours[:2] + [p for p in trained if id(p) not in our_ids][:1]
+def sample_parameters(parameters: Iterable[nn.Parameter], our_ids: set[int]) -> list[nn.Parameter]:
+    """Return our two smallest parameters, and the smallest of the others that are trained."""
+    trainable = sorted((p for p in parameters if p.requires_grad), key=lambda p: p.numel())
+    ours = [p for p in trainable if id(p) in our_ids]
+    return ours[:2] + [p for p in trainable if id(p) not in our_ids][:1]
 
 
-def drawn(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Random numbers as wide as gradients are, in a plain tensor on the same device.
+def random_values(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random numbers in the shape of ``like``, in a plain tensor on the same device.
 
-    In float32 or better: in half precision a step may be rounded away.
+    They are float32 or better: in half precision a step may be rounded away.
     """
     device = "cpu" if like.is_meta else like.device
     numbers = torch.randn(like.shape, generator=generator)
@@ -36,9 +36,9 @@ def drawn(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def copied_entries(optimizer: Optimizer, parameters: list[nn.Parameter]) -> set[str]:
-    """The entries of states that begin as copies of the parameters.
+    """Return the entries of states that begin as copies of the parameters.
 
-    B is zero at first, which says nothing.
+    Zero parameters, such as B at first, show nothing and are skipped.
     """
     states = {p: optimizer.state[p] for p in parameters if p in optimizer.state and p.any()}
     names = {name for state in states.values() for name in state}
@@ -47,11 +47,11 @@ def copied_entries(optimizer: Optimizer, parameters: list[nn.Parameter]) -> set[
 
 def copied_optimizer(
     optimizer: Optimizer,
-    selected: list[list[nn.Parameter]],
+    samples: list[list[nn.Parameter]],
     memo: dict[int, Any],
     copies: set[str],
 ) -> Optimizer:
-    """The optimizer with the stand-ins that ``memo`` has for those selected, and without hooks."""
+    """Return the optimizer without hooks, with stand-ins from ``memo`` for the samples."""
     twin = object.__new__(type(optimizer))
     state: dict[Any, Any] = defaultdict(dict)
     state |= {
@@ -59,7 +59,7 @@ def copied_optimizer(
         for key, value in optimizer.state.items()
         if not isinstance(key, Tensor)
     }
-    for p in (p for group in selected for p in group if p in optimizer.state):
+    for p in (p for group in samples for p in group if p in optimizer.state):
         state[memo[id(p)]] = {
             name: memo[id(p)].detach().clone() if name in copies else copy.deepcopy(value, memo)
             for name, value in optimizer.state[p].items()
@@ -67,12 +67,12 @@ def copied_optimizer(
     groups = [
         _options(copy.deepcopy({n: v for n, v in group.items() if n != "params"}, memo))
         | {"params": [memo[id(p)] for p in parameters]}
-        for group, parameters in zip(optimizer.param_groups, selected, strict=True)
+        for group, parameters in zip(optimizer.param_groups, samples, strict=True)
     ]
     for name, value in vars(optimizer).items():
         if "hooks" in name:
             value = OrderedDict()
-        # what a schedule of the learning rate has put over `step` would step the original
+        # a schedule of the learning rate wraps `step`, and that wrapper would step the original
         elif name not in ("state", "param_groups", "step"):
             value = copy.deepcopy(value, memo)
         vars(twin)[name] = value
@@ -84,7 +84,7 @@ def copied_optimizer(
 
 
 def _options(group: dict[str, Any]) -> dict[str, Any]:
-    """A group that moves its parameters, and by their gradients alone."""
+    """Return a group that moves its parameters by their gradients alone."""
     rate = group.get("lr")
     if rate is not None and float(rate) < _TINY:
         rate = max(float(group.get("initial_lr") or 0.0), _RATE)

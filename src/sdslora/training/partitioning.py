@@ -1,4 +1,4 @@
-"""How the processes of a training share the refreshes, chosen by what the parameters are."""
+"""The choice of the layer partition by the kind of the parameters."""
 
 import torch.distributed as dist
 from torch import nn
@@ -13,20 +13,20 @@ from .zero import ZeroPartition, is_partitioned
 def layer_partition_of(
     adapter: PhasedAdapter, model: nn.Module, group: dist.ProcessGroup | None = None
 ) -> LayerPartition:
-    """How the processes that train ``adapter`` share its refreshes, by what its parameters are.
+    """Return the layer partition by which processes share the refreshes of ``adapter``.
 
     Args:
-        adapter: of ``model``.
-        model: as it is trained, wrapped.
-        group: the processes that hold copies of the adapter, where ``model`` does not contain the
-            DistributedDataParallel that says so.
+        adapter: an adapter of ``model``.
+        model: the model in training, with its wrappers.
+        group: the processes that hold copies of the adapter, where ``model`` does not contain
+            their DistributedDataParallel.
 
     Raises:
-        ValueError: for parameters laid out in a way that is not supported.
+        ValueError: for parameters in a layout that is not supported.
     """
     parameters = adapter.parameters
-    sharded = any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters)
-    if sharded and any(isinstance(layer, SdsParamWrapper) for layer in adapter.layers.values()):
+    is_sharded = any(isinstance(p, DTensor) or is_partitioned(p) for p in parameters)
+    if is_sharded and any(isinstance(layer, SdsParamWrapper) for layer in adapter.layers.values()):
         raise ValueError(
             "SDS-LoRA does not support target_parameters in models sharded by FSDP2 or DeepSpeed's "
             "ZeRO: train with DistributedDataParallel, or leave target_parameters out"

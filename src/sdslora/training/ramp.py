@@ -1,8 +1,8 @@
-"""Shorter steps of A and B just after the main stage has begun.
+"""Shorter steps of A and B at the start of the main stage.
 
 The optimizer's moments are empty there. Adam's first steps then move every entry by the full rate,
-however small its gradient, and through orthonormal bases all of that reaches a ΔW that is still
-small. So step j of k is multiplied by j / k.
+however small its gradient. Orthonormal bases pass all of that on to a ΔW that is still small. So
+step j of k is multiplied by j / k.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,11 @@ from .zero import ZeroOptimizer
 
 
 def ramp(step: int, start: int, length: int) -> float:
-    """The factor of optimizer step ``step``, in (0, 1].
+    """Return the factor of optimizer step ``step``, in (0, 1].
 
     Args:
-        step: the first of a training is 1.
-        start: steps completed when the main stage began.
+        step: the number of the step; the first of a training is 1.
+        start: the steps completed at the start of the main stage.
         length: k, the steps of the ramp; 0 for none.
     """
     # c = min(1, j / k),  j = step − start
@@ -31,60 +31,60 @@ def ramp(step: int, start: int, length: int) -> float:
 
 
 @dataclass
-class _Shortened:
+class _ShortenedSteps:
     """Parameters, the fraction of their steps, and their values before the step under way."""
 
     parameters: Sequence[nn.Parameter] | None
     factor: float
     before: list[Tensor] = field(default_factory=list)
 
-    def of(self, optimizer: Optimizer) -> list[Tensor]:
-        """The parts of the parameters in this process; None stands for what ``optimizer`` holds."""
+    def values_in(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the parts in this process of the parameters; None means all of ``optimizer``."""
         parameters = self.parameters
         if parameters is None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return [local(parameter.detach()) for parameter in parameters]
 
 
-_shortened: "WeakKeyDictionary[Optimizer, list[_Shortened]]" = WeakKeyDictionary()
-"""By the optimizer that takes the steps."""
+_shortened_steps: "WeakKeyDictionary[Optimizer, list[_ShortenedSteps]]" = WeakKeyDictionary()
+"""The shortened steps by the optimizer that takes them."""
 
 
 def shorten_steps(
     optimizer: Optimizer, fractions: Iterable[tuple[Sequence[nn.Parameter], float]]
 ) -> None:
-    """Let the optimizer's next steps move parameters by a fraction of what it says.
+    """Reduce the optimizer's next steps of some parameters to a fraction.
 
-    Replaces what it was told before. Its state is left alone: this works with any optimizer,
-    learning rate and schedule, and a step that is skipped stays one.
+    A call replaces the former one. The optimizer's state stays as it is. So this works with any
+    optimizer, learning rate and schedule, and a skipped step changes nothing.
 
     Args:
-        optimizer: as the scheduler has it. ZeRO steps a torch optimizer inside, on partitions of
+        optimizer: the scheduler's optimizer. ZeRO steps a torch optimizer inside, on partitions of
             the adapter that it trains and of nothing else.
         fractions: parameters, and the fraction of their steps.
     """
-    shortened = [_Shortened(parameters, factor) for parameters, factor in fractions]
+    entries = [_ShortenedSteps(parameters, factor) for parameters, factor in fractions]
     if isinstance(optimizer, ZeroOptimizer):
         optimizer = optimizer.zero.optimizer
-        shortened = [_Shortened(None, each.factor) for each in shortened]
-    if shortened and optimizer not in _shortened:
+        entries = [_ShortenedSteps(None, entry.factor) for entry in entries]
+    if entries and optimizer not in _shortened_steps:
         optimizer.register_step_pre_hook(_before_step)
         optimizer.register_step_post_hook(_after_step)
-    if shortened or optimizer in _shortened:
-        _shortened[optimizer] = shortened
+    if entries or optimizer in _shortened_steps:
+        _shortened_steps[optimizer] = entries
 
 
 @torch.no_grad()
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for each in _shortened[optimizer]:
-        each.before = [value.clone() for value in each.of(optimizer)]
+    for entry in _shortened_steps[optimizer]:
+        entry.before = [value.clone() for value in entry.values_in(optimizer)]
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for each in _shortened[optimizer]:
-        values = each.of(optimizer)
+    for entry in _shortened_steps[optimizer]:
+        values = entry.values_in(optimizer)
         # θ ← θ₀ + c (θ − θ₀), exactly θ₀ where nothing moved
-        torch._foreach_lerp_(values, each.before, 1 - each.factor)
-        # a step that calls its parent class's runs the hooks round both
-        torch._foreach_copy_(each.before, values)
+        torch._foreach_lerp_(values, entry.before, 1 - entry.factor)
+        # the hooks run twice where a step calls that of its parent class
+        torch._foreach_copy_(entry.before, values)

@@ -1,8 +1,8 @@
-"""Trying an optimizer out before the training: the reset must leave nothing behind.
+"""The rehearsal of an optimizer before the training: the reset must remove all its memory.
 
-What an optimizer remembers of A and B differs by optimizer, so that no list of names is complete.
-A copy of the optimizer that trains a few parameters of its own shows it instead: after some steps
-and the reset, it must move them exactly as a new optimizer does.
+Optimizers differ in their memory of A and B, so that no list of names is complete. A copy of the
+optimizer, which trains a few parameters of its own, shows it instead. After some steps and the
+reset, the copy must move them exactly as a new optimizer does.
 """
 
 import warnings
@@ -22,41 +22,41 @@ from .forgetting import (
     state_origin,
 )
 from .momentum import MOMENTUM, momentum_of, obstacle_to_transport
-from .optimizer_copy import chosen, copied_entries, copied_optimizer, drawn
+from .optimizer_copy import copied_entries, copied_optimizer, random_values, sample_parameters
 from .zero import ZeroOptimizer
 
 _STEPS = 12
-"""Before the reset, and after it: more than the period of what acts every few steps."""
+"""Steps before the reset, and after it: more than the period of any action every few steps."""
 _TOLERANCE = 1e-3
-"""Of a difference between two movements, relative to the larger; rounding stays far below."""
+"""The limit of the relative difference of two movements; rounding stays far below."""
 _SHIFT = 1.0
-"""Moves parameters by far more than a step does."""
+"""A shift of parameters, far larger than a step."""
 _REMAINS = 0.8
-"""Of the shift, where no copy of the parameters undoes it."""
+"""The part of the shift that stays where no copy of the parameters undoes it."""
 
 
 class Unsuitable(ValueError):
-    """The optimizer cannot be reset, or does not train in the way that the schedule needs."""
+    """An optimizer that cannot be reset, or does not train as the schedule needs."""
 
 
 def rehearse(
-    optimizer: Optimizer, ours: Sequence[nn.Parameter], *, rewritten: bool, transported: bool
+    optimizer: Optimizer, ours: Sequence[nn.Parameter], *, rewrites: bool, transports: bool
 ) -> None:
-    """Prove that a new ``optimizer`` can be reset, and write into its groups where it starts.
+    """Check that a new ``optimizer`` can be reset, and write its start into its groups.
 
-    Its parameters, its states and the random numbers of the training are left alone.
+    Its parameters, its states and the random numbers of the training stay as they are.
 
     Args:
-        optimizer: has taken no step.
-        ours: what the reset is for: A and B of the adapters, or all that is trained.
-        rewritten: whether refreshes rewrite A and B, of which it must keep no copies then.
-        transported: whether its momentum is carried over, which must be where that looks then.
+        optimizer: an optimizer that has taken no step.
+        ours: the parameters to reset: A and B of the adapters, or all trained parameters.
+        rewrites: whether refreshes rewrite A and B; the optimizer must then have no copies of them.
+        transports: whether refreshes carry the momentum, which must then have a known name.
 
     Raises:
-        Unsuitable: names the optimizer, what it does, and the way out.
+        Unsuitable: naming the optimizer, its flaw and the way out.
     """
     if isinstance(optimizer, ZeroOptimizer):
-        return  # it knows what is in its partitions
+        return  # its partitions have a known content
     try:
         if any(isinstance(value, nn.Module) for value in vars(optimizer).values()):
             raise Unsuitable("it holds the model, and updates it inside the backward pass")
@@ -65,10 +65,14 @@ def rehearse(
         devices = {p.device for p in ours if p.device.type == "cuda"}
         with torch.random.fork_rng(sorted(devices, key=str)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _rehearse(optimizer, ours, rewritten=rewritten, transported=transported)
+            _rehearse(optimizer, ours, rewrites=rewrites, transports=transports)
     except Exception as error:
-        known = isinstance(error, Unsuitable)
-        reason = str(error) if known else f"a copy of it fails with {type(error).__name__}: {error}"
+        is_unsuitable = isinstance(error, Unsuitable)
+        reason = (
+            str(error)
+            if is_unsuitable
+            else f"a copy of it fails with {type(error).__name__}: {error}"
+        )
         raise Unsuitable(
             f"SDS-LoRA does not support the optimizer {_name(optimizer)}: {reason}. "
             "docs/optimizers.md lists optimizers that work, AdamW for one"
@@ -76,43 +80,45 @@ def rehearse(
 
 
 def _rehearse(
-    optimizer: Optimizer, ours: Sequence[nn.Parameter], *, rewritten: bool, transported: bool
+    optimizer: Optimizer, ours: Sequence[nn.Parameter], *, rewrites: bool, transports: bool
 ) -> None:
-    new, used, untouched = (_Twin(optimizer, ours) for _ in range(3))
-    used.run(0)
-    if not used.moved:
+    new_twin, used_twin, twin_without_reset = (_Twin(optimizer, ours) for _ in range(3))
+    used_twin.run(0)
+    if not used_twin.has_moved:
         raise Unsuitable("its step() moves no parameter: they are updated elsewhere")
     for group, before, after in zip(
-        optimizer.param_groups, new.groups(), used.groups(), strict=True
+        optimizer.param_groups, new_twin.groups(), used_twin.groups(), strict=True
     ):
-        origin = group_origin(before, after) | state_origin(new.starts(before), used.states(after))
-        if origin and new.owned(before):
+        origin = group_origin(before, after) | state_origin(
+            new_twin.starts(before), used_twin.states(after)
+        )
+        if origin and new_twin.stand_ins(before):
             group[ORIGIN_KEY] = after[ORIGIN_KEY] = origin
-    used.place()
-    reset_state(used.optimizer, used.ours)
-    new = _Twin(optimizer, ours, placed=True)
-    paths = used.run(_STEPS)
-    if not _alike(paths.ours, new.run(_STEPS).ours):
+    used_twin.place()
+    reset_state(used_twin.optimizer, used_twin.ours)
+    new_twin = _Twin(optimizer, ours, start_elsewhere=True)
+    paths = used_twin.run(_STEPS)
+    if not _alike(paths.ours, new_twin.run(_STEPS).ours):
         raise Unsuitable(
             "it remembers A and B outside of its states and parameter groups, where the reset at "
             "the end of the warm-up does not reach"
         )
-    untouched.run(0)
-    untouched.place()
-    if not _alike(paths.others, untouched.run(_STEPS).others):
+    twin_without_reset.run(0)
+    twin_without_reset.place()
+    if not _alike(paths.others, twin_without_reset.run(_STEPS).others):
         raise Unsuitable(
             "it counts or remembers by parameter group, so that a reset for A and B would reach "
             "what is trained beside them: give these a parameter group of their own"
         )
-    if rewritten and new.undoes_a_shift():
+    if rewrites and new_twin.undoes_a_shift():
         raise Unsuitable(
             "it keeps copies of A and B, which refreshes that rewrite these, and the ramp, would "
             "have to follow: use preset='paper' (refresh_mode='qr', ramp_steps=0)"
         )
-    if transported:
-        states = [(new.optimizer.state.get(p, {}), p) for p in new.ours]
+    if transports:
+        states = [(new_twin.optimizer.state.get(p, {}), p) for p in new_twin.ours]
         obstacles = [obstacle_to_transport(*pair) for pair in states]
-        if new.has_hidden_momentum():
+        if new_twin.has_hidden_momentum():
             obstacles.insert(
                 0,
                 "whose momentum is not kept entry by entry, unquantized and under the name "
@@ -126,90 +132,91 @@ def _rehearse(
 
 
 class _Paths:
-    """Where parameters went, step by step, from where they began."""
+    """The movements of parameters from their start, step by step."""
 
     def __init__(self, ours: list[Tensor], others: list[Tensor]) -> None:
         self.ours, self.others = ours, others
 
 
 class _Twin:
-    """A copy of an optimizer that trains small stand-ins, with gradients that are drawn.
+    """A copy of an optimizer that trains small stand-ins with random gradients.
 
     Args:
         optimizer: the original.
-        ours: A and B; stand-ins of two in each group are ``ours``, one of the rest in ``others``.
-        placed: whether our stand-ins begin where :meth:`place` would put them.
+        ours: A and B. Stand-ins of two in each group are in ``ours``, one of the rest in
+            ``others``.
+        start_elsewhere: whether our stand-ins begin where :meth:`place` puts them.
     """
 
     def __init__(
-        self, optimizer: Optimizer, ours: Sequence[nn.Parameter], *, placed: bool = False
+        self, optimizer: Optimizer, ours: Sequence[nn.Parameter], *, start_elsewhere: bool = False
     ) -> None:
         our_ids = {id(parameter) for parameter in ours}
-        selected = [chosen(group["params"], our_ids) for group in optimizer.param_groups]
-        # parameters that nothing stands in for must not be reached through an attribute
+        samples = [sample_parameters(group["params"], our_ids) for group in optimizer.param_groups]
+        # parameters without a stand-in must not be reachable through an attribute
         memo: dict[int, Any] = {
             id(p): nn.Parameter(torch.empty(0)) for g in optimizer.param_groups for p in g["params"]
         }
         generator = torch.Generator().manual_seed(0)
-        for p in (p for group in selected for p in group):
-            memo[id(p)] = nn.Parameter(drawn(p, generator))
-        self.ours = [memo[id(p)] for group in selected for p in group if id(p) in our_ids]
-        self.others = [memo[id(p)] for group in selected for p in group if id(p) not in our_ids]
-        if placed:
+        for p in (p for group in samples for p in group):
+            memo[id(p)] = nn.Parameter(random_values(p, generator))
+        self.ours = [memo[id(p)] for group in samples for p in group if id(p) in our_ids]
+        self.others = [memo[id(p)] for group in samples for p in group if id(p) not in our_ids]
+        if start_elsewhere:
             self.place()
-        self.copies = copied_entries(optimizer, [p for group in selected for p in group])
-        self.optimizer = copied_optimizer(optimizer, selected, memo, self.copies)
-        self.moved = False
+        self.copies = copied_entries(optimizer, [p for group in samples for p in group])
+        self.optimizer = copied_optimizer(optimizer, samples, memo, self.copies)
+        self.has_moved = False
 
     def groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
-    def owned(self, group: dict[str, Any]) -> list[nn.Parameter]:
-        """Our stand-ins in ``group``."""
+    def stand_ins(self, group: dict[str, Any]) -> list[nn.Parameter]:
+        """Return our stand-ins in ``group``."""
         return [p for p in group["params"] if any(p is own for own in self.ours)]
 
     def states(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """What is remembered of each of them."""
-        return [self.optimizer.state.get(p, {}) for p in self.owned(group)]
+        """Return the states of our stand-ins in ``group``."""
+        return [self.optimizer.state.get(p, {}) for p in self.stand_ins(group)]
 
     def starts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """The same, in the form of :func:`state_origin`."""
+        """Return the same states in the form of :func:`state_origin`."""
         return [
             {n: PARAMETER if n in self.copies else as_number(v) for n, v in state.items()}
             for state in self.states(group)
         ]
 
     def place(self) -> None:
-        """Give ours other values, as the re-parameterization does."""
+        """Give our stand-ins other values, as the re-parameterization does."""
         generator = torch.Generator().manual_seed(1)
         for p in self.ours:
-            p.data.copy_(drawn(p, generator))
+            p.data.copy_(random_values(p, generator))
 
     def run(self, first: int, *, gradients: bool = True) -> _Paths:
-        """Take some steps, whose gradients depend on their numbers from ``first`` on."""
-        everything = self.ours + self.others
-        start = [p.detach().double().clone() for p in everything]
+        """Run some steps, whose gradients depend on their numbers from ``first`` on."""
+        parameters = self.ours + self.others
+        start = [p.detach().double().clone() for p in parameters]
         paths = _Paths([], [])
         for step in range(first, first + _STEPS):
             torch.manual_seed(step)
             generator = torch.Generator().manual_seed(step)
-            for p in everything:
-                p.grad = drawn(p, generator) if gradients else torch.zeros_like(p)
+            for p in parameters:
+                p.grad = random_values(p, generator) if gradients else torch.zeros_like(p)
             type(self.optimizer).step(self.optimizer)
-            moved = [p.detach().double() - s for p, s in zip(everything, start, strict=True)]
-            paths.ours += moved[: len(self.ours)]
-            paths.others += moved[len(self.ours) :]
-        self.moved |= any(bool(path.any()) for path in paths.ours)
+            movements = [p.detach().double() - s for p, s in zip(parameters, start, strict=True)]
+            paths.ours += movements[: len(self.ours)]
+            paths.others += movements[len(self.ours) :]
+        self.has_moved |= any(bool(path.any()) for path in paths.ours)
         return paths
 
     def undoes_a_shift(self) -> bool:
-        """Whether parameters that are shifted come back in part."""
+        """Return whether shifted parameters move back in part."""
         for p in self.ours:
             p.data.add_(_SHIFT)
         return any(float(path.mean()) < _REMAINS - _SHIFT for path in self.run(2 * _STEPS).ours)
 
     def has_hidden_momentum(self) -> bool:
-        """Whether parameters move without gradients, and without the momentum that is known."""
+        """Return whether parameters move without gradients and without the known momentum."""
         typical = max(float(path.abs().max()) for path in self.run(3 * _STEPS).ours)
         for p in self.ours:
             momentum = momentum_of(self.optimizer.state.get(p, {}))
@@ -220,7 +227,7 @@ class _Twin:
 
 
 def _name(optimizer: Optimizer) -> str:
-    """With its package, since many are called AdamW."""
+    """Return the optimizer's name with its package, since many are called AdamW."""
     package = type(optimizer).__module__.partition(".")[0]
     return f"{type(optimizer).__name__} of {package}"
 

@@ -1,11 +1,11 @@
-"""One adapter's way through its schedule."""
+"""An adapter with its schedule."""
 
 import torch
 from torch.optim import Optimizer
 
 from ..tuner import PhasedAdapter, RefreshReport, SdsLoraConfig
 from . import steps
-from .checks import ResetHeld
+from .checks import ResetComplete
 from .distributed import local
 from .forgetting import reset_state
 from .momentum import MomentumTransport
@@ -14,11 +14,11 @@ from .zero import is_partitioned
 
 
 class Diverged(RuntimeError):
-    """A or B holds NaN or infinity."""
+    """The error of a training in which A or B holds NaN or infinity."""
 
 
 class ScheduledAdapter:
-    """One adapter's way through its schedule."""
+    """An adapter with its schedule, its optimizer and its position."""
 
     def __init__(
         self,
@@ -28,34 +28,36 @@ class ScheduledAdapter:
         total_steps: int,
         *,
         check_reset: bool,
-        begun: int | None,
+        main_stage_start: int | None,
     ) -> None:
         self.adapter = adapter
         self.optimizer = optimizer
-        assert config.refresh_mode is not None  # its preset has seen to that
+        assert config.refresh_mode is not None  # its preset sets it
         self.mode = config.refresh_mode
-        self.resets_everything = config.preset == "paper"
+        self.resets_all_states = config.preset == "paper"
         self.follow = MomentumTransport(optimizer, adapter) if config.transport_momentum else None
-        self.warming = adapter.in_warmup
-        self.schedule = config.schedule(total_steps, in_warmup=self.warming)
+        self.in_warmup = adapter.in_warmup
+        self.schedule = config.schedule(total_steps, in_warmup=self.in_warmup)
         assert config.ramp_steps is not None
         self.ramp_steps = config.ramp_steps
-        # for an adapter that is past its warm-up, the main stage begins with the training
-        self.begun = self.schedule.warmup_steps if begun is None else begun
+        # the main stage of an adapter past its warm-up begins with the training
+        self.main_stage_start = (
+            self.schedule.warmup_steps if main_stage_start is None else main_stage_start
+        )
         self.check_reset = check_reset
-        self.reset: ResetHeld | None = None
-        self.refreshed = False
-        steps.require_held(optimizer, adapter.parameters, adapter.name)
+        self.reset: ResetComplete | None = None
+        self.has_refreshed = False
+        steps.require_parameters(optimizer, adapter.parameters, adapter.name)
 
     def phase(self, step: int) -> int:
-        return 0 if self.warming else self.schedule.interval(step)
+        return 0 if self.in_warmup else self.schedule.interval(step)
 
     def ramp(self, step: int) -> float:
-        """The factor of the optimizer step that is number ``step``."""
-        return 1.0 if self.warming else ramp(step, self.begun, self.ramp_steps)
+        """Return the factor of the optimizer step that is number ``step``."""
+        return 1.0 if self.in_warmup else ramp(step, self.main_stage_start, self.ramp_steps)
 
     def _require_finite(self, step: int) -> None:
-        """Raise where A or B holds NaN or infinity, of which no basis can be made.
+        """Raise where A or B holds NaN or infinity, which have no basis.
 
         Raises:
             Diverged: naming the step and the layer.
@@ -75,27 +77,27 @@ class ScheduledAdapter:
             )
 
     def advance(self, step: int, *, measure: bool) -> RefreshReport | None:
-        """Act after ``step`` completed steps."""
+        """Run the action that follows ``step`` completed steps."""
         if self.reset is not None:
             self.reset.verify()
             self.reset = None
         if self.follow is not None:
             self.follow.check()
-        self.refreshed = not self.warming and self.schedule.action(step) == "refresh"
-        if self.warming or self.refreshed:
+        self.has_refreshed = not self.in_warmup and self.schedule.action(step) == "refresh"
+        if self.in_warmup or self.has_refreshed:
             self._require_finite(step)
-        if self.refreshed:
+        if self.has_refreshed:
             return self.adapter.refresh_bases(self.mode, measure=measure, follow=self.follow)
-        # later than its last step, for an adapter that met an optimizer already past the warm-up
-        if self.warming and step >= self.schedule.warmup_steps:
+        # an optimizer past the warm-up may get a new adapter, which then starts the main stage late
+        if self.in_warmup and step >= self.schedule.warmup_steps:
             parameters = self.adapter.parameters
             before = [parameter.detach().clone() for parameter in parameters]
             self.adapter.start_main_stage()
-            # the paper resets all states; only those of A and B have lost their meaning
-            everything = steps.parameters_of(self.optimizer)
-            reset_state(self.optimizer, everything if self.resets_everything else parameters)
-            self.warming, self.begun = False, step
-            # masters apart from the parameters are written and reset as one
+            # the paper resets all states, though only those of A and B lose their meaning
+            all_parameters = steps.parameters_of(self.optimizer)
+            reset_state(self.optimizer, all_parameters if self.resets_all_states else parameters)
+            self.in_warmup, self.main_stage_start = False, step
+            # separate masters are written and reset together
             if self.check_reset and not any(map(is_partitioned, parameters)):
-                self.reset = ResetHeld(self.optimizer, parameters, before)
+                self.reset = ResetComplete(self.optimizer, parameters, before)
         return None

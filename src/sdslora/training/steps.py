@@ -1,4 +1,4 @@
-"""Counting the optimizer steps that really happened."""
+"""A count of the optimizer steps that really happened."""
 
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -10,22 +10,22 @@ from .forgetting import is_new
 from .zero import ZeroOptimizer
 
 STEP_KEY = "sds_lora_steps"
-"""Entry of the first parameter group that holds the count, so that ``state_dict`` carries it."""
+"""Entry of the first parameter group with the count, so that ``state_dict`` has it."""
 
 MOVED_KEY = "sds_lora_moved"
-"""Beside it: whether a step has had a learning rate other than 0, with which warm-ups begin."""
+"""Entry beside it: whether a step had a learning rate other than 0, where warm-ups begin."""
 
 _next_step: "WeakKeyDictionary[Optimizer, int]" = WeakKeyDictionary()
-"""The number of the step under way, or of the last one, of every optimizer that is counted."""
+"""The number of the current or last step of every counted optimizer."""
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers such as Accelerate's.
+    """Return the torch optimizer inside wrappers such as Accelerate's.
 
     Raises:
         TypeError: where there is none.
-        ValueError: for an optimizer that keeps moments or copies of the parameters elsewhere,
-            which neither the re-parameterization nor the reset would reach.
+        ValueError: for an optimizer with moments or copies of the parameters elsewhere, which
+            neither the re-parameterization nor the reset would reach.
     """
     while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
         if type(optimizer).__module__.startswith("deepspeed"):
@@ -53,7 +53,7 @@ def innermost(optimizer: Any) -> Optimizer:
 
 
 def _has_memory(wrapper: Optimizer) -> bool:
-    """Whether a wrapper keeps more than settings beside the optimizer; Accelerate's does not."""
+    """Return whether a wrapper has more than settings beside the optimizer, unlike Accelerate's."""
     own = {n: v for n, v in vars(wrapper).items() if n != "defaults" and "hooks" not in n}
     return any(isinstance(value, dict | list | Tensor) for value in own.values())
 
@@ -61,7 +61,7 @@ def _has_memory(wrapper: Optimizer) -> bool:
 def count_steps(optimizer: Optimizer, start: int) -> None:
     """Count from ``start`` in the optimizer itself.
 
-    A step that a gradient scaler skips, or that accumulation postpones, does not count: the
+    A step that a gradient scaler skips, or that accumulation postpones, does not count, because the
     optimizer does not take it.
     """
     if optimizer not in _next_step:
@@ -71,24 +71,24 @@ def count_steps(optimizer: Optimizer, start: int) -> None:
 
 
 def completed_steps(optimizer: Optimizer) -> int | None:
-    """Steps taken, those before a resume included; None where nothing ever counted them."""
+    """Return the steps taken, with those before a resume; None where nothing counted them."""
     return optimizer.param_groups[0].get(STEP_KEY)
 
 
 def has_moved(optimizer: Optimizer) -> bool:
-    """Whether a step can have moved the parameters; True also where nothing says."""
+    """Return whether a step can have moved the parameters; True also where that is unknown."""
     return bool(optimizer.param_groups[0].get(MOVED_KEY, True))
 
 
 def count_is_lost(optimizer: Optimizer) -> bool:
-    """Whether the optimizer has taken steps, and does not know how many."""
-    # ZeRO makes its states before the first step
-    stepped = not isinstance(optimizer, ZeroOptimizer) and not is_new(optimizer)
-    return stepped and completed_steps(optimizer) is None
+    """Return whether the optimizer has taken steps without a count of them."""
+    # ZeRO creates its states before the first step
+    has_stepped = not isinstance(optimizer, ZeroOptimizer) and not is_new(optimizer)
+    return has_stepped and completed_steps(optimizer) is None
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    # Noted before, because a step that calls its parent class's runs the hooks round both
+    # Noted before: the hooks run twice where a step calls that of its parent class
     _next_step[optimizer] = (completed_steps(optimizer) or 0) + 1
 
 
@@ -105,18 +105,18 @@ def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             )
 
 
-def require_held(optimizer: Optimizer, parameters: list[nn.Parameter], adapter: str) -> None:
+def require_parameters(optimizer: Optimizer, parameters: list[nn.Parameter], adapter: str) -> None:
     """Check that the optimizer holds the parameters themselves.
 
     Raises:
-        RuntimeError: where it does not, so that its memory of them could not be reset.
+        RuntimeError: where it does not; its memory of them could not be reset.
         ValueError: where DeepSpeed's ZeRO holds others beside them.
     """
-    held = {id(parameter) for parameter in parameters_of(optimizer)}
-    missing = sum(id(parameter) not in held for parameter in parameters)
-    if missing:
+    optimizer_ids = {id(parameter) for parameter in parameters_of(optimizer)}
+    missing_count = sum(id(parameter) not in optimizer_ids for parameter in parameters)
+    if missing_count:
         raise RuntimeError(
-            f"the optimizer ({type(optimizer).__name__}) does not hold {missing} of the "
+            f"the optimizer ({type(optimizer).__name__}) does not hold {missing_count} of the "
             f"{len(parameters)} parameters of adapter {adapter!r}. Create the optimizer after "
             "wrapping and moving the model, from the model's own parameters. SDS-LoRA does not "
             "support parameters that a wrapper has flattened, as FSDP1 does: use FSDP2 "
@@ -127,7 +127,7 @@ def require_held(optimizer: Optimizer, parameters: list[nn.Parameter], adapter: 
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """The model's parameters that the optimizer trains."""
+    """Return the model's parameters that the optimizer trains."""
     if isinstance(optimizer, ZeroOptimizer):
         return optimizer.parameters
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

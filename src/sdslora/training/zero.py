@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: float32 masters and moments in flat partitions, apart from the parameters."""
+"""DeepSpeed's ZeRO, with float32 masters and moments in partitions beside the parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,21 +11,21 @@ from ..tuner import PhasedAdapter
 from .distributed import DistributedPartition, mesh_of
 
 ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
-"""What optimizers of Adam's family remember, all of it zero before their first step."""
+"""The state entries of Adam's family, all of them zero before the first step."""
 
 FIRST_MOMENT = "exp_avg"
 
 _ATTRIBUTE = "sds_lora_optimizer"
-"""Where DeepSpeed's optimizer keeps ours."""
+"""The attribute of DeepSpeed's optimizer that holds ours."""
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
-    """Whether ZeRO keeps the parameter's master, and maybe the parameter itself, in partitions."""
+    """Return whether ZeRO partitions the parameter's master, and maybe the parameter itself."""
     return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
 
 
-def refuse_partitioned_weights(adapter: PhasedAdapter) -> None:
-    """Raise ``ValueError`` where ZeRO-3 keeps the weights that ``use_hira`` multiplies with."""
+def reject_partitioned_weights(adapter: PhasedAdapter) -> None:
+    """Raise ``ValueError`` where ZeRO-3 partitions the weights that ``use_hira`` needs."""
     for name, layer in adapter.layers.items():
         if hasattr(layer.get_base_layer().weight, "ds_id"):
             raise ValueError(
@@ -35,9 +35,9 @@ def refuse_partitioned_weights(adapter: PhasedAdapter) -> None:
 
 
 class ZeroOptimizer:
-    """What the scheduler asks of an optimizer, of ZeRO's. One for each: see :meth:`of`.
+    """An optimizer of ZeRO with the interface that the scheduler needs. :meth:`of` returns it.
 
-    ZeRO steps the torch optimizer inside once for every partition: a step is one of ZeRO's own.
+    ZeRO steps the torch optimizer inside once for every partition; a step here is one of ZeRO.
     """
 
     def __init__(self, zero: Any) -> None:
@@ -46,7 +46,7 @@ class ZeroOptimizer:
         self._after: list[Callable[..., Any]] = []
         step = zero.step
 
-        def hooked(*args: Any, **kwargs: Any) -> Any:
+        def step_with_hooks(*args: Any, **kwargs: Any) -> Any:
             for hook in list(self._before):
                 hook(self, args, kwargs)
             result = step(*args, **kwargs)
@@ -54,14 +54,14 @@ class ZeroOptimizer:
                 hook(self, args, kwargs)
             return result
 
-        zero.step = hooked
+        zero.step = step_with_hooks
 
     @classmethod
     def of(cls, zero: Any) -> "ZeroOptimizer":
-        """That of DeepSpeed's optimizer ``zero``.
+        """Return the one wrapper of DeepSpeed's optimizer ``zero``.
 
         Raises:
-            ValueError: for an optimizer of DeepSpeed's other than ZeRO's.
+            ValueError: for an optimizer of DeepSpeed other than ZeRO.
         """
         if not hasattr(zero, "optimizer") or not hasattr(zero, "overflow"):
             raise ValueError(
@@ -70,48 +70,48 @@ class ZeroOptimizer:
             )
         if _ATTRIBUTE not in vars(zero):
             setattr(zero, _ATTRIBUTE, cls(zero))
-        made: ZeroOptimizer = getattr(zero, _ATTRIBUTE)
-        return made
+        wrapper: ZeroOptimizer = getattr(zero, _ATTRIBUTE)
+        return wrapper
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of the torch optimizer inside."""
+        """The groups of the torch optimizer inside."""
         return self.zero.optimizer.param_groups
 
     @property
     def state(self) -> dict[Any, Any]:
-        """That of the torch optimizer inside, by partition."""
+        """The state of the torch optimizer inside, by partition."""
         return self.zero.optimizer.state
 
     @property
     def has_momentum(self) -> bool:
-        """Whether it is of those that remember a first moment."""
+        """True where every state has a first moment."""
         return all(FIRST_MOMENT in state for state in self.state.values()) and bool(self.state)
 
     @property
     def found_inf(self) -> Tensor:
-        """Whether the last step was skipped."""
+        """1 where the last step was skipped, else 0."""
         return torch.tensor(float(self.zero.overflow))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The model's own, that ZeRO keeps masters of."""
+        """The model's parameters, of which ZeRO has masters."""
         groups = getattr(self.zero, "fp16_groups", None) or self.zero.bit16_groups
         return [parameter for group in groups for parameter in group]
 
     def register_step_pre_hook(self, hook: Callable[..., Any]) -> "_Handle":
-        """As of torch's optimizers."""
+        """Register a hook before each step, as torch's optimizers do."""
         return _Handle(self._before, hook)
 
     def register_step_post_hook(self, hook: Callable[..., Any]) -> "_Handle":
-        """As of torch's optimizers."""
+        """Register a hook after each step, as torch's optimizers do."""
         return _Handle(self._after, hook)
 
     def require_only(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Check that moments and step counters are those of ``parameters`` alone.
+        """Check that the optimizer trains ``parameters`` alone.
 
         Raises:
-            ValueError: where something else is trained too.
+            ValueError: where it trains others too.
         """
         mine = {id(parameter) for parameter in parameters}
         others = sum(id(parameter) not in mine for parameter in self.parameters)
@@ -122,8 +122,8 @@ class ZeroOptimizer:
                 "resets. Train nothing else (modules_to_save, bias, a second adapter), or use FSDP2"
             )
 
-    def require_known(self) -> None:
-        """Check that what the optimizer remembers is of a known kind.
+    def require_adam_state(self) -> None:
+        """Check that the optimizer's state is of a known kind.
 
         Raises:
             ValueError: where the optimizer is not of Adam's family.
@@ -136,34 +136,34 @@ class ZeroOptimizer:
                 )
 
     def momenta(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-        """The first moments, float32 and whole in every process: copies."""
+        """Return copies of the first moments, float32 and whole in every process."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if hasattr(self.zero, "_lazy_init_hp_params_optimizer_state"):
-            # a load has left stages 1 and 2 without their views of the moments
+            # after a load, stages 1 and 2 lack their views of the moments
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
         return [safe_get_full_optimizer_state(p, FIRST_MOMENT) for p in parameters]
 
     def set_momenta(self, parameters: Iterable[nn.Parameter], momenta: Iterable[Tensor]) -> None:
-        """Write them where they are kept, every process its part."""
+        """Write the first moments; every process writes its part."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         for parameter, momentum in zip(parameters, momenta, strict=True):
             safe_set_full_optimizer_state(parameter, momentum, FIRST_MOMENT)
 
     def reset(self) -> None:
-        """Moments and step counters to zero, in place: ZeRO holds views of them.
+        """Reset moments and step counters to zero, in place: ZeRO has views of them.
 
         Raises:
             ValueError: where the optimizer is not of Adam's family.
         """
-        self.require_known()
+        self.require_adam_state()
         for state in self.state.values():
             for key, value in state.items():
                 state[key] = value.zero_() if isinstance(value, Tensor) else 0
         for group in self.param_groups:
-            if "step" in group:  # where DeepSpeed's own kernels count
+            if "step" in group:  # DeepSpeed's own kernels count here
                 group["step"] = 0
 
 
@@ -178,7 +178,7 @@ class _Handle:
 
 
 class ZeroPartition(DistributedPartition):
-    """As replicas, for the time in which the masters stand in for the parameters."""
+    """A partition of replicas: while it works, whole masters replace the parameters."""
 
     def __init__(self, parameter: Any) -> None:
         group = parameter.ds_process_group if hasattr(parameter, "ds_id") else parameter._dp_group
@@ -186,7 +186,7 @@ class ZeroPartition(DistributedPartition):
 
     @contextmanager
     def available(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        """Each parameter is its float32 master, whole; what is written to it reaches both."""
+        """Replace each parameter by its whole float32 master; writes to it reach both."""
         from deepspeed import zero
         from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 

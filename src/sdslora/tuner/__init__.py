@@ -1,7 +1,7 @@
-"""SDS-LoRA as a PEFT method: configuration, model and layers. The only place inside PEFT."""
+"""SDS-LoRA as a PEFT method: configuration, model and layers; the only place inside PEFT."""
 
 from .adapted_layers import adapter_configs, adapter_layers
-from .adapter_file import refuse_pickle
+from .adapter_file import reject_pickle
 from .config import SdsLoraConfig
 from .from_plain import from_plain_lora, sds_config
 from .layer_partition import LayerPartition, SingleProcess
@@ -10,7 +10,7 @@ from .layers import (
     SdsLayerMixin,
     SdsParamWrapper,
     SdsState,
-    refuse_without_weight,
+    reject_without_weight,
 )
 from .model import SdsLoraModel
 from .phased_adapter import (
@@ -22,7 +22,7 @@ from .phased_adapter import (
 )
 from .presets import PRESETS, Preset, complete
 from .registration import SdsPeftType
-from .validation.patterns import refuse_slow
+from .validation.patterns import reject_slow
 
 __all__ = [
     "LIVE_LAYERS",
@@ -44,9 +44,9 @@ __all__ = [
     "from_plain_lora",
     "in_warmup",
     "refresh_bases",
-    "refuse_pickle",
-    "refuse_slow",
-    "refuse_without_weight",
+    "reject_pickle",
+    "reject_slow",
+    "reject_without_weight",
     "sds_config",
     "start_main_stage",
 ]

@@ -1,4 +1,4 @@
-"""Which SDS-LoRA adapters a model has, and in which layers."""
+"""The SDS-LoRA adapters of a model, and the layers that they are in."""
 
 from collections.abc import Iterator
 
@@ -10,21 +10,21 @@ from .layers import SdsLayerMixin
 
 
 def adapter_configs(model: nn.Module) -> dict[str, SdsLoraConfig]:
-    """Return the SDS-LoRA adapters of ``model``, wrapped as it may be, with their configurations.
+    """Return the SDS-LoRA adapters of ``model``, wrapped or not, with their configurations.
 
     Raises:
-        ValueError: where the model contains several PEFT models, and adapters of one name that
+        ValueError: where the model contains several PEFT models, and two adapters of one name
             differ in their configurations.
     """
-    known: dict[str, SdsLoraConfig] = {}
+    adapters: dict[str, SdsLoraConfig] = {}
     for module in model.modules():
         configs = getattr(module, "peft_config", None)
         for name, config in configs.items() if isinstance(configs, dict) else ():
-            if isinstance(config, SdsLoraConfig) and known.setdefault(name, config) != config:
+            if isinstance(config, SdsLoraConfig) and adapters.setdefault(name, config) != config:
                 raise ValueError(
                     f"two adapters named {name!r} differ in their configurations: rename one"
                 )
-    return known
+    return adapters
 
 
 def adapter_layers(model: nn.Module, adapter: str) -> Iterator[tuple[str, SdsLayerMixin]]:

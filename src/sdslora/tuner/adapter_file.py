@@ -1,4 +1,4 @@
-"""The file of an adapter's tensors, looked at before it is loaded."""
+"""Checks of the file of an adapter's tensors before it is loaded."""
 
 from math import prod
 from os import PathLike
@@ -8,8 +8,8 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 
-def refuse_pickle(directory: str | PathLike[str]) -> None:
-    """Raise ``ValueError`` where the tensors in ``directory`` are in a pickle alone."""
+def reject_pickle(directory: str | PathLike[str]) -> None:
+    """Raise ``ValueError`` where ``directory`` has its tensors only in a pickle."""
     folder = Path(directory)
     if (folder / WEIGHTS_NAME).exists() and not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
         raise ValueError(
@@ -20,7 +20,7 @@ def refuse_pickle(directory: str | PathLike[str]) -> None:
 
 
 def numbers_in_file(directory: str | PathLike[str]) -> int:
-    """How many numbers the tensors of the adapter in ``directory`` hold.
+    """Count the numbers in the tensors of the adapter in ``directory``.
 
     Raises:
         ValueError: where there is no whole safetensors file.

@@ -1,4 +1,4 @@
-"""``SdsLoraConfig``: LoRA's configuration, the schedule's, and what cannot be combined."""
+"""``SdsLoraConfig``: LoRA's configuration and the schedule's, with checks of combinations."""
 
 import sys
 import warnings
@@ -10,10 +10,10 @@ from peft import LoraConfig
 from ..core import REFRESH_MODES, RefreshMode, RefreshSchedule
 from .presets import Preset, complete
 from .registration import PEFT_SAVES_BY_HOOK, SdsPeftType
-from .validation.patterns import refuse_invalid
-from .validation.value_types import refuse_other_kinds
+from .validation.patterns import reject_invalid
+from .validation.value_types import reject_other_kinds
 
-# Options of LoraConfig that change what A and B mean, each with the way out.
+# Options of LoraConfig that change the meaning of A and B, each with the way out.
 _UNSUPPORTED = {
     "use_dora": "use peft.LoraConfig(use_dora=True) for DoRA",
     "use_qalora": "use peft.LoraConfig for QA-LoRA",
@@ -35,10 +35,10 @@ _UNSUPPORTED = {
 FORMAT = 1
 """Version of the files of an adapter. Files without a version are of the first."""
 _LARGEST_RANK = 2**20
-"""No layer has so many inputs or outputs."""
+"""More than the inputs or outputs of any layer."""
 _INITIALISATIONS = (True, False, "gaussian")
 _LARGEST_SCALE = 2.01
-"""What lora_alpha = 2 r, the habit with plain LoRA, gives there; 2, and room for rounding."""
+"""The scale of lora_alpha = 2 r, the habit with plain LoRA: 2, and room for rounding."""
 
 
 @dataclass
@@ -49,28 +49,28 @@ class SdsLoraConfig(LoraConfig):
 
     Args:
         preset: ``"paper"``, or ``"tuned"``, the recommended one: ``refresh_mode="qr"``,
-            ``refresh_every=1``, ``transport_momentum=True`` and ``ramp_steps=20``. It is what the
-            four are where they are None when the configuration is made; in a copy of a
-            configuration they are given already.
-        warmup_steps: optimizer steps of plain LoRA before the main stage begins. It begins with a
-            reset of the optimizer: of all its states with the preset ``"paper"``, of those of A
-            and B with ``"tuned"``.
+            ``refresh_every=1``, ``transport_momentum=True`` and ``ramp_steps=20``. It replaces
+            those of the four options that are None when the configuration is built. A copy of a
+            configuration has their values already.
+        warmup_steps: optimizer steps of plain LoRA before the main stage, which begins with a
+            reset of the optimizer. The preset ``"paper"`` resets all its states, ``"tuned"`` those
+            of A and B.
         refresh_phases: τ; phase k of τ refreshes the bases every k-th step.
         refresh_mode: ``"qr"`` (the paper's; ΔW jumps a little) or ``"preserve"`` (ΔW is unchanged).
         refresh_every: an interval in steps that replaces the phases (the paper's Table 7).
         transport_momentum: carry the optimizer's momentum into the new bases at each refresh
             (ours; the paper leaves it as it is).
         ramp_steps: k; step j of A and B in the main stage is multiplied by j / k up to the k-th
-            (ours). With any optimizer and learning rate.
-        use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does: the change is
-            ``ΔW ⊙ W / rms(W)``, of full rank, and no plain LoRA (ours). For ``nn.Linear`` and
+            (ours). It works with any optimizer and learning rate.
+        use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does (ours). The change
+            ``ΔW ⊙ W / rms(W)`` has full rank and is no plain LoRA. It works for ``nn.Linear`` and
             ``Conv1D`` whose weights are not quantized.
         sds_format: version of the adapter's files, written and checked by the package.
 
     Raises:
-        ValueError: for a combination that has no meaning here (the message opens with "SDS-LoRA
-            does not support"), a number out of range, a value of another type, or a pattern that
-            is no regular expression.
+        ValueError: for a combination that has no meaning here; the message opens with "SDS-LoRA
+            does not support". Also for a number out of range, a value of another type, or an
+            invalid regular expression.
 
     Examples:
         >>> config = SdsLoraConfig(r=8, target_modules=["q_proj", "v_proj"], preset="tuned")
@@ -93,7 +93,7 @@ class SdsLoraConfig(LoraConfig):
     )
     preset: Preset = field(
         default="paper",
-        metadata={"help": "What the three options below are where they are left out."},
+        metadata={"help": "The values of the four options below, where these are left out."},
     )
     refresh_mode: RefreshMode | None = field(
         default=None,
@@ -129,23 +129,23 @@ class SdsLoraConfig(LoraConfig):
         self._warn_of_a_large_scale()
 
     def validate(self) -> None:
-        """Check what was set, at construction or since. Raises as the constructor does."""
+        """Check all options, also those set after construction. Raises as the constructor does."""
         if isinstance(self.sds_format, int) and self.sds_format > FORMAT:
             raise ValueError(
                 f"the adapter's files are of format {self.sds_format}, and this version of "
                 f"sds-lora reads formats up to {FORMAT}: upgrade it (pip install -U sds-lora)"
             )
-        refuse_other_kinds(self)
-        self._refuse_unsupported()
+        reject_other_kinds(self)
+        self._reject_unsupported()
         self._check_numbers()
-        refuse_invalid(self)
+        reject_invalid(self)
 
     def schedule(self, total_steps: int, *, in_warmup: bool = True) -> RefreshSchedule:
-        """The refresh schedule of a training of ``total_steps`` optimizer steps.
+        """Return the refresh schedule of a training of ``total_steps`` optimizer steps.
 
         Args:
             total_steps: T.
-            in_warmup: False for an adapter that has its warm-up behind it.
+            in_warmup: False for an adapter past its warm-up.
 
         Raises:
             ValueError: where the training ends within the warm-up.
@@ -157,7 +157,7 @@ class SdsLoraConfig(LoraConfig):
             every=self.refresh_every,
         )
 
-    def _refuse_unsupported(self) -> None:
+    def _reject_unsupported(self) -> None:
         for option, way_out in _UNSUPPORTED.items():
             value = getattr(self, option, None)  # some options exist in the newer PEFT only
             if value:
@@ -181,7 +181,7 @@ class SdsLoraConfig(LoraConfig):
             )
 
     def _warn_of_a_large_scale(self) -> None:
-        """Warn of a ``lora_alpha`` that was chosen for plain LoRA, which divides it by r."""
+        """Warn of a ``lora_alpha`` that suits plain LoRA, which divides it by r."""
         root = self.r**0.5
         scale, default = self.lora_alpha / root, type(self).lora_alpha
         if self.use_rslora and scale > max(_LARGEST_SCALE, default / root):

@@ -1,4 +1,4 @@
-"""A plain LoRA adapter made into an SDS-LoRA adapter, to go on training from it."""
+"""Conversion of a plain LoRA adapter to SDS-LoRA, to train it further."""
 
 from dataclasses import fields
 from os import PathLike
@@ -28,38 +28,39 @@ def from_plain_lora(
 ) -> PeftModel:
     """Wrap ``model`` with the plain LoRA adapter in ``adapter_dir`` as SDS-LoRA past its warm-up.
 
-    The function is the plain adapter's, by Eq. (8): ranks, scalings (rsLoRA, patterns) and what was
-    saved with the adapter are kept. Trainable; the bases are refreshed from the first step on.
+    By Eq. (8) the function is the plain adapter's. Ranks, scalings (rsLoRA, patterns) and tensors
+    saved beside A and B stay. The adapter is trainable, and refreshes begin at the first step.
 
     Args:
         model: the base model of the adapter, without adapters.
-        adapter_dir: what PEFT saved.
+        adapter_dir: the directory that PEFT saved.
         schedule: ``preset``, ``refresh_mode``, ``refresh_every``, ``transport_momentum``,
             ``ramp_steps``, ``refresh_phases`` of :class:`SdsLoraConfig`.
 
     Raises:
         ValueError: where the adapter is no plain LoRA (naming the option and the way out), has
             other layers than this model, or is a pickle.
-        RuntimeError: where they have other shapes.
+        RuntimeError: where the layers have other shapes.
     """
     directory = str(adapter_dir)
     plain = PeftConfig.from_pretrained(directory)
     with adapter_from(directory):
-        wrapped = get_peft_model(model, sds_config(plain, **schedule))
-    ours, theirs = get_peft_model_state_dict(wrapped), load_peft_weights(directory)
-    asked_for = {key for key in ours if ".lora_sds." not in key}
-    if unmatched := sorted(asked_for ^ theirs.keys()):
+        peft_model = get_peft_model(model, sds_config(plain, **schedule))
+    ours, theirs = get_peft_model_state_dict(peft_model), load_peft_weights(directory)
+    expected_keys = {key for key in ours if ".lora_sds." not in key}
+    if unmatched_keys := sorted(expected_keys ^ theirs.keys()):
         raise ValueError(
             f"the tensors of the adapter in {directory} are not those that its configuration gives "
-            f"this model; {len(unmatched)} differ, {unmatched[0]} for one: is this its base model?"
+            f"this model; {len(unmatched_keys)} differ, {unmatched_keys[0]} for one: is this its "
+            "base model?"
         )
-    set_peft_model_state_dict(wrapped, ours | theirs)
-    start_main_stage(wrapped, "default")
-    return wrapped
+    set_peft_model_state_dict(peft_model, ours | theirs)
+    start_main_stage(peft_model, "default")
+    return peft_model
 
 
 def sds_config(plain: PeftConfig, **schedule: Any) -> SdsLoraConfig:
-    """The configuration of a plain LoRA adapter with SDS-LoRA's schedule.
+    """Return the configuration of a plain LoRA adapter with SDS-LoRA's schedule.
 
     Raises:
         ValueError: where the adapter is no plain LoRA, naming the option and the way out.
@@ -73,11 +74,11 @@ def sds_config(plain: PeftConfig, **schedule: Any) -> SdsLoraConfig:
             "which belong to changed base weights: save the adapter with PEFT's "
             "path_initial_model_for_weight_conversion first"
         )
-    inherited = {field.name: getattr(plain, field.name) for field in fields(LoraConfig)}
+    lora_options = {field.name: getattr(plain, field.name) for field in fields(LoraConfig)}
     if schedule.get("use_hira"):
         raise ValueError(
             "SDS-LoRA does not support use_hira=True for a converted adapter, whose ΔW would be "
             "multiplied and so be another: leave it out"
         )
-    changed = {"init_lora_weights": True, "eva_config": None, "inference_mode": False}
-    return SdsLoraConfig(**inherited | changed | schedule)
+    overrides = {"init_lora_weights": True, "eva_config": None, "inference_mode": False}
+    return SdsLoraConfig(**lora_options | overrides | schedule)

@@ -1,4 +1,4 @@
-"""Which process computes which layers, where several processes train one adapter."""
+"""The division of an adapter's layers among the processes that train it."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,46 +9,46 @@ from torch import Tensor, nn
 
 
 class LayerPartition(Protocol):
-    """Divides like layers among the processes, and brings the results back to all of them.
+    """A division of like layers among processes, with the results returned to all of them.
 
     All processes make the same calls in the same order.
     """
 
     def available(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Within it the parameters can be read and written."""
+        """Return a context in which the parameters can be read and written."""
 
     def layout(self, tensor: Tensor) -> Hashable:
-        """What tensors must have in common to be stacked, beside shape, dtype and device."""
+        """Return the property, beside shape, dtype and device, that stacked tensors must share."""
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The matrices that this process works on, whole: (k, rows, columns) with k from 0 up."""
+        """Gather the whole matrices of this process's layers: (k, rows, columns), k from 0 up."""
 
     def scatter(self, targets: Sequence[Tensor], values: Tensor) -> None:
         """Write the results (k, rows, columns) of all processes to ``targets``, in place."""
 
     def mean(self, values: Sequence[Tensor]) -> float:
-        """The mean over the layers of all processes; ``values`` are those of this one."""
+        """Return the mean over the layers of all processes; ``values`` are those of this one."""
 
 
 class SingleProcess:
-    """One process works on every layer."""
+    """The partition of a single process, which computes every layer."""
 
     def available(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-        """Do nothing."""
+        """Return a context that does nothing."""
         return nullcontext()
 
     def layout(self, tensor: Tensor) -> Hashable:
-        """Nothing more."""
+        """Return None: shape, dtype and device are enough."""
         return None
 
     def gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Stack all of them."""
+        """Gather all matrices in one stack."""
         return torch.stack(tuple(tensors))
 
     def scatter(self, targets: Sequence[Tensor], values: Tensor) -> None:
-        """Copy each."""
+        """Copy each result to its target."""
         torch._foreach_copy_(tuple(targets), values.unbind())
 
     def mean(self, values: Sequence[Tensor]) -> float:
-        """The mean of ``values``."""
+        """Return the mean of ``values``."""
         return torch.cat([value.double().cpu() for value in values]).mean().item()

@@ -1,7 +1,7 @@
 """Loading through PEFT: safetensors only, and whole or not at all.
 
-PEFT unpickles a file before a method sees its tensors, and where loading fails it leaves the model
-with half an adapter in it. So three of its functions are wrapped, for adapters of this method.
+PEFT unpickles a file before a method gets its tensors. Where loading fails, it leaves half an
+adapter in the model. So its functions are wrapped for adapters of this method.
 """
 
 import functools
@@ -24,42 +24,42 @@ from torch import Tensor, nn
 
 from .._peft import PEFT_PREFIX
 from .adapted_layers import adapter_layers
-from .adapter_file import numbers_in_file, refuse_pickle
+from .adapter_file import numbers_in_file, reject_pickle
 from .config import SdsLoraConfig
 from .registration import SdsPeftType
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _BASES = ".lora_sds."
-"""In the names of the bases' tensors."""
+"""The part of a tensor's name that marks a basis."""
 _ROOM_TO_SPARE = 8
 _room: ContextVar[int | None] = ContextVar("_room", default=None)
-"""How many numbers the file holds that an adapter is being loaded from; None outside of loading."""
+"""The count of numbers in the file that is being loaded; None outside of loading."""
 
 
-_ignoring_sizes: ContextVar[bool] = ContextVar("_ignoring_sizes", default=False)
-"""Whether the adapter is being loaded with PEFT's ``ignore_mismatched_sizes``."""
+_ignore_sizes: ContextVar[bool] = ContextVar("_ignore_sizes", default=False)
+"""True while an adapter is loaded with PEFT's ``ignore_mismatched_sizes``."""
 
 
 def wrap_peft() -> None:
-    """Wrap PEFT's functions. Once, however often it is called."""
+    """Wrap PEFT's functions, once, however often it is called."""
     if hasattr(PeftModel.load_adapter, "__wrapped__"):
         return
     from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
-    PeftModel.from_pretrained = classmethod(_looking_first(from_pretrained))
-    PeftModel.load_adapter = _whole_or_undone(PeftModel.load_adapter)
-    peft.inject_adapter_in_model = _refusing_bases(peft.inject_adapter_in_model)
-    peft.utils.save_and_load.torch_load = _refusing_pickles(peft.utils.save_and_load.torch_load)
+    PeftModel.from_pretrained = classmethod(_check_before_loading(from_pretrained))
+    PeftModel.load_adapter = _load_whole_or_undo(PeftModel.load_adapter)
+    peft.inject_adapter_in_model = _reject_bases(peft.inject_adapter_in_model)
+    peft.utils.save_and_load.torch_load = _reject_pickles(peft.utils.save_and_load.torch_load)
 
 
 @contextmanager
 def adapter_from(directory: str | PathLike[str]) -> Iterator[None]:
-    """Adapters that are made in the block get their tensors from the file in ``directory``.
+    """Check the file in ``directory``, from which the adapters of the block get their tensors.
 
     Raises:
-        ValueError: where the tensors are in a pickle, or in no whole safetensors file; in the
+        ValueError: where the tensors are in a pickle, or in no whole safetensors file. In the
             block, for an adapter that is larger than the file.
     """
-    refuse_pickle(directory)
+    reject_pickle(directory)
     token = _room.set(numbers_in_file(directory))
     try:
         yield
@@ -67,14 +67,14 @@ def adapter_from(directory: str | PathLike[str]) -> Iterator[None]:
         _room.reset(token)
 
 
-def refuse_larger_than_file(config: SdsLoraConfig, targets: Mapping[str, nn.Module]) -> None:
-    """Raise ``ValueError`` where A and B would be far larger than the file that they come from.
+def reject_larger_than_file(config: SdsLoraConfig, targets: Mapping[str, nn.Module]) -> None:
+    """Raise ``ValueError`` where A and B would be far larger than their file.
 
-    Before they are allocated: a rank of a million in a configuration costs its writer nothing.
-    Smaller differences are left to :func:`require_all`, which names the tensor.
+    The check comes before they are allocated: anyone can write a rank of a million into a
+    configuration. For smaller differences :func:`require_all` names the tensor.
 
     Args:
-        config: of an adapter that is about to be made.
+        config: the configuration of a new adapter.
         targets: the modules that get A and B, by their names.
     """
     room = _room.get()
@@ -82,75 +82,76 @@ def refuse_larger_than_file(config: SdsLoraConfig, targets: Mapping[str, nn.Modu
         return
     ranks: dict[str, int] = config.rank_pattern or {}
     default: int = config.r
-    wanted = 0
+    adapter_size = 0
     for name, module in targets.items():
         rank = ranks.get(get_pattern_key(ranks, name), default)
-        # (None, None) for a module that PEFT refuses later
-        wanted += rank * sum(size or 0 for size in _get_in_out_features(module))
-    if wanted > _ROOM_TO_SPARE * room:
+        # (None, None) for a module that PEFT rejects later
+        adapter_size += rank * sum(size or 0 for size in _get_in_out_features(module))
+    if adapter_size > _ROOM_TO_SPARE * room:
         raise ValueError(
-            f"an adapter of rank r={config.r} for {len(targets)} layers of this model has {wanted} "
-            f"numbers, and the adapter file holds {room} in all: its "
+            f"an adapter of rank r={config.r} for {len(targets)} layers of this model has "
+            f"{adapter_size} numbers, and the adapter file holds {room} in all: its "
             "configuration is not that of its tensors, or of another model"
         )
 
 
 def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -> None:
-    """Compare what a file has for ``adapter`` with the model, before anything is loaded.
+    """Compare a file's tensors for ``adapter`` with the model, before anything is loaded.
 
     Args:
         model: the model that the adapter is in.
         adapter: its name.
-        tensors: by the names that they have in the model.
+        tensors: the file's tensors by their names in the model.
 
     Raises:
         ValueError: for a tensor that is missing, belongs to no layer, or holds no floating-point
             numbers, and where the layers disagree on the phase.
         RuntimeError: for another shape, as from PyTorch.
     """
-    given = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
-    expected = {
+    file_tensors = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in tensors.items()}
+    model_tensors = {
         f"{name.removeprefix(PEFT_PREFIX)}.{key}": tensor
         for name, layer in adapter_layers(model, adapter)
         for key, tensor in layer.state_dict(keep_vars=True).items()
         if key.startswith("lora_") and adapter in key.split(".")
     }
-    for key, tensor in expected.items():
-        if key not in given:
+    for key, tensor in model_tensors.items():
+        if key not in file_tensors:
             raise ValueError(f"the adapter file has no tensor for {key}: it is not whole")
         shape = tuple(getattr(tensor, "ds_shape", tensor.shape))  # DeepSpeed's shards have none
-        if tuple(given[key].shape) != shape:
+        if tuple(file_tensors[key].shape) != shape:
             raise RuntimeError(
-                f"size mismatch for {key}: {tuple(given[key].shape)} in the adapter file, {shape} "
-                "in the model. It is the adapter of another model, or not of this configuration"
+                f"size mismatch for {key}: {tuple(file_tensors[key].shape)} in the adapter file, "
+                f"{shape} in the model. It is the adapter of another model, or not of this "
+                "configuration"
             )
-        if given[key].dtype not in _FLOATS:
+        if file_tensors[key].dtype not in _FLOATS:
             raise ValueError(
-                f"{key} holds {given[key].dtype} in the adapter file: floats are needed"
+                f"{key} holds {file_tensors[key].dtype} in the adapter file: floats are needed"
             )
-    for key in given:
-        if ".lora_" in key and key not in expected:
+    for key in file_tensors:
+        if ".lora_" in key and key not in model_tensors:
             raise ValueError(
                 f"the adapter file has {key}, a tensor of a layer that has no adapter here: it is "
                 "the adapter of another model, or not of this configuration"
             )
-    phases = {float(given[key]) for key in expected if key.endswith(".gate")}
+    phases = {float(file_tensors[key]) for key in model_tensors if key.endswith(".gate")}
     if len(phases) > 1 or phases - {0.0, 1.0}:
         raise ValueError(
             f"the layers of the adapter file must all be in one phase, gate 0 or 1, not {phases}"
         )
 
 
-def without_mismatched(
+def without_mismatched_tensors(
     model: nn.Module, adapter: str, tensors: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors without those of layers that have another size here, where that is wanted.
+    """Replace the tensors of layers of another size, under ``ignore_mismatched_sizes``.
 
-    Such a layer gets no change: its A and B stay as they are made, and its bases are zero.
+    Such a layer gets no change: its A and B stay as initialised, and its bases are zero.
     """
-    if not _ignoring_sizes.get():
+    if not _ignore_sizes.get():
         return tensors
-    left_out: dict[str, Tensor] = {}
+    replacements: dict[str, Tensor] = {}
     for name, layer in adapter_layers(model, adapter):
         own = {
             f"{PEFT_PREFIX}{name.removeprefix(PEFT_PREFIX)}.{key}": tensor
@@ -158,21 +159,21 @@ def without_mismatched(
             if key.startswith("lora_") and adapter in key.split(".")
         }
         if any(k in tensors and tensors[k].shape != t.shape for k, t in own.items()):
-            left_out |= {k: t for k, t in own.items() if not k.endswith(".gate")}
-    if not left_out:
+            replacements |= {k: t for k, t in own.items() if not k.endswith(".gate")}
+    if not replacements:
         return tensors
     warnings.warn(
-        f"ignore_mismatched_sizes=True: {len(left_out)} tensors of the adapter file have another "
-        f"size than this model's, {next(iter(left_out))} for one; the adapter leaves these layers "
-        "as they are",
+        f"ignore_mismatched_sizes=True: {len(replacements)} tensors of the adapter file have "
+        f"another size than this model's, {next(iter(replacements))} for one; the adapter leaves "
+        "these layers as they are",
         UserWarning,
         stacklevel=2,
     )
-    # what is there already, so that nothing is missing; bases of zero leave nothing of A and B
-    return tensors | {k: t.detach() for k, t in left_out.items()}
+    # the model's own tensors, so that none is missing; with bases of zero, A and B have no effect
+    return tensors | {k: t.detach() for k, t in replacements.items()}
 
 
-def _looking_first(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+def _check_before_loading(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(from_pretrained)
     def load(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
         folder = Path(model_id, kwargs.get("subfolder") or "")
@@ -182,34 +183,34 @@ def _looking_first(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
     return load
 
 
-def _whole_or_undone(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
+def _load_whole_or_undo(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(load_adapter)
     def load(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        held = self.peft_config.get(adapter_name)
-        # from_pretrained has made the adapter already, and nothing is loaded into it yet
-        is_new = held is None or _room.get() is not None
+        existing_config = self.peft_config.get(adapter_name)
+        # from_pretrained has added the adapter already, and has loaded nothing into it yet
+        is_new = existing_config is None or _room.get() is not None
         folder = Path(model_id, kwargs.get("subfolder") or "")
-        ignoring = _ignoring_sizes.set(bool(kwargs.get("ignore_mismatched_sizes")))
-        ours = _is_ours(folder) or (isinstance(held, SdsLoraConfig) and folder.is_dir())
+        token = _ignore_sizes.set(bool(kwargs.get("ignore_mismatched_sizes")))
+        ours = _is_ours(folder) or (isinstance(existing_config, SdsLoraConfig) and folder.is_dir())
         try:
             with adapter_from(folder) if ours else nullcontext():
                 return load_adapter(self, model_id, adapter_name, *args, **kwargs)
         except Exception as error:
             if is_new and isinstance(self.peft_config.get(adapter_name), SdsLoraConfig):
-                _take_away(self, adapter_name)
-            if isinstance(error, KeyError) and ours:  # PEFT's, for what stands beside A and B
+                _remove_adapter(self, adapter_name)
+            if isinstance(error, KeyError) and ours:  # from PEFT, for a tensor beside A and B
                 raise ValueError(
                     f"the adapter file has no tensor for {error}: it is not whole"
                 ) from error
             raise
         finally:
-            _ignoring_sizes.reset(ignoring)
+            _ignore_sizes.reset(token)
 
     return load
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a local folder holds an adapter of this method; what is on the Hub is not known."""
+    """Return whether a local folder holds an adapter of this method; False for the Hub's."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         return bool(config["peft_type"] == SdsPeftType.SDSLORA)
@@ -217,14 +218,14 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _refusing_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
-    """Reject what training scripts of Diffusers save of an adapter, loaded as if it were LoRA's.
+def _reject_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
+    """Reject files of Diffusers' training scripts that are loaded as plain LoRA.
 
-    Their file has the bases, without which A and B are another function, and no scaling.
+    These files have no scaling, and bases without which A and B are another function.
     """
 
     @functools.wraps(inject)
-    def checked(peft_config: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def inject_lora(peft_config: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = kwargs.get("state_dict") or {}
         if not isinstance(peft_config, SdsLoraConfig) and any(_BASES in key for key in tensors):
             raise ValueError(
@@ -234,21 +235,21 @@ def _refusing_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
             )
         return inject(peft_config, model, *args, **kwargs)
 
-    return checked
+    return inject_lora
 
 
-def _refusing_pickles(torch_load: Callable[..., Any]) -> Callable[..., Any]:
+def _reject_pickles(torch_load: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(torch_load)
     def load(file: Any, *args: Any, **kwargs: Any) -> Any:
-        if _is_ours(Path(file).parent):  # downloaded from the Hub, where it has no other file
-            refuse_pickle(Path(file).parent)
+        if _is_ours(Path(file).parent):  # downloaded from a Hub repository without safetensors
+            reject_pickle(Path(file).parent)
         return torch_load(file, *args, **kwargs)
 
     return load
 
 
-def _take_away(model: PeftModel, adapter: str) -> None:
-    """Leave the model as it was before the adapter; the base model, if it was the only one."""
+def _remove_adapter(model: PeftModel, adapter: str) -> None:
+    """Remove an adapter that failed to load; without others, restore the base model."""
     if len(model.peft_config) > 1:
         model.delete_adapter(adapter)
     else:

@@ -1,4 +1,4 @@
-"""``SdsLoraModel``: the tuner that PEFT drives."""
+"""``SdsLoraModel``: the tuner that PEFT calls."""
 
 import copy
 from pathlib import Path
@@ -10,31 +10,31 @@ from torch import nn
 
 from .adapted_layers import adapter_layers
 from .config import SdsLoraConfig
-from .layers import SdsParamWrapper, adopt, refuse_unsupported, refuse_without_weight
-from .layers.experts import log_coverage, refuse_parameters
-from .layers.hira import refuse_merged
-from .layers.quantized import merge_errors_reported
-from .loading import refuse_larger_than_file, require_all, without_mismatched
+from .layers import SdsParamWrapper, adopt, reject_unsupported, reject_without_weight
+from .layers.experts import log_coverage, reject_parameters
+from .layers.hira import reject_merged
+from .layers.quantized import merge_error_warning
+from .loading import reject_larger_than_file, require_all, without_mismatched_tensors
 from .tied import untie_adapted
-from .validation.patterns import refuse_slow
-from .validation.tokens import refuse_unknown_tokens
+from .validation.patterns import reject_slow
+from .validation.tokens import reject_unknown_tokens
 from .weighted import WeightedAdapterModel
 
 
 class SdsLoraModel(WeightedAdapterModel):
-    """A model with SDS-LoRA adapters. Made by :func:`peft.get_peft_model`.
+    """A model with SDS-LoRA adapters, as :func:`peft.get_peft_model` builds it.
 
-    Everything of :class:`peft.LoraModel` works as it does there.
+    Its methods work as those of :class:`peft.LoraModel` do.
     """
 
     def clone_adapter(self, source: str, target: str) -> None:
         """Copy an adapter with its bases and phase under a new, frozen, inactive name.
 
-        Copying the parameters alone, as trainers do for their reference adapter, copies a different
-        function: bases and phase are buffers.
+        Trainers copy only the parameters for their reference adapter. That gives another function,
+        because bases and phase are buffers.
 
         Raises:
-            ValueError: where ``source`` is not there, or ``target`` is.
+            ValueError: where ``source`` does not exist, or ``target`` exists.
         """
         if source not in self.peft_config:
             raise ValueError(
@@ -65,10 +65,10 @@ class SdsLoraModel(WeightedAdapterModel):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """PEFT's hook. An adapter ``ref`` with the configuration of ``default`` is its copy.
+        """Add an adapter; one named ``ref`` with the configuration of ``default`` is its copy.
 
-        That is the reference of TRL's trainers (DPO, GRPO, ...) for an adapter that is trained on:
-        they copy the parameters alone, which without bases and phase are another function.
+        TRL's trainers (DPO, GRPO, ...) use it as the reference of an adapter that they train on.
+        They copy only the parameters, which without bases and phase are another function.
         """
         if Path(adapter_name).is_absolute():
             raise ValueError(
@@ -76,20 +76,20 @@ class SdsLoraModel(WeightedAdapterModel):
                 "path, outside of every output directory: choose a name"
             )
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        being_loaded = kwargs.get("low_cpu_mem_usage", False)
+        is_loading = kwargs.get("low_cpu_mem_usage", False)
         configs = self.peft_config
-        if adapter_name == "ref" and configs["ref"] == configs.get("default") and not being_loaded:
+        if adapter_name == "ref" and configs["ref"] == configs.get("default") and not is_loading:
             self._copy_tensors("default", "ref")
         elif not configs[adapter_name].inference_mode:
             log_coverage(model, adapter_name)
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; a ``UserWarning`` gives the error that quantized weights add in merging.
+        """Merge as PEFT does; a ``UserWarning`` gives the error of merging into quantized weights.
 
-        An embedding that is tied to the output layer is untied first, where an adapter changes it.
+        Where an adapter changes an embedding that is tied to the output layer, it is untied first.
         """
         untie_adapted(self.model)
-        with merge_errors_reported(self.model):
+        with merge_error_warning(self.model):
             super().merge_adapter(*args, **kwargs)
 
     def _unload_and_optionally_merge(
@@ -97,32 +97,32 @@ class SdsLoraModel(WeightedAdapterModel):
     ) -> nn.Module:
         if merge:
             untie_adapted(self.model)
-        with merge_errors_reported(self.model):
+        with merge_error_warning(self.model):
             base: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         return base
 
     def _prepare_model(self, peft_config: SdsLoraConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT does it later
-        # Refuse before the first layer is replaced: a half-wrapped model helps nobody
-        refuse_parameters(model, peft_config.target_parameters or ())
-        refuse_unknown_tokens(peft_config, model)
+        # Reject before the first layer is replaced: a half-wrapped model helps nobody
+        reject_parameters(model, peft_config.target_parameters or ())
+        reject_unknown_tokens(peft_config, model)
         modules = dict(model.named_modules())
         attentions = [n for n, m in modules.items() if isinstance(m, nn.MultiheadAttention)]
         targets = {}
         for name, module in modules.items():
             if name and self._check_target_module_exists(peft_config, name):
                 base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-                refuse_unsupported(base, name, attentions)
+                reject_unsupported(base, name, attentions)
                 if peft_config.use_hira:
-                    refuse_without_weight(base, name)
-                    refuse_merged(module, name)
+                    reject_without_weight(base, name)
+                    reject_merged(module, name)
                 targets[name] = base
-        refuse_larger_than_file(peft_config, targets)
+        reject_larger_than_file(peft_config, targets)
 
     def _check_new_adapter_config(self, config: SdsLoraConfig) -> None:
         config.validate()
-        refuse_slow(config, (name for name, _ in self.model.named_modules()))
+        reject_slow(config, (name for name, _ in self.model.named_modules()))
         super()._check_new_adapter_config(config)
 
     @classmethod
@@ -134,15 +134,15 @@ class SdsLoraModel(WeightedAdapterModel):
                 "the adapter file has no bases (`lora_sds` tensors), without which A and B are "
                 "another function: it is not an SDS-LoRA adapter, or not a whole one"
             )
-        remapped: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
+        tensors: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        remapped = without_mismatched(model, adapter_name, remapped)
-        require_all(model, adapter_name, remapped)
-        return remapped
+        tensors = without_mismatched_tensors(model, adapter_name, tensors)
+        require_all(model, adapter_name, tensors)
+        return tensors
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
-        """PEFT's way back from initialisations that changed the base weights; there are none here.
+        """Raise ``ValueError``: no initialisation of SDS-LoRA changes the base weights.
 
         Raises:
             ValueError: always.
@@ -173,16 +173,16 @@ class SdsLoraModel(WeightedAdapterModel):
             parameter_name=parameter_name,
         )
         layer = getattr(parent, target_name)
-        # a further adapter's parameter is in its wrapper already, which may be inside another's
+        # the parameter of a second adapter has its wrapper already, maybe inside another wrapper
         if isinstance(target, SdsParamWrapper) and target.parameter_name == parameter_name:
             layer = target
         adopt(layer, adapter_name, current_key, lora_config)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Keeps DistributedDataParallel from broadcasting the bases in every forward.
+        """The names of buffers that DistributedDataParallel does not broadcast in each forward.
 
-        Every rank computes the same bases from the same A and B. The names are those that a
-        ``PeftModel`` gives its buffers.
+        Every rank computes the same bases from the same A and B. The names are those of the buffers
+        in a ``PeftModel``.
         """
         return [f"base_model.{name}" for name, _ in self.named_buffers() if ".lora_sds." in name]

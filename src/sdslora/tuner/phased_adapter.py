@@ -1,7 +1,7 @@
-"""Taking an adapter through its phases, in any module that carries it.
+"""The phases of an adapter: start of the main stage, and refreshes.
 
-Apart from the tuner, because a model that PEFT injected adapters into (as transformers' and
-diffusers' ``add_adapter`` do) has none.
+The module is separate from the tuner, because a model with injected adapters has no tuner (as after
+``add_adapter`` of Transformers and Diffusers).
 """
 
 from collections import defaultdict
@@ -29,14 +29,14 @@ from .layer_partition import LayerPartition, SingleProcess
 from .layers import SdsLayerMixin
 
 LayerFactors = list[tuple[SdsLayerMixin, SdsFactors]]
-"""Layers, and their factors in the layers' memory."""
+"""Layers with their factors, which share the layers' memory."""
 
 Follow = Callable[[Sequence[SdsLayerMixin], SdsFactors, SdsFactors], None]
-"""Told of layers of one shape, and the factors that this process refreshed, before and after."""
+"""A function called with layers of one shape, and this process's factors before and after."""
 
 
 class RefreshReport(NamedTuple):
-    """How far a refresh moved an adapter, averaged over its layers."""
+    """The size of a refresh's change, averaged over an adapter's layers."""
 
     basis_drift: float
     """``1 − tr(Qᵀ Q') / r``, over Q_A and Q_B: 0 where no basis moved."""
@@ -45,15 +45,15 @@ class RefreshReport(NamedTuple):
 
 
 class PhasedAdapter:
-    """One adapter of a model, its layers found once, and its way through its phases.
+    """One adapter of a model, with its layers and its phase.
 
     Args:
-        model: what contains the adapted layers.
+        model: the module that contains the adapted layers.
         name: the adapter's name.
 
     Attributes:
-        layer_partition: how the layers are divided among processes, which then make each call
-            together; by default a single process does all of them.
+        layer_partition: the division of the layers among processes, which then make each call
+            together. By default a single process computes all of them.
 
     Raises:
         ValueError: where there is no such adapter.
@@ -79,24 +79,24 @@ class PhasedAdapter:
 
     @property
     def in_warmup(self) -> bool:
-        """Whether the adapter is still plain LoRA (reads the gates: synchronises a GPU).
+        """True while the adapter is plain LoRA. Reading the gates synchronises a GPU.
 
         Raises:
             RuntimeError: where its layers disagree, as after a partial load.
         """
         gates: list[Any] = [layer.lora_sds[self.name].gate for layer in self.layers.values()]
-        warming = int((torch.cat([gate.to(gates[0].device) for gate in gates]) != 0).sum())
-        if 0 < warming < len(gates):
+        warmup_count = int((torch.cat([gate.to(gates[0].device) for gate in gates]) != 0).sum())
+        if 0 < warmup_count < len(gates):
             raise RuntimeError(
-                f"the layers of adapter {self.name!r} disagree on its phase: {warming} of "
+                f"the layers of adapter {self.name!r} disagree on its phase: {warmup_count} of "
                 f"{len(gates)} are in the warm-up. Load the whole adapter."
             )
-        return warming > 0
+        return warmup_count > 0
 
     def start_main_stage(self) -> None:
-        """Re-parameterize at the end of the warm-up, Eq. (8): the function is unchanged.
+        """Start the main stage by the re-parameterization, Eq. (8): the function is unchanged.
 
-        What an optimizer remembers of A and B loses its meaning; reset it.
+        An optimizer's state of A and B loses its meaning; reset it.
 
         Raises:
             RuntimeError: after the warm-up, or while the adapter is merged.
@@ -113,7 +113,7 @@ class PhasedAdapter:
     def refresh_bases(
         self, mode: RefreshMode = "qr", *, measure: bool = False, follow: Follow | None = None
     ) -> RefreshReport | None:
-        """Refresh the bases; with ``measure``, report how far that moved the adapter.
+        """Replace the bases; with ``measure``, return a report of the change.
 
         ``follow`` is called after each group of layers.
 
@@ -124,7 +124,7 @@ class PhasedAdapter:
         jumps: list[Tensor] = []
         with self.autocast_disabled(), self.layer_partition.available(self._parameters()):
             factors = self._factors()
-            # Asked once they are listed: until then a GPU has the training step to work on
+            # Read after the list is built: until then a GPU is busy with the training step
             if self.in_warmup:
                 raise RuntimeError(
                     f"adapter {self.name!r} is in its warm-up and has no bases to refresh: call "
@@ -151,18 +151,25 @@ class PhasedAdapter:
         return RefreshReport(mean(drifts), mean(jumps)) if measure else None
 
     def autocast_disabled(self) -> AbstractContextManager[None]:
-        """Products in the dtype of their factors, in a loop that is under autocast too."""
+        """Return a context in which products run in their factors' dtype, under autocast too."""
         return without_autocast(next(self._parameters()).device)
 
     def _replace_bases(self, layers: LayerFactors) -> None:
-        """The paper's refresh: A and B stay, so that each basis can be replaced by itself."""
+        """Replace each basis by itself, since A and B stay in the paper's refresh."""
         partition = self.layer_partition
         alike: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for _, (A, B, Q_A, Q_B) in layers:
             rank = basis_rank(A, B)
-            for side, of, basis in (("A", A, Q_A), ("B", B, Q_B)):
-                key = side, rank, of.shape, of.dtype, of.device, partition.layout(of)
-                alike[key].append((of, basis))
+            for side, factor, basis in (("A", A, Q_A), ("B", B, Q_B)):
+                key = (
+                    side,
+                    rank,
+                    factor.shape,
+                    factor.dtype,
+                    factor.device,
+                    partition.layout(factor),
+                )
+                alike[key].append((factor, basis))
         for (side, rank, *_), pairs in alike.items():
             factors, bases = zip(*pairs, strict=True)
             M = partition.gather(factors)
@@ -174,7 +181,7 @@ class PhasedAdapter:
             self.layer_partition.scatter(targets, values)
 
     def _factors(self) -> LayerFactors:
-        """The layers and their factors, all of them checked before the first one changes."""
+        """Return the layers and their factors, all checked before the first one changes."""
         factors = []
         for name, layer in self.layers.items():
             if self.name in layer.merged_adapters:
@@ -187,7 +194,7 @@ class PhasedAdapter:
         return factors
 
     def _groups(self, layers: LayerFactors) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
-        """Those of one shape together."""
+        """Group the layers of one shape."""
         groups: dict[Any, LayerFactors] = defaultdict(list)
         for layer, factors in layers:
             A, B, _, _ = factors
@@ -203,24 +210,24 @@ class PhasedAdapter:
 
 
 def in_warmup(model: nn.Module, adapter: str) -> bool:
-    """:attr:`PhasedAdapter.in_warmup` of ``adapter`` in ``model``."""
+    """Return :attr:`PhasedAdapter.in_warmup` of ``adapter`` in ``model``."""
     return PhasedAdapter(model, adapter).in_warmup
 
 
 def start_main_stage(model: nn.Module, adapter: str) -> None:
-    """:meth:`PhasedAdapter.start_main_stage` of ``adapter`` in ``model``."""
+    """Start the main stage of ``adapter`` in ``model``: :meth:`PhasedAdapter.start_main_stage`."""
     PhasedAdapter(model, adapter).start_main_stage()
 
 
 def refresh_bases(
     model: nn.Module, adapter: str, mode: RefreshMode = "qr", *, measure: bool = False
 ) -> RefreshReport | None:
-    """:meth:`PhasedAdapter.refresh_bases` of ``adapter`` in ``model``."""
+    """Replace the bases of ``adapter`` in ``model``: :meth:`PhasedAdapter.refresh_bases`."""
     return PhasedAdapter(model, adapter).refresh_bases(mode, measure=measure)
 
 
 class _Group(NamedTuple):
-    """The factors of layers of one shape, sharing their memory."""
+    """The factors of layers of one shape, in the layers' memory."""
 
     A: tuple[Tensor, ...]
     B: tuple[Tensor, ...]

@@ -1,4 +1,4 @@
-"""``preset``: how the bases are refreshed, and how the main stage begins, in one word."""
+"""The presets: the options of refreshes and of the main stage's start, in one word."""
 
 from typing import Any, Literal
 
@@ -18,14 +18,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ramp_steps": 20,
     },
 }
-"""The paper's refresh by phases; or one after every step, which the momentum follows, and a ramp.
+"""``paper`` refreshes by phases. ``tuned`` refreshes after every step, carries the momentum along
+and has a ramp.
 
-The second has the lower loss, and a ΔW of rank r after every step (docs/findings.md, 12).
+``tuned`` has the lower loss, and a ΔW of rank r after every step (docs/findings.md, 12).
 """
 
 
 def complete(options: Any) -> None:
-    """Give every option of a preset that is None the value that ``options.preset`` has for it.
+    """Set every option that is None to its value in ``options.preset``.
 
     Args:
         options: a dataclass with ``preset`` and the options of :data:`PRESETS`, frozen or not.

@@ -1,4 +1,4 @@
-"""Makes PEFT know the method: a type of its own, so that nothing takes it for plain LoRA."""
+"""Registration with PEFT under a type of our own, so that nothing treats it as plain LoRA."""
 
 import enum
 
@@ -26,14 +26,14 @@ PEFT_SAVES_BY_HOOK = hasattr(BaseTuner, "_get_adapter_state_dict")
 
 
 def register(config_class: type, model_class: type) -> None:
-    """Enter the method into PEFT's tables. A loader without this import raises ``KeyError``."""
+    """Register the method in PEFT's tables. A loader without this import raises ``KeyError``."""
     key = SdsPeftType.SDSLORA
     PEFT_TYPE_TO_CONFIG_MAPPING[key] = config_class
     PEFT_TYPE_TO_TUNER_MAPPING[key] = model_class
     PEFT_TYPE_TO_PREFIX_MAPPING[key] = PREFIX
-    # What must agree, beside the tensors, before one adapter's tensors may replace another's
-    of_lora = peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
-    peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[key] = [*of_lora, "use_hira"]
+    # options that must agree before hotswapping may replace one adapter's tensors by another's
+    lora_keys = peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
+    peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[key] = [*lora_keys, "use_hira"]
     if not PEFT_SAVES_BY_HOOK and key.value not in PeftType.__members__:
         _add_member(key.value)
 

@@ -1,4 +1,4 @@
-"""Embeddings that the model uses for its output, too, and that an adapter changes in one place."""
+"""Embeddings tied to the output layer, where an adapter changes only one of the two."""
 
 import warnings
 from typing import Any
@@ -10,8 +10,8 @@ from torch import nn
 def untie_adapted(model: nn.Module) -> None:
     """Give input embedding and output layer weights of their own, where merging needs it.
 
-    The two may be one tensor, while an adapter changes the one layer only, or each in its own way.
-    Merged into that tensor, the change would show in both. A ``UserWarning`` says that the merged
+    The two may be one tensor, while an adapter changes only one layer, or each in another way.
+    A change merged into that tensor would affect both. A ``UserWarning`` reports that the merged
     model is larger.
 
     Args:
@@ -20,8 +20,8 @@ def untie_adapted(model: nn.Module) -> None:
     layers = [_layer(model, "get_input_embeddings"), _layer(model, "get_output_embeddings")]
     bases = [x.get_base_layer() if isinstance(x, BaseTunerLayer) else x for x in layers]
     weights = [getattr(base, "weight", None) for base in bases]
-    adapted = any(isinstance(layer, BaseTunerLayer) for layer in layers)
-    if not adapted or weights[0] is None or weights[0] is not weights[1]:
+    has_adapter = any(isinstance(layer, BaseTunerLayer) for layer in layers)
+    if not has_adapter or weights[0] is None or weights[0] is not weights[1]:
         return
     bases[1].weight = nn.Parameter(weights[1].detach().clone(), weights[1].requires_grad)
     for config in _configs(getattr(model, "config", None)):
@@ -42,6 +42,6 @@ def _layer(model: nn.Module, getter: str) -> Any:
 
 
 def _configs(config: Any) -> list[Any]:
-    """The configuration and those of parts that say the same (text_config and the like)."""
+    """Return the configuration and those of its parts that tie embeddings (text_config, ...)."""
     inner = [value for value in vars(config).values() if hasattr(value, "tie_word_embeddings")]
     return [config, *inner]

@@ -1,4 +1,4 @@
-"""``add_weighted_adapter`` for SDS-LoRA: the combinations of ΔW that are right, no others."""
+"""``add_weighted_adapter`` for SDS-LoRA: correct combinations of ΔW only."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from .adapted_layers import adapter_layers
 
 
 class WeightedAdapterModel(LoraModel):
-    """Combines adapters into a new one, which is in the warm-up phase: a plain LoRA."""
+    """A model whose adapters can be combined. A new one is in the warm-up phase: a plain LoRA."""
 
     def add_weighted_adapter(
         self,
@@ -25,18 +25,18 @@ class WeightedAdapterModel(LoraModel):
         """Add ``Σ weight · ΔW`` of ``adapters`` as a new adapter, inactive and frozen.
 
         Args:
-            adapters: names of those to combine.
+            adapters: names of the adapters to combine.
             weights: one for each.
-            adapter_name: of the new one.
+            adapter_name: the name of the new one.
             combination_type: ``"cat"``, exact, of rank ``Σ 2r``; or ``"svd"``, the best
-                approximation of rank ``svd_rank``. Through the factors: no (m, n) matrix is formed.
-            svd_rank: by default twice the largest rank, which is what one adapter's ΔW has.
-            others: PEFT's options of other types; refused.
+                approximation of rank ``svd_rank``. Both use the factors and form no (m, n) matrix.
+            svd_rank: by default twice the largest rank, the rank of one adapter's ΔW.
+            others: PEFT's options of other types, which are rejected.
 
         Raises:
-            ValueError: for another type. ``"linear"`` and its kin add A to A and B to B, which mean
-                nothing without their bases; PEFT's other types work on dense matrices. PEFT's own
-                errors for adapters that cannot be combined.
+            ValueError: for another type, and from PEFT for adapters that cannot be combined.
+                ``"linear"`` and its kin add A to A and B to B, which mean nothing without their
+                bases. PEFT's other types work on dense matrices.
         """
         if combination_type not in ("cat", "svd"):
             raise ValueError(
@@ -68,7 +68,7 @@ class WeightedAdapterModel(LoraModel):
             r=rank,
             lora_alpha=rank,
             use_rslora=False,
-            # by their full names, whatever chose them in each adapter
+            # by their full names, whatever pattern selects them in each adapter
             target_modules={n for a in adapters for n, _ in adapter_layers(self.model, a)},
             exclude_modules=None,
             layers_to_transform=None,
@@ -84,16 +84,16 @@ class WeightedAdapterModel(LoraModel):
                     for adapter, weight in zip(adapters, weights, strict=True)
                     if adapter in layer.lora_sds
                 ]
-                combined = LowRankPair(
+                combination = LowRankPair(
                     up=torch.cat([pair.up for pair in pairs], dim=1),
                     down=torch.cat([pair.down for pair in pairs]),
                 )
                 if combination_type == "svd":
-                    svd = factored_svd(combined).truncate(rank)
-                    combined = LowRankPair(up=svd.U * svd.S, down=svd.V.mT)
+                    svd = factored_svd(combination).truncate(rank)
+                    combination = LowRankPair(up=svd.U * svd.S, down=svd.V.mT)
                 A, B, _, _ = layer.sds_factors(adapter_name)
-                A.zero_()[: combined.down.shape[0]] = combined.down
-                B.zero_()[:, : combined.up.shape[1]] = combined.up
+                A.zero_()[: combination.down.shape[0]] = combination.down
+                B.zero_()[:, : combination.up.shape[1]] = combination.up
 
 
 def _times(pair: LowRankPair, factor: float) -> LowRankPair:

@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel
 from torch import nn
 
-from ...tuner import refuse_pickle, refuse_slow
+from ...tuner import reject_pickle, reject_slow
 from ..config.paths import require_adapter
 from ..config.spec import ModelSpec
 from ..errors import UserError, first_line
@@ -41,7 +41,7 @@ class SavedAdapter:
         """Return the base model with the adapter, in evaluation mode."""
         try:
             base = self.source.load()
-            refuse_slow(self.config, (name for name, _ in base.named_modules()))
+            reject_slow(self.config, (name for name, _ in base.named_modules()))
             return PeftModel.from_pretrained(base, str(self.directory)).eval()
         except Exception as error:  # whatever a stranger's file makes PEFT raise
             raise UserError(
@@ -104,7 +104,7 @@ def read_config(directory: str) -> PeftConfig:
     """
     require_adapter(directory)
     try:
-        refuse_pickle(directory)
+        reject_pickle(directory)
     except ValueError as error:
         raise UserError(str(error)) from error
     try:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ... import SdsLoraConfig
 from ..._peft import adapted_layers, name_in_base
-from ...tuner import SdsLayerMixin, refuse_slow
+from ...tuner import SdsLayerMixin, reject_slow
 from ..errors import RunFailed, UserError, nearest
 from .base_models import Source
 
@@ -38,7 +38,7 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
             matching takes too long, no layer gets an adapter, or the rank is larger than a layer.
     """
     try:
-        refuse_slow(config, (name for name, _ in model.named_modules()))
+        reject_slow(config, (name for name, _ in model.named_modules()))
     except ValueError as error:
         raise UserError(f"adapter.{error}") from error
     _reject_unknown_names(model, config)

@@ -1,42 +1,42 @@
-"""What is verified while an adapter is trained, so that nothing goes wrong in silence.
+"""The checks of a training, so that nothing fails silently.
 
 ==============  ====================================================================================
-``loaded``      before the first step: a training that goes on has the adapter that it stopped with
+``loaded``      before the first step: a resumed training has the adapter that it stopped with
 ``gradients``   every A and B gets a gradient
 ``reset``       after the re-parameterization: the optimizer starts anew, from the new A and B
-``base``        the frozen weights are bit for bit what they were
+``base``        the frozen weights are unchanged, bit for bit
 ``bases``       QᵀQ = I
-``changed``     every tensor that the optimizer holds has been trained, frozen ones aside
-``schedule``    what the schedule drives is what the model runs
+``changed``     every tensor of the optimizer has changed, frozen ones aside
+``schedule``    the schedule drives the layers that the model runs
 ``saved``       each time an adapter is saved: the file has every tensor, whole
 ==============  ====================================================================================
 
 ``gradients``, ``base``, ``bases``, ``changed`` and ``schedule`` are verified after the first steps
-and at the end. All together take about as long as reading the model's weights three times.
+and at the end. Together they take about as long as reading the model's weights three times.
 """
 
 from collections.abc import Callable, Collection
 
 from .first_steps import GradientsArrive, StateLoaded
 from .main_stage import BasesOrthonormal, ScheduleDriven
-from .optimizer_reset import ResetHeld
+from .optimizer_reset import ResetComplete
 from .saved_files import require_saved
 from .trained_weights import BaseUnchanged, TrainableChanged
-from .watched import CHECKS, Check, CheckFailed, Verifiable, Watched
+from .watched import CHECKS, Check, CheckFailed, Verifiable, WatchedTraining
 
 __all__ = [
     "CHECKS",
     "Check",
     "CheckFailed",
-    "ResetHeld",
+    "ResetComplete",
     "Verifiable",
-    "Watched",
+    "WatchedTraining",
     "make_checks",
-    "require_known",
+    "require_check_names",
     "require_saved",
 ]
 
-_MADE: dict[Check, Callable[[Watched], Verifiable]] = {
+_CHECK_CLASSES: dict[Check, Callable[[WatchedTraining], Verifiable]] = {
     "loaded": StateLoaded,
     "gradients": GradientsArrive,
     "base": BaseUnchanged,
@@ -46,13 +46,13 @@ _MADE: dict[Check, Callable[[Watched], Verifiable]] = {
 }
 
 
-def require_known(names: Collection[str]) -> None:
-    """Raise ``ValueError`` for a name that is no check's."""
+def require_check_names(names: Collection[str]) -> None:
+    """Raise ``ValueError`` for a name of no check."""
     unknown = sorted(set(names) - set(CHECKS))
     if unknown:
         raise ValueError(f"there is no check {unknown[0]!r}: `checks` are of {list(CHECKS)}")
 
 
-def make_checks(names: Collection[Check], watched: Watched) -> dict[Check, Verifiable]:
-    """Those of ``names`` that are verified after the first steps and at the end."""
-    return {name: made(watched) for name, made in _MADE.items() if name in names}
+def make_checks(names: Collection[Check], training: WatchedTraining) -> dict[Check, Verifiable]:
+    """Create the checks of ``names`` that are verified after the first steps and at the end."""
+    return {name: check(training) for name, check in _CHECK_CLASSES.items() if name in names}

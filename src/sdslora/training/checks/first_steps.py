@@ -1,4 +1,4 @@
-"""The first steps: the adapter that was saved is the one that trains, and gradients reach it."""
+"""Checks of the first steps: the saved adapter is the one that trains, and gets gradients."""
 
 from typing import Any
 
@@ -7,36 +7,38 @@ from torch import nn
 from ..distributed import local
 from ..steps import has_moved
 from ..zero import is_partitioned
-from .watched import CheckFailed, Watched
+from .watched import CheckFailed, WatchedTraining
 
 
 class StateLoaded:
-    """A training that goes on has the adapter that it stopped with, not a new one.
+    """A check that a resumed training has the adapter that it stopped with, not a new one.
 
-    Verified just before its first step, when everything is loaded.
+    It runs just before the first step, when everything is loaded.
     """
 
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
-        self.seen = watched.step == 0
-        self.has_moved = has_moved(watched.optimizer)
-        self._hook = watched.optimizer.register_step_pre_hook(self._look)
+    def __init__(self, training: WatchedTraining) -> None:
+        self.training = training
+        self.is_verified = training.step == 0
+        self.has_moved = has_moved(training.optimizer)
+        self._hook = training.optimizer.register_step_pre_hook(self._look)
 
     def _look(self, *_: Any) -> None:
-        if self.seen:
+        if self.is_verified:
             return
-        self.seen = True
-        step = self.watched.step
-        for adapter in self.watched.adapters:
+        self.is_verified = True
+        step = self.training.step
+        for adapter in self.training.adapters:
             if not adapter.in_warmup:
                 continue
             warmup = max(layer.sds_warmup_steps[adapter.name] for layer in adapter.layers.values())
-            untrained = not any(
+            is_untrained = not any(
                 local(B).any() or is_partitioned(B) for B in adapter.parameters[1::2]
             )
-            # where the learning rate was 0 so far, B must be what it was
-            if step >= warmup or (untrained and self.has_moved):
-                state = "as if never trained" if untrained else f"in its warm-up of {warmup} steps"
+            # where the learning rate was 0 so far, B must be unchanged
+            if step >= warmup or (is_untrained and self.has_moved):
+                state = (
+                    "as if never trained" if is_untrained else f"in its warm-up of {warmup} steps"
+                )
                 raise CheckFailed(
                     "loaded",
                     f"the training goes on after step {step}, but adapter {adapter.name!r} is "
@@ -46,34 +48,37 @@ class StateLoaded:
                 )
 
     def verify(self) -> None:
-        """Nothing is left to see after the first step."""
+        """Remove the hook: after the first step there is nothing to check."""
         self._hook.remove()
 
 
 class GradientsArrive:
-    """Every A and B gets a gradient other than zero in at least one step.
+    """A check that every A and B gets a gradient other than zero in at least one step.
 
-    A's is zero in the first step of all, where B is zero. Seen just before the optimizer's steps,
-    after which many trainers drop gradients, and only until every tensor had one.
+    The gradient of A is zero in the very first step, where B is zero. The check reads gradients
+    just before the optimizer's steps, after which many trainers drop them. It stops once every
+    tensor had one.
     """
 
-    def __init__(self, watched: Watched) -> None:
-        self.missing = watched.factors()
-        self.count = len(self.missing)
-        self._hook = watched.optimizer.register_step_pre_hook(self._look)
+    def __init__(self, training: WatchedTraining) -> None:
+        self.missing_gradients = training.factors()
+        self.count = len(self.missing_gradients)
+        self._hook = training.optimizer.register_step_pre_hook(self._look)
 
     def _look(self, *_: Any) -> None:
         # the hook stays until `verify`: an optimizer's hooks cannot go while they are called
-        self.missing = {
-            name: parameter for name, parameter in self.missing.items() if _is_missing(parameter)
+        self.missing_gradients = {
+            name: parameter
+            for name, parameter in self.missing_gradients.items()
+            if _is_missing(parameter)
         }
 
     def verify(self) -> None:
-        """Raise where a tensor never had one."""
+        """Raise ``CheckFailed`` where a tensor never had a gradient."""
         self._hook.remove()
-        if not self.missing:
+        if not self.missing_gradients:
             return
-        frozen = sum(not parameter.requires_grad for parameter in self.missing.values())
+        frozen = sum(not parameter.requires_grad for parameter in self.missing_gradients.values())
         reason = (
             f"{frozen} of them are frozen (requires_grad is False)"
             if frozen
@@ -81,14 +86,14 @@ class GradientsArrive:
         )
         raise CheckFailed(
             "gradients",
-            f"{len(self.missing)} of {self.count} adapter tensors never got a gradient, "
-            f"{next(iter(self.missing))} for one: {reason}. Leave such layers out of "
+            f"{len(self.missing_gradients)} of {self.count} adapter tensors never got a gradient, "
+            f"{next(iter(self.missing_gradients))} for one: {reason}. Leave such layers out of "
             "target_modules (exclude_modules), or let them train",
         )
 
 
 def _is_missing(parameter: nn.Parameter) -> bool:
-    """Whether it has no gradient, or one of zeros; of a sharded one, the part in this process."""
+    """Return whether the gradient is None or zero; of a sharded one, the part in this process."""
     if is_partitioned(parameter) or not local(parameter).numel():
         return False
     return parameter.grad is None or not local(parameter.grad).any()

@@ -1,4 +1,4 @@
-"""Past the warm-up: the bases are orthonormal, and the schedule drives what is trained."""
+"""Checks of the main stage: orthonormal bases, and a schedule that drives the right layers."""
 
 from collections.abc import Iterator
 
@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from ...tuner import PhasedAdapter, adapter_layers
-from .watched import CheckFailed, Watched
+from .watched import CheckFailed, WatchedTraining
 
 _TOLERANCE = 1e-4
-"""Of QᵀQ against the identity, in float32: about ten times what many columns and layers reach."""
+"""The limit of ``|QᵀQ − I|`` in float32: ten times what many columns and layers reach."""
 
 
 class BasesOrthonormal:
-    """Past the warm-up, ``QᵀQ = I`` in every layer."""
+    """A check that ``QᵀQ = I`` in every layer past the warm-up."""
 
-    def __init__(self, watched: Watched) -> None:
-        self.adapters = watched.adapters
+    def __init__(self, training: WatchedTraining) -> None:
+        self.adapters = training.adapters
 
     def verify(self) -> None:
-        """Raise where a basis is not orthonormal."""
+        """Raise ``CheckFailed`` where a basis is not orthonormal."""
         for adapter in self.adapters:
             if adapter.in_warmup:
                 continue
@@ -37,15 +37,15 @@ class BasesOrthonormal:
 
 
 class ScheduleDriven:
-    """What the schedule drives is what the model runs."""
+    """A check that the schedule drives the layers that the model runs."""
 
-    def __init__(self, watched: Watched) -> None:
-        self.watched = watched
+    def __init__(self, training: WatchedTraining) -> None:
+        self.training = training
 
     def verify(self) -> None:
-        """Raise where they have come apart, or the main stage was not reached."""
-        for adapter in self.watched.adapters:
-            if dict(adapter_layers(self.watched.model, adapter.name)) != adapter.layers:
+        """Raise ``CheckFailed`` where the layers differ, or an adapter is in its warm-up again."""
+        for adapter in self.training.adapters:
+            if dict(adapter_layers(self.training.model, adapter.name)) != adapter.layers:
                 raise CheckFailed(
                     "schedule",
                     f"the layers of adapter {adapter.name!r} are not those that the schedule "
@@ -61,7 +61,7 @@ class ScheduleDriven:
 
 
 def _departures(adapter: PhasedAdapter) -> Iterator[Tensor]:
-    """Largest |QᵀQ − I| of Q_A and Q_B of each layer, surplus columns aside."""
+    """Yield the largest ``|QᵀQ − I|`` of Q_A and Q_B of each layer, surplus columns aside."""
     for layer in adapter.layers.values():
         state = layer.adapter_state(adapter.name)
         # surplus columns are zero

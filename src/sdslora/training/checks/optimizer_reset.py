@@ -1,4 +1,4 @@
-"""The reset at the re-parameterization: nothing of before it comes back."""
+"""The check of the optimizer's reset at the re-parameterization."""
 
 from typing import Any
 
@@ -11,32 +11,32 @@ from ..forgetting import remembers
 from .watched import CheckFailed
 
 
-class ResetHeld:
-    """The optimizer goes on from the re-parameterized A and B, remembering nothing.
+class ResetComplete:
+    """A check that the optimizer continues from the re-parameterized A and B without memory.
 
-    Made after the re-parameterization, verified after the next step.
+    It is created after the re-parameterization, and verified after the next step.
 
     Args:
-        optimizer: holds ``parameters``.
+        optimizer: the optimizer of ``parameters``.
         parameters: A and B of every layer.
-        before: what they were before the re-parameterization.
+        before: their values before the re-parameterization.
     """
 
     def __init__(
         self, optimizer: Optimizer, parameters: list[nn.Parameter], before: list[Tensor]
     ) -> None:
         self.optimizer, self.parameters, self.before = optimizer, parameters, before
-        self.moved = self._distance()
-        self.remembered: bool | None = None
+        self.change = self._distance()
+        self.has_memory: bool | None = None
         self._hook = optimizer.register_step_pre_hook(self._look)
 
     def _look(self, *_: Any) -> None:
-        """Just before the first step, when the state must be empty, or zero."""
-        if self.remembered is None:
-            self.remembered = remembers(self.optimizer, self.parameters)
+        """Read the state just before the first step, when it must be empty, or zero."""
+        if self.has_memory is None:
+            self.has_memory = remembers(self.optimizer, self.parameters)
 
     def verify(self) -> None:
-        """Raise where the step counted on from before, or went on from the former A and B."""
+        """Raise where the step used the former step counter, or the former A and B."""
         self._hook.remove()
         optimizer = type(self.optimizer).__name__
         for parameter in self.parameters:
@@ -48,15 +48,15 @@ class ResetHeld:
                     f"{int(count)} steps of an adapter parameter one step after it, so that its "
                     "moments belong to another parameterization",
                 )
-        if self.remembered:
+        if self.has_memory:
             raise CheckFailed(
                 "reset",
                 f"the reset of the optimizer's state did not hold: {optimizer} remembered adapter "
                 "parameters again before its next step, and its moments belong to another "
                 "parameterization",
             )
-        # nearer to the former values than a step, small beside Eq. (8), can have led
-        if self._distance() < self.moved / 2:
+        # a step is small beside the change of Eq. (8), and cannot lead so near to the former values
+        if self._distance() < self.change / 2:
             raise CheckFailed(
                 "reset",
                 f"{optimizer} has put A and B back to where they were before "
@@ -66,7 +66,7 @@ class ResetHeld:
             )
 
     def _distance(self) -> float:
-        """‖(A, B) − (A, B) before‖ over all layers; of sharded ones, the part in this process."""
+        """Return ``‖(A, B) − (A, B) before‖`` over all layers, of the parts in this process."""
         squares = [
             (local(p.detach()) - local(before)).float().square().sum().cpu()
             for p, before in zip(self.parameters, self.before, strict=True)

@@ -1,4 +1,4 @@
-"""A saved adapter is whole."""
+"""The check that a saved adapter is whole."""
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -11,12 +11,12 @@ from .watched import CheckFailed
 
 
 def require_saved(directory: Path, adapters: Collection[PhasedAdapter]) -> None:
-    """The adapter file in ``directory`` has every tensor of the adapters, each of its full shape.
+    """Check that the file in ``directory`` has every tensor of the adapters in its full shape.
 
-    Reads the file's header only.
+    Only the file's header is read.
 
     Raises:
-        CheckFailed: where one is missing, cut short, or a part of itself.
+        CheckFailed: where a tensor is missing or incomplete.
     """
     for adapter in adapters:
         # PEFT's layout
@@ -28,17 +28,17 @@ def require_saved(directory: Path, adapters: Collection[PhasedAdapter]) -> None:
                 shapes = {name_in_base(key): tuple(file.get_slice(key).get_shape()) for key in keys}
         except (OSError, SafetensorError) as error:
             raise CheckFailed("saved", f"{path} cannot be read: {error}") from error
-        lost = [key for key, shape in _saved_shapes(adapter) if shapes.get(key) != shape]
-        if lost:
+        flaws = [key for key, shape in _saved_shapes(adapter) if shapes.get(key) != shape]
+        if flaws:
             raise CheckFailed(
                 "saved",
-                f"{path} lacks {len(lost)} tensors of adapter {adapter.name!r}, or has only parts "
-                f"of them, {lost[0]} for one. Gather a sharded model before it is saved",
+                f"{path} lacks {len(flaws)} tensors of adapter {adapter.name!r}, or has only parts "
+                f"of them, {flaws[0]} for one. Gather a sharded model before it is saved",
             )
 
 
 def _saved_shapes(adapter: PhasedAdapter) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of the adapter, as PEFT names them in a file."""
+    """Yield name and shape of every tensor of the adapter, with PEFT's names in a file."""
     for layer_name, layer in adapter.layers.items():
         for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
             kind, _, rest = name.partition(".")

@@ -1,31 +1,31 @@
-"""Which weights change: those of the base never, those that are trained always."""
+"""Checks of the weights: those of the base never change, trained ones always do."""
 
 import warnings
 
 from ..steps import parameters_of
 from .digests import digests
-from .watched import CheckFailed, Watched
+from .watched import CheckFailed, WatchedTraining
 
 _TOKENS = "trainable_tokens_delta"
-"""In the names of the tensors that PEFT trains for ``trainable_token_indices``."""
+"""The part of a tensor's name that marks PEFT's ``trainable_token_indices``."""
 
 
 class BaseUnchanged:
-    """The frozen weights are, bit for bit, what they were."""
+    """A check that the frozen weights stay unchanged, bit for bit."""
 
-    def __init__(self, watched: Watched) -> None:
-        self.model = watched.model
+    def __init__(self, training: WatchedTraining) -> None:
+        self.model = training.model
         self.before = self._now()
 
     def verify(self) -> None:
-        """Raise where one changed."""
+        """Raise ``CheckFailed`` where a frozen weight changed."""
         now = self._now()
-        changed = [name for name in self.before if now.get(name) != self.before[name]]
-        if changed:
+        names = [name for name in self.before if now.get(name) != self.before[name]]
+        if names:
             raise CheckFailed(
                 "base",
-                f"{len(changed)} of {len(self.before)} frozen weights of the base model changed "
-                f"while the adapter was trained, {changed[0]} for one: the adapter does not fit "
+                f"{len(names)} of {len(self.before)} frozen weights of the base model changed "
+                f"while the adapter was trained, {names[0]} for one: the adapter does not fit "
                 "the model that it will be loaded on. Does something merge adapters, cast the "
                 "model, or write to its weights?",
             )
@@ -39,40 +39,40 @@ class BaseUnchanged:
 
 
 class TrainableChanged:
-    """Every tensor that the optimizer holds has been trained, the frozen ones aside.
+    """A check that every tensor of the optimizer has changed, the frozen ones aside.
 
-    Single tokens (``trainable_token_indices``) may be rare: that none has occurred yet is no fault,
-    and that none has occurred at all is said in a warning.
+    Single tokens (``trainable_token_indices``) may be rare. It is no fault that none has occurred
+    yet. A warning reports that none has occurred at all.
     """
 
-    def __init__(self, watched: Watched) -> None:
-        self.verified = 0
-        held = {id(parameter) for parameter in parameters_of(watched.optimizer)}
+    def __init__(self, training: WatchedTraining) -> None:
+        self.verifications = 0
+        optimizer_ids = {id(parameter) for parameter in parameters_of(training.optimizer)}
         self.tensors = {
             name: parameter
-            for name, parameter in watched.model.named_parameters()
-            if id(parameter) in held and parameter.requires_grad
+            for name, parameter in training.model.named_parameters()
+            if id(parameter) in optimizer_ids and parameter.requires_grad
         }
         self.before = digests(self.tensors.items())
 
     def verify(self) -> None:
-        """Raise where one is what it was; at the end, warn of tokens that are."""
-        self.verified += 1
+        """Raise ``CheckFailed`` for an unchanged tensor; at the end, warn of unchanged tokens."""
+        self.verifications += 1
         now = digests(self.tensors.items())
-        unchanged = [name for name in self.before if now[name] == self.before[name]]
-        rare = [name for name in unchanged if _TOKENS in name]
-        if rare and self.verified > 1:
+        same_digest = [name for name in self.before if now[name] == self.before[name]]
+        tokens = [name for name in same_digest if _TOKENS in name]
+        if tokens and self.verifications > 1:
             warnings.warn(
-                f"the trained tokens in {rare[0]} are what they were: no row of the data had them, "
-                "or the learning rate is too small for their dtype",
+                f"the trained tokens in {tokens[0]} are what they were: no row of the data had "
+                "them, or the learning rate is too small for their dtype",
                 UserWarning,
                 stacklevel=2,
             )
-        same = [name for name in unchanged if _TOKENS not in name]
-        if same:
+        names = [name for name in same_digest if _TOKENS not in name]
+        if names:
             raise CheckFailed(
                 "changed",
-                f"{len(same)} of {len(now)} trainable tensors did not change, {same[0]} for one; "
+                f"{len(names)} of {len(now)} trainable tensors did not change, {names[0]} for one; "
                 "the run trained less than it was meant to. Is the learning rate 0, or too small "
-                f"for {self.tensors[same[0]].dtype}, or does no row reach that layer?",
+                f"for {self.tensors[names[0]].dtype}, or does no row reach that layer?",
             )

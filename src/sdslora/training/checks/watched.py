@@ -1,4 +1,4 @@
-"""What a check looks at, and what it raises."""
+"""The input of a check, and its error."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -10,19 +10,19 @@ from ...tuner import PhasedAdapter
 
 Check = Literal["loaded", "gradients", "reset", "base", "bases", "changed", "schedule", "saved"]
 CHECKS: tuple[Check, ...] = get_args(Check)
-"""All of them: the default."""
+"""All checks: the default."""
 
 
 class CheckFailed(RuntimeError):
-    """A training did, or was about to do, something other than it was meant to."""
+    """The error of a check: the training does not do what it should."""
 
     def __init__(self, check: Check, message: str) -> None:
         super().__init__(f"{message} [check `{check}`; leave it out of `checks` to go on without]")
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A training that is about to begin, or to go on after ``step`` steps."""
+class WatchedTraining:
+    """A training that is about to begin, or to continue after ``step`` steps."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -30,7 +30,7 @@ class Watched:
     step: int
 
     def factors(self) -> dict[str, nn.Parameter]:
-        """A and B of every layer of every trained adapter, by a name for messages."""
+        """Return A and B of every layer of every trained adapter, by a name for messages."""
         return {
             f"{name}.{factor} of adapter {adapter.name!r}": parameter
             for adapter in self.adapters
@@ -40,7 +40,7 @@ class Watched:
 
 
 class Verifiable(Protocol):
-    """A check that was made when the training began."""
+    """A check that exists from the start of the training."""
 
     def verify(self) -> None:
-        """Raise ``CheckFailed`` where something is wrong by now."""
+        """Raise ``CheckFailed`` where the check fails."""

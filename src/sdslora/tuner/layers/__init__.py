@@ -1,12 +1,12 @@
-"""The adapted layers: one mixin over whichever LoRA layer PEFT chose for a module.
+"""The adapted layers: one mixin over each of PEFT's LoRA layers.
 
-:mod:`.mixin` is what every layer offers, :mod:`.state` what an adapter has in a layer, and
-:mod:`.dispatch` turns PEFT's layers into ours.
+:mod:`.mixin` is the interface of every layer, :mod:`.state` the state of an adapter in a layer.
+:mod:`.dispatch` converts PEFT's layers to ours.
 """
 
-from .dispatch import adopt, refuse_unsupported
+from .dispatch import adopt, reject_unsupported
 from .experts import SdsParamWrapper
-from .hira import refuse_without_weight
+from .hira import reject_without_weight
 from .mixin import LIVE_LAYERS, SdsLayerMixin
 from .state import SdsState
 
@@ -16,6 +16,6 @@ __all__ = [
     "SdsParamWrapper",
     "SdsState",
     "adopt",
-    "refuse_unsupported",
-    "refuse_without_weight",
+    "reject_unsupported",
+    "reject_without_weight",
 ]

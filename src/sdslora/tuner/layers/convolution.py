@@ -13,7 +13,7 @@ class _SdsConvNd(SdsLayerMixin):
         return delta.view(self.get_base_layer().weight.shape)
 
     def apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
-        """What ``module`` would compute if ``weight`` (r, n) or (m, r) were its own."""
+        """Return the output of ``module`` with ``weight`` (r, n) or (m, r) in place of its own."""
         weight = weight.to(x.dtype).reshape(module.weight.shape)
         out: Tensor = module._conv_forward(x, weight, None)
         return out

@@ -1,4 +1,4 @@
-"""Turns a layer that PEFT has given an adapter into ours."""
+"""Conversion of PEFT's layers to ours."""
 
 from collections.abc import Iterable
 
@@ -22,17 +22,17 @@ _CLASSES: dict[type, type[SdsLayerMixin]] = {
     lora.Conv3d: SdsConv3d,
     lora.ParamWrapper: SdsParamWrapper,
 }
-"""Ours for each of PEFT's layers whose weights are not quantized."""
+"""Our class for each of PEFT's layers whose weights are not quantized."""
 
 
 def adopt(layer: lora.LoraLayer, adapter: str, name: str, config: SdsLoraConfig) -> None:
-    """Turn PEFT's layer into ours, and give the adapter in it its state.
+    """Convert PEFT's layer to ours, and give the adapter in it its state.
 
     Args:
         layer: a layer that PEFT has given the adapter.
         adapter: the adapter's name.
         name: the layer's name in the model, for the message.
-        config: the adapter's.
+        config: the adapter's configuration.
 
     Raises:
         ValueError: where PEFT's layer type is not one that SDS-LoRA works in.
@@ -48,8 +48,8 @@ def adopt(layer: lora.LoraLayer, adapter: str, name: str, config: SdsLoraConfig)
     layer.lora_variant[adapter] = SdsVariant()
 
 
-def refuse_unsupported(module: nn.Module, name: str, attentions: Iterable[str]) -> None:
-    """Refuse a module that an adapter would not work in.
+def reject_unsupported(module: nn.Module, name: str, attentions: Iterable[str]) -> None:
+    """Reject a module in which an adapter would not work.
 
     Args:
         module: the module without adapters.

@@ -20,14 +20,14 @@ class SdsEmbedding(SdsLayerMixin, lora.Embedding):
     _get_embed_scale: Callable[[], Tensor | None]
 
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """The trainable A and B as PEFT stores them."""
+        """Return the trainable A and B as PEFT stores them."""
         return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
 
     def _as_weight(self, delta: Tensor) -> Tensor:
         return delta.mT
 
     def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the embeddings of the token ids ``x``."""
+        """Return what the adapter adds to the embeddings of the token ids ``x``."""
         A, B = self.adapter_parameters(adapter)
         state = self.adapter_state(adapter)
         out = sds_branch(

@@ -1,4 +1,4 @@
-"""Parameters that are chosen by ``target_parameters``: the stacked weights of experts above all.
+"""Adapted parameters of ``target_parameters``, such as the stacked weights of experts.
 
 PEFT wraps the module that holds such a parameter, and replaces the parameter by ``W + ΔW`` while
 the module runs. Each expert has factors and bases of its own.
@@ -27,15 +27,15 @@ LIMITS = (
     "parameters sharded by FSDP2 or DeepSpeed's ZeRO",
     "export to llama.cpp, kohya and Diffusers",
 )
-"""What SDS-LoRA does not support in an adapter with ``target_parameters``."""
+"""Options and uses that SDS-LoRA does not support with ``target_parameters``."""
 
 
 class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
-    """A module with one of its parameters adapted: E matrices (m, n), or a single one (E = 1).
+    """A module with one adapted parameter: E matrices (m, n), or a single one (E = 1).
 
-    PEFT keeps A as (E r, n), the expert being the slow index of the rows, and B as (m, r E), the
-    expert being the fast index of the columns. The parameter itself is (E, m, n), (E, n, m) where
-    the module says ``is_transposed``, or (m, n).
+    PEFT stores A as (E r, n), the expert being the slow index of the rows. It stores B as (m, r E),
+    the expert being the fast index of the columns. The parameter itself is (E, m, n), or (m, n), or
+    (E, n, m) where the module has ``is_transposed``.
     """
 
     num_experts: int
@@ -44,46 +44,49 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
     _did_swap_in_out_features: bool
 
     def new_state(self, adapter: str, *, use_hira: bool = False) -> SdsState:
-        """Bases for each expert, on the parameter's device: A may be on none."""
-        assert not use_hira  # the configuration refuses it
+        """Return bases for each expert, on the parameter's device: A may be on none."""
+        assert not use_hira  # the configuration rejects it
         A, B = self.matrices(*self.adapter_parameters(adapter))
         experts, r, n = A.shape
         return SdsState(B.shape[1], n, r, A.dtype, self.get_param().device, experts=(experts,))
 
     def adapter_state(self, adapter: str) -> SdsState:
-        """The bases and the phase."""
+        """Return the bases and the phase."""
         state = self.lora_sds[adapter]
         assert isinstance(state, SdsState)
         return state
 
     def sds_factors(self, adapter: str) -> SdsFactors:
-        """A (E, r, n), B (E, m, r) and the bases, sharing the layer's memory, detached."""
+        """Return A (E, r, n), B (E, m, r) and the bases, detached, in the layer's memory."""
         A, B = self.matrices(*self.adapter_parameters(adapter))
         state = self.adapter_state(adapter)
         return SdsFactors(A.detach(), B.detach(), state.Q_A, state.Q_B)
 
     def get_delta_weight(self, adapter: str, *args: Any, **kwargs: Any) -> Tensor:
-        """ΔW in the shape and dtype of the parameter; gradients reach A and B."""
-        if adapter not in self.lora_sds:  # another method's, injected beside ours
+        """Return ΔW in the shape and dtype of the parameter; gradients reach A and B."""
+        if adapter not in self.lora_sds:  # an adapter of another method beside ours
             delta: Tensor = super().get_delta_weight(adapter)
             return delta
-        left, right = self._oriented(adapter)
+        left, right = self._oriented_factors(adapter)
         param = self.get_param()
         delta = (self.scaling[adapter] * (left @ right)).view(param.shape)
         return delta.to(param.device, param.dtype)
 
     def get_delta_factors(self, adapter: str) -> tuple[Tensor, Tensor, float]:
-        """PEFT's hook: ``left``, ``right`` and s, so that it adds ``s left @ right`` in one go."""
+        """Return ``left``, ``right`` and s: PEFT adds ``s left @ right`` in one operation."""
         if adapter not in self.lora_sds:
             factors: tuple[Tensor, Tensor, float] = super().get_delta_factors(adapter)
             return factors
-        left, right = (factor.to(self.get_param().dtype) for factor in self._oriented(adapter))
+        left, right = (
+            factor.to(self.get_param().dtype) for factor in self._oriented_factors(adapter)
+        )
         return left, right, self.scaling[adapter]
 
-    def _oriented(self, adapter: str) -> tuple[Tensor, Tensor]:
-        """Two factors of ``ΔW / s`` as the parameter stores it, E matrices each, float32 or better.
+    def _oriented_factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """Return two factors of ``ΔW / s`` in the parameter's layout, E matrices each.
 
-        No branch on the phase, and gradients for A and B: Eq. (2) in the warm-up, then Eq. (6).
+        They are float32 or better. The code does not branch on the phase. The gradients of A and B
+        are those of Eq. (2) in the warm-up, then of Eq. (6).
         """
         A, B = map(upcast, self.matrices(*self.adapter_parameters(adapter)))
         state = self.adapter_state(adapter)
@@ -93,32 +96,34 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
         return pair.down.mT, pair.up.mT
 
     def matrices(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """A (E, r, n) and B (E, m, r), views of tensors as PEFT stores them."""
+        """Return A (E, r, n) and B (E, m, r), views of tensors as PEFT stores them."""
         experts = self.num_experts
         return A.view(experts, -1, A.shape[-1]), B.view(len(B), -1, experts).permute(2, 0, 1)
 
 
-# PEFT knows its wrapper by this name, where parameters of one module are wrapped inside each other
+# PEFT recognises its wrapper by this name where wrappers of one module contain each other
 SdsParamWrapper.__name__ = lora.ParamWrapper.__name__
 
 
-def refuse_parameters(model: nn.Module, targets: Iterable[str]) -> None:
-    """Refuse ``target_parameters`` that PEFT would pass over, or that an adapter cannot change.
+def reject_parameters(model: nn.Module, targets: Iterable[str]) -> None:
+    """Reject ``target_parameters`` that PEFT would ignore, or that an adapter cannot change.
 
     Raises:
         ValueError: for a name that no parameter has, or one of a quantized parameter.
     """
     parameters = {n.replace(".base_layer", ""): p for n, p in model.named_parameters()}
     for target in sorted(targets):
-        chosen = [name for name in parameters if f".{name}".endswith(f".{target}")]
-        if not chosen:
+        matches = [name for name in parameters if f".{name}".endswith(f".{target}")]
+        if not matches:
             stacks = {name for name, p in parameters.items() if p.ndim == 3}
-            known = {_like(*name.rpartition(".")[::2], parameters[name]) for name in stacks}
+            descriptions = {
+                _description(*name.rpartition(".")[::2], parameters[name]) for name in stacks
+            }
             raise ValueError(
                 f"the model has no parameter {target!r}, which target_parameters names; its "
-                f"stacks of weights are {', '.join(sorted(known)) or 'none'}"
+                f"stacks of weights are {', '.join(sorted(descriptions)) or 'none'}"
             )
-        for name in chosen:
+        for name in matches:
             dtype = parameters[name].dtype
             if not (dtype.is_floating_point and dtype.itemsize > 1):
                 raise ValueError(
@@ -128,39 +133,42 @@ def refuse_parameters(model: nn.Module, targets: Iterable[str]) -> None:
 
 
 def log_coverage(model: nn.Module, adapter: str) -> None:
-    """Say which experts' weights of ``model`` the adapter reaches, which not, and what is missing.
+    """Log a warning that lists the experts' weights that the adapter trains, and the others.
 
     Models without stacks of experts' weights get no message.
     """
-    adapted, left = Counter[str](), Counter[str]()
+    adapted_stacks, frozen_stacks = Counter[str](), Counter[str]()
     for name, module in model.named_modules():
         name = name.replace(".base_layer", "")
         if isinstance(module, SdsParamWrapper):
             if adapter in module.lora_sds and module.num_experts > 1:
-                adapted[_like(name, module.parameter_name, module.get_param())] += 1
+                adapted_stacks[_description(name, module.parameter_name, module.get_param())] += 1
         elif not type(module).__module__.startswith(("torch.nn.", "peft.")):
             for parameter_name, parameter in module.named_parameters(recurse=False):
                 if parameter.ndim == 3 and len(parameter) > 1 and "lora_" not in name:
-                    left[_like(name, parameter_name, parameter)] += 1
-    left -= adapted
-    if not adapted and not left:
+                    frozen_stacks[_description(name, parameter_name, parameter)] += 1
+    frozen_stacks -= adapted_stacks
+    if not adapted_stacks and not frozen_stacks:
         return
     lines = [
         f"the model has stacks of experts' weights (experts × rows × columns). Of these, SDS-LoRA "
-        f"adapter {adapter!r} trains {_listed(adapted)}, and leaves as they are {_listed(left)}"
+        f"adapter {adapter!r} trains {_list_text(adapted_stacks)}, and leaves as they are "
+        f"{_list_text(frozen_stacks)}"
     ]
-    if left:
+    if frozen_stacks:
         lines.append("name in target_parameters what else it should train")
-    if adapted:
+    if adapted_stacks:
         lines.append(f"not supported with target_parameters: {', '.join(LIMITS)}")
     logger.warning("; ".join(lines))
 
 
-def _like(module: str, parameter: str, weight: Tensor) -> str:
-    """One description for the same parameter in every block of a model."""
+def _description(module: str, parameter: str, weight: Tensor) -> str:
+    """Return one description for the same parameter in every block of a model."""
     shape = " × ".join(map(str, weight.shape))
     return f"{re.sub(r'[.][0-9]+[.]', '.*.', module)}.{parameter} ({shape})"
 
 
-def _listed(parameters: Counter[str]) -> str:
-    return ", ".join(f"{n} {what}" for what, n in sorted(parameters.items())) or "none"
+def _list_text(parameters: Counter[str]) -> str:
+    return (
+        ", ".join(f"{n} {description}" for description, n in sorted(parameters.items())) or "none"
+    )

@@ -25,7 +25,7 @@ _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class HadamardState(SdsState):
-    """The bases and the phase, and ``rms`` (1,) of the base weight that ΔW is multiplied with."""
+    """Bases and phase, and ``rms`` (1,) of the base weight that multiplies ΔW."""
 
     rms: Tensor
     needs_weight = True
@@ -35,15 +35,15 @@ class HadamardState(SdsState):
         self.register_buffer("rms", torch.ones_like(self.gate))
 
     def change(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """``ΔW ⊙ W / rms(W)``; all as W is stored."""
+        """Return ``ΔW ⊙ W / rms(W)``; all three in the layout of W."""
         return hadamard_change(delta, weight, self.rms)
 
     def measure(self, unmerged_weight: Callable[[], Tensor]) -> None:
-        """Note ``rms(W)``."""
+        """Measure ``rms(W)``."""
         self.rms = root_mean_square(unmerged_weight()).to(self.gate)
 
     def branch(self, layer: Any, adapter: str, x: Tensor) -> Tensor:
-        """``x (ΔW ⊙ W / rms(W))ᵀ``, the change being made; gradients reach A and B.
+        """Return ``x (ΔW ⊙ W / rms(W))ᵀ`` by way of the whole change; gradients reach A and B.
 
         Raises:
             RuntimeError: where the whole weight is not on this device.
@@ -70,68 +70,68 @@ class HadamardState(SdsState):
         scaling: float,
         x_dropout: Tensor | None,
     ) -> Tensor:
-        """The same layer as one operation."""
+        """Return the output of base layer and branch, as one operation."""
         return fused_hadamard_linear(
             x, base.weight, base.bias, factors, scaling, self.gate, self.rms, x_dropout
         )
 
 
-class RemembersWeight:
-    """Mixed into a layer: what its weight was before an adapter was merged into it.
+class OriginalWeightMixin:
+    """A mixin for layers that remembers the weight before any merge.
 
-    That is what every ΔW is multiplied with, in whatever order adapters are merged and unmerged.
+    That weight multiplies every ΔW, in whatever order adapters are merged and unmerged.
     """
 
     lora_sds: nn.ModuleDict
     merged_adapters: list[str]
     get_base_layer: Any
-    _unmerged: Tensor | None = None
+    _original_weight: Tensor | None = None
 
     def unmerged_weight(self) -> Tensor:
-        """W, detached."""
+        """Return W before any merge, detached."""
         weight: Tensor = self.get_base_layer().weight.detach()
-        return weight if self._unmerged is None else self._unmerged.to(weight.device)
+        return weight if self._original_weight is None else self._original_weight.to(weight.device)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As PEFT's."""
+        """Merge adapters as PEFT does."""
         if not self.merged_adapters and any(state.needs_weight for state in self.lora_sds.values()):
-            self._unmerged = self.unmerged_weight().to("cpu", copy=True)
+            self._original_weight = self.unmerged_weight().to("cpu", copy=True)
         try:
             super().merge(safe_merge, adapter_names)  # type: ignore[misc]
         finally:
             if not self.merged_adapters:
-                self._unmerged = None
+                self._original_weight = None
 
     def unmerge(self) -> None:
-        """As PEFT's, to the last bit."""
+        """Restore the weight as PEFT does, bit for bit."""
         super().unmerge()  # type: ignore[misc]
-        if self._unmerged is not None:
-            self.get_base_layer().weight.data.copy_(self._unmerged)
-            self._unmerged = None
+        if self._original_weight is not None:
+            self.get_base_layer().weight.data.copy_(self._original_weight)
+            self._original_weight = None
 
 
-def refuse_merged(module: nn.Module, name: str) -> None:
-    """Refuse a layer whose weight is not its own now: rms(W) would be that of another one.
+def reject_merged(module: nn.Module, name: str) -> None:
+    """Reject a layer with merged adapters: rms(W) would be that of another weight.
 
     Args:
-        module: the layer, or PEFT's around it, that an adapter with ``use_hira`` is to be added to.
+        module: the layer, or PEFT's layer around it, that is to get an adapter with ``use_hira``.
         name: its name in the model.
 
     Raises:
         ValueError: naming the layer and the way out.
     """
-    if merged := getattr(module, "merged_adapters", ()):
+    if merged_adapters := getattr(module, "merged_adapters", ()):
         raise ValueError(
             "SDS-LoRA does not support use_hira=True beside adapters that are merged "
-            f"({merged[0]!r} in layer {name!r}): call unmerge_adapter() first."
+            f"({merged_adapters[0]!r} in layer {name!r}): call unmerge_adapter() first."
         )
 
 
-def refuse_without_weight(module: nn.Module, name: str) -> None:
-    """Refuse a layer whose weight cannot be multiplied with.
+def reject_without_weight(module: nn.Module, name: str) -> None:
+    """Reject a layer whose weight cannot multiply ΔW.
 
     Args:
-        module: the layer that an adapter with ``use_hira`` is about to change.
+        module: the layer that is to get an adapter with ``use_hira``.
         name: its name in the model.
 
     Raises:
@@ -140,7 +140,7 @@ def refuse_without_weight(module: nn.Module, name: str) -> None:
     weight = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear | Conv1D):
         reason = f"{type(module).__name__} layers"
-    # quantized and sharded ones are of other types, or have no rows and columns
+    # quantized and sharded weights have other types, or no rows and columns
     elif type(weight) is not nn.Parameter or weight.dtype not in _WHOLE or weight.ndim != 2:
         reason = "weights that are quantized or sharded"
     else:

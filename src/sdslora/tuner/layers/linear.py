@@ -14,7 +14,7 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
     """``nn.Linear`` and transformers' ``Conv1D``."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As one fused operation where nothing has to happen in between, else as PEFT's layer."""
+        """Compute the layer as one fused operation where possible, else as PEFT's layer does."""
         adapter = None if args or kwargs else self._fusible_adapter(x)
         if adapter is None:
             return super().forward(x, *args, **kwargs)
@@ -28,7 +28,7 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
         return state.fused_linear(x, base, factors, self.scaling[adapter], x_dropout)
 
     def _fusible_adapter(self, x: Tensor) -> str | None:
-        """The one adapter to apply, if the layer applies just one and nothing else has a say."""
+        """Return the active adapter where one fused operation can compute the layer, else None."""
         parts: Any = self._modules
         base, lora_A, lora_B = parts["base_layer"], parts["lora_A"], parts["lora_B"]
         active = [name for name in self.active_adapters if name in lora_A]
@@ -41,14 +41,14 @@ class SdsLinear(SdsLayerMixin, lora.Linear):
             and all(map(_is_plain_linear, (base, lora_A[adapter], lora_B[adapter])))
             and not base.weight.requires_grad
             and (x.dtype == base.weight.dtype or autocast_dtype(x.device) is not None)
-            # vmap has to see the separate operations
+            # vmap needs the separate operations
             and not torch._C._are_functorch_transforms_active()
         )
         return adapter if possible else None
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    """Whether calling ``module`` does no more than ``F.linear`` with an ordinary weight."""
+    """Return whether calling ``module`` is ``F.linear`` with an ordinary weight, and no more."""
     has = vars(module)
     return (
         type(module) is nn.Linear

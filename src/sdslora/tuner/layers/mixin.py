@@ -1,7 +1,7 @@
-"""What every adapted layer offers: factors, phase, ΔW and the branch, by adapter name.
+"""The interface of every adapted layer: factors, phase, ΔW and the branch, by adapter name.
 
-The mixin sees every layer as the (m, n) matrix of Eq. (5): an embedding's is transposed, a
-convolution's is its weight with all but the output channels flattened.
+The mixin treats every layer as the (m, n) matrix of Eq. (5). For an embedding it is the transposed
+weight, for a convolution the weight with all but the output channels flattened.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from ...core import (
     plain_pair,
     upcast,
 )
-from .hira import HadamardState, RemembersWeight
+from .hira import HadamardState, OriginalWeightMixin
 from .state import SdsState
 
 LIVE_LAYERS: "WeakSet[SdsLayerMixin]" = WeakSet()
-"""Every layer that was adapted and still exists: what the training watchdog looks through."""
+"""Every adapted layer that still exists; the training watchdog searches them."""
 
 
-class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
-    """What every adapted layer offers the rest of the package, by adapter name."""
+class SdsLayerMixin(OriginalWeightMixin, nn.Module, lora.LoraLayer):
+    """The interface of every adapted layer, by adapter name."""
 
     # ours, by adapter name
     lora_sds: nn.ModuleDict
@@ -52,24 +52,24 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
     _get_base_layer_device_and_dtype: Callable[[Any], tuple[Any, Any]]
 
     factor_keys = ("lora_A.weight", "lora_B.weight")
-    """Where A and B stand in an adapter file, below the layer's name."""
+    """The keys of A and B in an adapter file, after the layer's name."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         LIVE_LAYERS.add(self)  # copied and unpickled layers do not pass through ``adopt``
 
     def _get_name(self) -> str:
-        # the name of PEFT's class, which its ``repr`` prints; the child ``lora_sds`` says the rest
+        # the name of PEFT's class, for its ``repr``; the child ``lora_sds`` shows the method
         return type(self).__name__.removeprefix("Sds")
 
     def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-        """The trainable A and B as PEFT stores them."""
-        # past nn.Module's lookup of an attribute, which costs as much as an operation on tensors
+        """Return the trainable A and B as PEFT stores them."""
+        # nn.Module's lookup of an attribute costs as much as an operation on tensors
         parts: Any = self._modules
         return parts["lora_A"][adapter].weight, parts["lora_B"][adapter].weight
 
     def new_state(self, adapter: str, *, use_hira: bool = False) -> SdsState:
-        """The state of an adapter in its warm-up."""
+        """Return the state of an adapter in its warm-up."""
         A, B = self.adapter_parameters(adapter)
         # The base layer's device: while an adapter is loaded, A may be on none
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
@@ -79,7 +79,7 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         return state
 
     def adapter_state(self, adapter: str) -> SdsState:
-        """The bases and the phase."""
+        """Return the bases and the phase."""
         A, _ = self.adapter_parameters(adapter)
         return self._state_of(adapter, A)
 
@@ -92,31 +92,31 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         return state
 
     def matrices(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        """Tensors as A and B are stored, as matrices (r, n) and (m, r) that share their memory.
+        """Return stored tensors of A and B as matrices (r, n) and (m, r) that share their memory.
 
         Raises:
-            RuntimeError: for a convolution's that is not contiguous: flattened it would be a copy.
+            RuntimeError: for a convolution's tensor that is not contiguous, and would be copied.
         """
         return _matrix(A), _matrix(B)
 
     def sds_factors(self, adapter: str) -> SdsFactors:
-        """A, B and the bases as matrices that share the layer's memory, detached.
+        """Return A, B and the bases as matrices that share the layer's memory, detached.
 
-        Written to in place, so that optimizers and compiled code keep their tensors.
+        Callers write to them in place, so that optimizers and compiled code keep their tensors.
         """
         A, B = self.adapter_parameters(adapter)
         state = self._state_of(adapter, A)
         for parameter in (A, B):
-            # model.to(memory_format=torch.channels_last) changes a convolution's
+            # model.to(memory_format=torch.channels_last) changes the layout of a convolution
             if parameter.ndim > 2 and not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
         return SdsFactors(*self.matrices(A.detach(), B.detach()), state.Q_A, state.Q_B)
 
     def plain_pair(self, adapter: str) -> LowRankPair:
-        """The plain LoRA that equals the adapter's ΔW, scaling left out; float32 or better.
+        """Return the plain LoRA that equals ``ΔW / s``, in float32 or better.
 
-        Rank 2r in the main stage, r in the warm-up. With ``use_hira`` ΔW is multiplied afterwards,
-        and there is no plain LoRA of what the adapter changes.
+        Its rank is 2r in the main stage, r in the warm-up. With ``use_hira`` ΔW is multiplied
+        afterwards, so that no plain LoRA equals the adapter's change.
         """
         factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
         if self.adapter_state(adapter).in_warmup:
@@ -124,8 +124,8 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         return plain_pair(factors)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What is added to the base weight, in its shape and the dtype of B."""
-        if adapter not in self.lora_sds:  # another method's, injected beside ours
+        """Return the change of the base weight, in its shape and the dtype of B."""
+        if adapter not in self.lora_sds:  # an adapter of another method beside ours
             delta: Tensor = super().get_delta_weight(adapter)
             return delta
         factors = SdsFactors(*map(upcast, self.sds_factors(adapter)))
@@ -139,17 +139,17 @@ class SdsLayerMixin(RemembersWeight, nn.Module, lora.LoraLayer):
         return change.to(self.adapter_parameters(adapter)[1].dtype)
 
     def _as_weight(self, delta: Tensor) -> Tensor:
-        """The (m, n) matrix in the shape of the base weight."""
+        """Return the (m, n) matrix in the shape of the base weight."""
         return transpose(delta, getattr(self, "fan_in_fan_out", False))
 
     def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the base layer's output."""
+        """Return what the adapter adds to the base layer's output."""
         return self.adapter_state(adapter).branch(self, adapter, x)
 
     def apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
-        """What ``module`` would compute if ``weight`` were its own.
+        """Return the output of ``module`` with ``weight`` in place of its own.
 
-        In the dtype of ``x``: hooks may cast the weight for the time of the call only.
+        The product runs in the dtype of ``x``: hooks may cast the weight during a call only.
         """
         return F.linear(x, weight.to(x.dtype))
 

@@ -1,4 +1,4 @@
-"""Layers over quantized weights, whose merging rounds them again: the error is measured."""
+"""Layers over quantized weights; a merge rounds them again, and its error is measured."""
 
 import importlib
 import warnings
@@ -12,45 +12,45 @@ from torch import Tensor, nn
 from .mixin import SdsLayerMixin
 
 
-class Requantized:
-    """Mixed into a layer over quantized weights; a merge leaves its error in the layer."""
+class RequantizedLayer:
+    """A mixin for layers over quantized weights that measures the error of a merge."""
 
     merged_adapters: list[str]
     get_base_layer: Any
     get_delta_weight: Any
     merge_error: tuple[float, float] | None = None
-    """``‖W' − (W + ΔW)‖²`` and ``‖ΔW‖²`` of the last merge, W and W' dequantized."""
+    """``‖W' − (W + ΔW)‖²`` and ``‖ΔW‖²`` of the last merge, with W and W' dequantized."""
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As PEFT's."""
+        """Merge adapters as PEFT does, and measure the error."""
         former = len(self.merged_adapters)
         before = self._weight()
         super().merge(safe_merge, adapter_names)  # type: ignore[misc]
-        merged = self.merged_adapters[former:]
-        if merged:
-            delta = sum(self.get_delta_weight(adapter).float() for adapter in merged)
-            lost = self._weight() - before - delta
-            self.merge_error = lost.square().sum().item(), delta.square().sum().item()
+        new_adapters = self.merged_adapters[former:]
+        if new_adapters:
+            delta = sum(self.get_delta_weight(adapter).float() for adapter in new_adapters)
+            error = self._weight() - before - delta
+            self.merge_error = error.square().sum().item(), delta.square().sum().item()
 
     def _weight(self) -> Tensor:
         return dequantize_module_weight(self.get_base_layer()).detach().float()
 
 
 @contextmanager
-def merge_errors_reported(model: nn.Module) -> Iterator[None]:
-    """Warn, once for the model, where what is merged meanwhile lost something in rounding."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, Requantized)}
+def merge_error_warning(model: nn.Module) -> Iterator[None]:
+    """Warn once, after the block, of the errors of merges in it."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, RequantizedLayer)}
     for layer in layers.values():
         layer.merge_error = None
     yield
     errors = {n: layer.merge_error for n, layer in layers.items() if layer.merge_error is not None}
     if not errors:
         return
-    lost, changed = map(sum, zip(*errors.values(), strict=True))
+    error, change = map(sum, zip(*errors.values(), strict=True))
     worst = max(errors, key=lambda name: _relative(*errors[name]))
     warnings.warn(
         f"merging into {len(errors)} quantized layers rounds their weights again: the error is "
-        f"{_relative(lost, changed):.1%} of what the adapter changes (‖W' − (W + ΔW)‖ / ‖ΔW‖), and "
+        f"{_relative(error, change):.1%} of what the adapter changes (‖W' − (W + ΔW)‖ / ‖ΔW‖), and "
         f"{_relative(*errors[worst]):.1%} in {worst}. Merge into the full-precision base model, "
         "loaded without its quantization_config, or let the adapter stand beside the quantized one "
         "(sdslora.to_plain_lora)",
@@ -59,8 +59,8 @@ def merge_errors_reported(model: nn.Module) -> Iterator[None]:
     )
 
 
-def _relative(lost: float, changed: float) -> float:
-    return (lost / changed) ** 0.5 if changed else float("inf") if lost else 0.0
+def _relative(error: float, change: float) -> float:
+    return (error / change) ** 0.5 if change else float("inf") if error else 0.0
 
 
 _MODULES = {
@@ -71,7 +71,7 @@ _MODULES = {
     "SdsIncLoraLinear": "peft.tuners.lora.inc",
     "SdsTorchaoLoraLinear": "peft.tuners.lora.torchao",
 }
-"""Our classes, and where PEFT's are that they are built on: those that dispatch on variants."""
+"""Our classes, and the modules of PEFT's classes under them, which dispatch on variants."""
 
 
 def sds_class(peft_class: type) -> type[SdsLayerMixin] | None:
@@ -84,12 +84,12 @@ def sds_class(peft_class: type) -> type[SdsLayerMixin] | None:
 
 
 def __getattr__(name: str) -> Any:
-    """Build a class on first use: PEFT's need their library. Unpickling looks here as well."""
+    """Build a class on first use, because PEFT's needs its library. Unpickling calls this too."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in globals():
         base = getattr(importlib.import_module(_MODULES[name]), name.removeprefix("Sds"))
-        mixins = (Requantized, SdsLayerMixin) if "merge" in vars(base) else (SdsLayerMixin,)
+        mixins = (RequantizedLayer, SdsLayerMixin) if "merge" in vars(base) else (SdsLayerMixin,)
         members = {"__module__": __name__, "__doc__": base.__doc__}
         globals()[name] = type(name, (*mixins, base), members)
     return globals()[name]

@@ -1,4 +1,4 @@
-"""What an adapter carries in a layer beside A and B: its bases and its phase."""
+"""The state of an adapter in a layer beside A and B: its bases and its phase."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +13,9 @@ from ...core import SdsFactors, factorization_dtype, fused_sds_linear, sds_branc
 class SdsState(nn.Module):
     """Bases and phase of one adapter in one layer, as buffers: saved and moved, never trained.
 
-    ``Q_A`` (n, r) and ``Q_B`` (m, r) are zero and ``gate`` (1,) is 1 in the warm-up, where the
-    branch is plain LoRA; afterwards the bases are orthonormal and the gate is 0. Casting the model
-    to half precision leaves them float32; casting it to float64 raises them.
+    In the warm-up ``Q_A`` (n, r) and ``Q_B`` (m, r) are zero and ``gate`` (1,) is 1, so that the
+    branch is plain LoRA. Afterwards the bases are orthonormal and the gate is 0. Casting the model
+    to half precision leaves them float32; casting it to float64 makes them float64.
 
     The bases of a stack of ``experts`` weights are stacks too, (E, n, r) and (E, m, r).
     """
@@ -24,7 +24,7 @@ class SdsState(nn.Module):
     Q_B: Tensor
     gate: Tensor
     needs_weight = False
-    """Whether ΔW goes with the weight as it was before anything was merged into it."""
+    """True where ΔW is multiplied with the weight before any merge."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class SdsState(nn.Module):
             self.Q_A, self.Q_B = widened(self.Q_A, r), widened(self.Q_B, r)
 
     def measure(self, unmerged_weight: Callable[[], Tensor]) -> None:
-        """Note what the state needs of the base weight; nothing here."""
+        """Measure what the state needs of the base weight: nothing here."""
 
     def change(self, delta: Tensor, weight: Tensor) -> Tensor:
-        """What is added to the base weight W; ΔW and W as W is stored."""
+        """Return the change of the base weight W; ΔW and W are in the layout of W."""
         return delta
 
     def branch(self, layer: Any, adapter: str, x: Tensor) -> Tensor:
-        """What ``adapter`` adds to the output of ``layer``, by separate operations.
+        """Return what ``adapter`` adds to the output of ``layer``, by separate operations.
 
-        Calls the modules of A and B, because hooks may have to bring in their weights.
+        It calls the modules of A and B, because hooks may have to load their weights.
         """
         A, B = layer.lora_A[adapter], layer.lora_B[adapter]
         return sds_branch(
@@ -79,16 +79,16 @@ class SdsState(nn.Module):
         scaling: float,
         x_dropout: Tensor | None,
     ) -> Tensor:
-        """The base layer and the branch as one operation: (..., n) -> (..., m).
+        """Return the output of base layer and branch, as one operation: (..., n) -> (..., m).
 
-        ``factors`` are A, B and these bases. ``x_dropout`` (..., n) is what dropout left of x, None
+        ``factors`` are A, B and these bases. ``x_dropout`` (..., n) is x after dropout, None
         without dropout.
         """
         return fused_sds_linear(x, base.weight, base.bias, factors, scaling, self.gate, x_dropout)
 
     @property
     def in_warmup(self) -> bool:
-        """Whether the branch is still plain LoRA (reads the gate: synchronises a GPU)."""
+        """True while the branch is plain LoRA. Reading the gate synchronises a GPU."""
         return bool(self.gate != 0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -1,4 +1,4 @@
-"""How PEFT's layers reach ours: their forward, merge and unmerge dispatch on a ``LoraVariant``."""
+"""The ``LoraVariant`` through which PEFT's forward, merge and unmerge reach our layers."""
 
 from typing import Any
 
@@ -9,30 +9,30 @@ from .mixin import SdsLayerMixin
 
 
 class SdsVariant(LoraVariant):
-    """Answers PEFT's layers. Holds nothing: the state is in the layer."""
+    """The variant of SDS-LoRA. It has no state, which is in the layer."""
 
     @staticmethod
     def init(module: SdsLayerMixin, adapter_name: str, **kwargs: Any) -> None:
-        """Nothing to prepare: ``adopt`` gives the layer its state."""
+        """Prepare nothing: ``adopt`` gives the layer its state."""
 
     @staticmethod
     def merge_safe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """A new tensor ``W + ΔW``."""
+        """Return a new tensor ``W + ΔW``."""
         return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def merge_unsafe(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> None:
-        """``W += ΔW``."""
+        """Add ΔW to W in place."""
         orig_weight.data += module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def unmerge(module: SdsLayerMixin, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        """A new tensor ``W − ΔW``."""
+        """Return a new tensor ``W − ΔW``."""
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def forward(
         module: SdsLayerMixin, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
     ) -> Tensor:
-        """The base layer's output with the branch added."""
+        """Return the base layer's output with the branch added."""
         return result + module.branch(active_adapter, x)

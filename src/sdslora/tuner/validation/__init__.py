@@ -1,1 +1,1 @@
-"""Checks of what a configuration holds: types, patterns, tokens."""
+"""Checks of a configuration's values: types, patterns, tokens."""

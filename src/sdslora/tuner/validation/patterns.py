@@ -1,8 +1,8 @@
-"""Regular expressions in a configuration: valid ones, and none whose matching takes for ever.
+"""Checks of the regular expressions in a configuration: they must be valid, and match quickly.
 
-PEFT matches them with ``re``, which knows no limit of time: ``(a+)+x`` on thirty letters outlasts
-a training. Configurations come from strangers, so each pattern is tried on the model's names
-first, in a process of its own that the system stops.
+PEFT matches them with ``re``, which has no time limit: ``(a+)+x`` on thirty letters outlasts a
+training. Configurations come from strangers. So each pattern is matched with the model's names
+first, in a process that the system stops.
 """
 
 import json
@@ -17,7 +17,7 @@ LIMIT = 1
 """Seconds of processor time for all patterns of a configuration on all names of a model."""
 
 _LONGEST = 20_000  # characters of a pattern; a longer one takes seconds to compile
-_PATIENCE = 60  # seconds by the clock, for a machine that is busy, or knows no processor time
+_PATIENCE = 60  # seconds by the clock, for a busy machine, or one without RLIMIT_CPU
 _HAS_CHOICE = re.compile(r"[*+?{|]")  # without any of them there is one way to match
 _TRIAL = f"""
 import json, re, sys
@@ -36,68 +36,68 @@ print("done")
 
 
 class Pattern(NamedTuple):
-    """A regular expression of a configuration, as PEFT uses it."""
+    """A regular expression of a configuration, as PEFT matches it."""
 
     option: str
-    given: str
+    text: str
     method: str
-    """Of ``re``."""
+    """The function of ``re``."""
     expression: str
 
 
 def patterns(config: Any) -> Iterator[Pattern]:
-    """The regular expressions in any configuration that has LoRA's options."""
+    """Yield the regular expressions in any configuration that has LoRA's options."""
     for option in ("target_modules", "exclude_modules"):
-        given = getattr(config, option, None)
-        if isinstance(given, str):
-            yield Pattern(option, given, "fullmatch", given)
+        text = getattr(config, option, None)
+        if isinstance(text, str):
+            yield Pattern(option, text, "fullmatch", text)
     for option, form in (
         ("modules_to_save", r"(^|.*\.){}($|\..*)"),
         ("layers_pattern", r"(?:^|.*?\.){}\.(?P<idx>\d+)\."),
         ("rank_pattern", r"(.*\.)?({})$"),
         ("alpha_pattern", r"(.*\.)?({})$"),
     ):
-        given = getattr(config, option, None) or ()
-        for one in (given,) if isinstance(given, str) else given:
-            yield Pattern(option, one, "match", form.replace("{}", one))
+        text = getattr(config, option, None) or ()
+        for entry in (text,) if isinstance(text, str) else text:
+            yield Pattern(option, entry, "match", form.replace("{}", entry))
 
 
-def refuse_invalid(config: Any) -> None:
-    """Raise ``ValueError`` for what is no regular expression, naming the option."""
+def reject_invalid(config: Any) -> None:
+    """Raise ``ValueError`` for an invalid regular expression, naming the option."""
     for pattern in patterns(config):
-        if len(pattern.given) > _LONGEST:
+        if len(pattern.text) > _LONGEST:
             raise ValueError(
-                f"{pattern.option} holds a pattern of {len(pattern.given)} characters; at most "
+                f"{pattern.option} holds a pattern of {len(pattern.text)} characters; at most "
                 f"{_LONGEST} are allowed: give a list of names"
             )
         try:
             re.compile(pattern.expression)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{pattern.option}: {_short(pattern.given)} is no regular expression that can be "
+                f"{pattern.option}: {_short(pattern.text)} is no regular expression that can be "
                 f"used ({error})"
             ) from error
 
 
-def refuse_slow(config: Any, names: Iterable[str]) -> None:
+def reject_slow(config: Any, names: Iterable[str]) -> None:
     """Raise ``ValueError`` for a pattern that takes more than :data:`LIMIT` on these names.
 
-    Patterns without repetitions and alternatives are not tried: they are quick.
+    Patterns without repetitions and alternatives are quick, and are not tried.
     """
-    tried = tuple(p for p in patterns(config) if _HAS_CHOICE.search(p.given))
-    slow = _slow(tried, tuple(names)) if tried else None
+    candidates = tuple(p for p in patterns(config) if _HAS_CHOICE.search(p.text))
+    slow = _slow(candidates, tuple(names)) if candidates else None
     if slow is not None:
         raise ValueError(
-            f"{slow.option}: to match {_short(slow.given)} with the names of the model's modules "
+            f"{slow.option}: to match {_short(slow.text)} with the names of the model's modules "
             f"takes more than {LIMIT} s: leave out repetitions within repetitions, or give a list "
             "of names"
         )
 
 
 @lru_cache(maxsize=8)
-def _slow(tried: tuple[Pattern, ...], names: tuple[str, ...]) -> Pattern | None:
-    """The first one that the limit was reached at."""
-    task = json.dumps([[(p.method, p.expression) for p in tried], names])
+def _slow(candidates: tuple[Pattern, ...], names: tuple[str, ...]) -> Pattern | None:
+    """Return the pattern that exceeds the limit of time; None where all are quick."""
+    task = json.dumps([[(p.method, p.expression) for p in candidates], names])
     try:
         trial = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _TRIAL],
@@ -107,11 +107,11 @@ def _slow(tried: tuple[Pattern, ...], names: tuple[str, ...]) -> Pattern | None:
             timeout=_PATIENCE,
             check=False,
         )
-        reached = trial.stdout.split()
+        progress = trial.stdout.split()
     except subprocess.TimeoutExpired as error:
         # bytes, whatever ``text`` says
-        reached = (error.stdout or b"0").decode().split()
-    return None if reached[-1:] == ["done"] else tried[int(reached[-1]) if reached else 0]
+        progress = (error.stdout or b"0").decode().split()
+    return None if progress[-1:] == ["done"] else candidates[int(progress[-1]) if progress else 0]
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Tokens whose embeddings are trained beside the adapter: refused where the model lacks them."""
+"""Checks of ``trainable_token_indices``: the model must have these tokens."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from torch import nn
 
 
-def refuse_unknown_tokens(config: Any, model: nn.Module) -> None:
-    """Raise ``ValueError`` for a module or token in ``trainable_token_indices`` that is not there.
+def reject_unknown_tokens(config: Any, model: nn.Module) -> None:
+    """Raise ``ValueError`` for a module or token in ``trainable_token_indices`` that is missing.
 
-    PEFT finds out when A and B stand in the model already.
+    PEFT raises only after A and B are in the model.
     """
     indices = config.trainable_token_indices
     if not indices:
         return
-    for name, module, tokens in _chosen(indices, model):
+    for name, module, tokens in _embeddings(indices, model):
         size = len(module.weight)
         beyond = [token for token in tokens if token >= size]
         if beyond:
@@ -23,10 +23,10 @@ def refuse_unknown_tokens(config: Any, model: nn.Module) -> None:
             )
 
 
-def _chosen(
+def _embeddings(
     indices: Iterable[int] | Mapping[str, Iterable[int]], model: nn.Module
 ) -> list[tuple[str, Any, Iterable[int]]]:
-    """Name and module of each embedding, and its tokens; a list means the input embeddings."""
+    """Return name, module and tokens of each embedding; a list means the input embedding."""
     if not isinstance(indices, Mapping):
         get_input_embeddings = getattr(model, "get_input_embeddings", None)
         if get_input_embeddings is None:
@@ -36,12 +36,12 @@ def _chosen(
             )
         return [("the input embedding", get_input_embeddings(), indices)]
     modules = dict(model.named_modules())
-    found = []
+    embeddings = []
     for target, tokens in indices.items():
-        matching = [
+        names = [
             name for name in modules if name.endswith(target) and hasattr(modules[name], "weight")
         ]
-        if not matching:
+        if not names:
             raise ValueError(f"trainable_token_indices names {target!r}, which the model has not")
-        found += [(name, modules[name], tokens) for name in matching]
-    return found
+        embeddings += [(name, modules[name], tokens) for name in names]
+    return embeddings

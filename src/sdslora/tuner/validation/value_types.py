@@ -1,4 +1,4 @@
-"""The types that the options of a configuration must have, whoever wrote the file."""
+"""The types that the options of a configuration must have."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -70,8 +70,8 @@ _NEVER_NONE: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
 ]
 
 
-def refuse_other_kinds(config: Any) -> None:
-    """Raise ``ValueError`` for an option of another type, with what it must be."""
+def reject_other_kinds(config: Any) -> None:
+    """Raise ``ValueError`` for an option of another type, naming the right one."""
     for rules, optional in ((_RULES, True), (_NEVER_NONE, False)):
         for kind, fits, options in rules:
             for option in options:
