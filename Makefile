@@ -66,7 +66,7 @@ lint: install ## style and types
 	$(BIN)/mypy
 
 bench: install ## what it costs, side by side, then docs/costs.md
-	for name in step_cost profile_step memory hira_cost refresh_cost scaling checks_cost; do \
+	for name in step_cost profile_step memory hira_cost refresh_cost refresh_share scaling checks_cost; do \
 		$(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/memory.py --device meta
 	$(BIN)/python tools/costs_page.py

@@ -8,17 +8,13 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from cases import Case
-from contenders import CONFIGS, base_model, training
+from contenders import CONFIGS
 from measuring import alternate, arguments, ratios, write
 from sdslora import SdsLoraConfig
-from sdslora.core import REFRESH_MODES, RefreshSchedule, orthonormal_basis
-from sdslora.training.momentum import MomentumTransport
+from sdslora.core import REFRESH_MODES, orthonormal_basis
 from sdslora.tuner import PhasedAdapter, start_main_stage
 
 LOOP, AGAINST = "loop of torch.linalg.qr", "against the loop"
-SHARE = "share of a training step at the default schedule"
-OFTEN = "share of a training step, preserve after every step with the momentum carried over"
 
 
 class Shapes(nn.Module):
@@ -110,47 +106,6 @@ def main() -> None:
             print(f"{name}, rank {rank}, faster than the loop:", *times)
             if not options.quick:
                 write("refresh_cost", device, rows)
-    if not options.quick:
-        rows.append(_share(device, options.rounds))
-        write("refresh_cost", device, rows)
-
-
-SHARED_IN = {
-    "cpu": Case("smollm2-135m", 16, 128, 32),
-    "cuda": Case("llama-3-8b", 4, 1024, 32, "bfloat16"),
-}
-
-
-def _share(device: str, rounds: int) -> dict[str, Any]:
-    """The refreshes' part of the time of a training."""
-    case = SHARED_IN[device]
-    base = base_model(case.model, device, getattr(torch, case.dtype))
-    shape = (case.batch, case.sequence)
-    tokens = torch.randint(0, base.config.vocab_size, shape, device=device)
-    run = training("SDS-LoRA", base, case.rank, tokens)
-    adapter = PhasedAdapter(run.model, "default")
-    carrying = MomentumTransport(run.optimizer, adapter)
-    runs: dict[str, Callable[[], object]] = {
-        "step": run.step,
-        "refresh": adapter.refresh_bases,
-        "preserving refresh": partial(adapter.refresh_bases, "preserve", follow=carrying),
-    }
-    seconds = alternate(runs, rounds, device)
-    parts = {name: found["median"] for name, found in ratios(seconds, "step").items()}
-    total = 3125
-    schedule = RefreshSchedule(total)
-    refreshes = sum(schedule.action(step) == "refresh" for step in range(1, total + 1)) / total
-    shares = {SHARE: parts["refresh"] * refreshes, OFTEN: parts["preserving refresh"]}
-    for name, share in shares.items():
-        print(name, f"{share:.4f}")
-    return {
-        "model": case.model,
-        "rank": case.rank,
-        "tokens per step": tokens.numel(),
-        "seconds": seconds,
-        "refreshes per step": refreshes,
-        **shares,
-    }
 
 
 if __name__ == "__main__":

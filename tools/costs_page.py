@@ -167,18 +167,29 @@ def refresh_cost(measured: list[Row], device: str) -> str:
 
 
 def refresh_share(measured: list[Row], device: str) -> str:
-    """The refreshes' share of a training."""
-    [row] = [r for r in measured if "refreshes per step" in r]
-    share = row["share of a training step at the default schedule"]
-    often = row[
-        "share of a training step, preserve after every step with the momentum carried over"
+    """Each preset's refreshes beside a step."""
+    [row] = measured
+    rows = [
+        [
+            what,
+            f"{row['refreshes per step']:.2f}" if name == "paper" else "1",
+            f"{row['share of a step'][name]:.2%}",
+            row.get("operations", {}).get(name, "not counted"),
+        ]
+        for name, what in _PRESETS.items()
+        if name in row["share of a step"]
     ]
-    return (
-        f"{row['model']}, rank {row['rank']}, {row['tokens per step']} tokens a step: "
-        f"{row['refreshes per step']:.3f} refreshes a step at the default schedule take "
-        f"**{share:.2%}** of a step; `preserve` after every step, with the optimizer's momentum "
-        f"carried over, takes **{often:.2%}**."
-    )
+    where = f"{row['model']}, rank {row['rank']}, {row['tokens per step']} tokens a step:"
+    header = ["refresh", "refreshes a step", "share of a step's time", "operations a refresh"]
+    return f"{where}\n\n{table(header, rows)}"
+
+
+_PRESETS = {
+    "tuned": '`preset="tuned"`: `qr`, and the momentum carried over',
+    "paper": '`preset="paper"`: `qr`',
+    "former": "`preserve`, and the momentum carried over",
+}
+"""The refreshes that a training can have, by their names in the results."""
 
 
 def scaling(measured: list[Row], device: str) -> str:
@@ -243,7 +254,7 @@ def texts(results: dict[str, Any]) -> dict[str, str]:
     for file, data in results.items():
         source, _, device = file.partition("-")
         for name, made in TABLES.items():
-            if name.replace("_share", "_cost") == source:
+            if name == source:
                 found[f"{name}-{device}"] = made(data["rows"], device)
     return found
 
