@@ -15,7 +15,11 @@ from transformers import LlamaForCausalLM
 
 from sdslora.methods import Method, Settings, make_method
 from sdslora.methods.orthonormal import follow
-from sdslora.optim import create_altlora_optimizer, lora_pro_gradient
+from sdslora.optim import (
+    create_altlora_optimizer,
+    create_lora_tsd_optimizer,
+    lora_pro_gradient,
+)
 from toys import VOCABULARY, logits, make_llama
 
 SETTINGS = Settings(rank=3)
@@ -111,6 +115,10 @@ def _altlora(method: Method, model: nn.Module, rate: float) -> None:
     create_altlora_optimizer(model, rate, betas=(0.0, 0.0), reg=method.reg).step()
 
 
+def _tangent_sgd(method: Method, model: nn.Module, rate: float) -> None:
+    create_lora_tsd_optimizer(model, rate, momentum=0.0, iterations=0).step()
+
+
 def _riemannian_sgd(method: Method, model: nn.Module, rate: float) -> None:
     create = getattr(peft.optimizers, "create_riemannian_optimizer", None)
     if create is None:
@@ -137,6 +145,12 @@ def _by_grams(A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor, s: float) -> tuple
     return torch.linalg.pinv(B.mT @ B) @ g_A, g_B @ torch.linalg.pinv(A @ A.mT)
 
 
+def _by_scaled_grams(
+    A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor, s: float
+) -> tuple[Tensor, Tensor]:
+    return _by_grams(s * A, s * B, g_A, g_B, s)
+
+
 DESCENT: dict[str, Callable[[Method, nn.Module, float], None]] = {
     "orthonormal": _retracted_sgd,
     "altlora": _altlora,
@@ -144,6 +158,8 @@ DESCENT: dict[str, Callable[[Method, nn.Module, float], None]] = {
     "scaled-adamw": _riemannian_sgd,
     "lora-pro": _along(lora_pro_gradient),
     "lora-rite": _along(_by_grams),
+    "loft": _along(_by_scaled_grams),
+    "lora-tsd": _tangent_sgd,
 }
 
 

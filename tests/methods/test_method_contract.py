@@ -155,7 +155,8 @@ def test_the_scaling(name):
 def test_the_methods_are_all_there():
     assert list(METHODS) == [
         "full", "lora", "rslora", "lora+", "pissa", "dora", "lora-ga", "lora-pro", "scaled-adamw",
-        "altlora", "altlora+", "lora-rite", "hira", "orthonormal", "sds-lora", "sds-hira",
+        "altlora", "altlora+", "lora-rite", "loft", "lora-tsd", "hira", "orthonormal", "sds-lora",
+        "sds-hira",
     ]  # fmt: skip
 
 
@@ -232,9 +233,17 @@ def test_a_preset_reaches_the_method():
         ("scaled-adamw", {}, {"reg": 1e-6}),
         ("altlora", {"reg": 1e-3}, {"reg": 1e-3, "plus": False}),
         ("altlora+", {}, {"reg": 1e-5, "plus": True}),
+        ("loft", {"reg": 1e-3}, {"reg": 1e-3}),
+        ("loft", {}, {"reg": 1e-6}),
     ],
 )
 def test_options_reach_the_optimizer(name, options, expected):
     method = make_method(name, **options)
     [group] = method.optimizer(contract.attached(method), 1e-3).param_groups[:1]
     assert {key: group[key] for key in expected} == expected
+
+
+def test_options_reach_lora_tsds_optimizer():
+    method = make_method("lora-tsd", iterations=1, momentum=0.5)
+    optimizer = method.optimizer(contract.attached(method), 1e-3)
+    assert (optimizer.refinement["iterations"], optimizer.momentum) == (1, 0.5)

@@ -22,7 +22,7 @@ each_method = pytest.mark.parametrize("name", METHODS)
 each_pair_method = pytest.mark.parametrize(
     "name", [n for n in METHODS if n not in ("full", "hira")]
 )
-PRECONDITIONED = ("lora-pro", "scaled-adamw", "altlora", "altlora+", "lora-rite")
+PRECONDITIONED = ("lora-pro", "scaled-adamw", "altlora", "altlora+", "lora-rite", "loft")
 HELD = contract.batches(1, seed=8)[0]
 """The diagnostic batch, which is not trained on."""
 

@@ -19,8 +19,9 @@ TEXT = (
     "electric force, and the energy of the bound states depends on one whole number alone. "
 )
 # AltLoRA divides by no second moment: its steps are as small as the gradients. HiRA multiplies its
-# change with the weights, which are small
-RATES = {"full": 5e-5, "altlora": 1e-2, "hira": 1e-2}
+# change with the weights, which are small. LoRA-TSD's rate is the spectral norm of a step of B A:
+# this is its authors'
+RATES = {"full": 5e-5, "altlora": 1e-2, "hira": 1e-2, "lora-tsd": 5e-3}
 STEPS = 14
 
 

@@ -9,7 +9,7 @@ from slow_optimizers import Layer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdslora.optim import AltLora, LoraPro, LoraRite, Muon, ScaledAdamW
+from sdslora.optim import AltLora, Loft, LoraPro, LoraRite, LoraTsd, Muon, ScaledAdamW
 
 S = 0.7
 
@@ -23,10 +23,18 @@ PAIR_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "AltLoRA+ alternate": lambda params, **o: AltLora(params, plus=True, alternate=True, **o),
     "ScaledAdamW": ScaledAdamW,
     "LoRA-RITE": LoraRite,
+    "LoFT": lambda params, **o: Loft(params, scaling=S, **o),
+    "LoRA-TSD": LoraTsd,
 }
 """Those that move A and B together; called with the parameters and options that all have."""
 
 OPTIMIZERS = PAIR_OPTIMIZERS | {"Muon": Muon}
+
+
+def first_moved(optimizer: Optimizer, values: list[Tensor]) -> list[Tensor]:
+    """Those of ``[A, B, A, B, ...]`` that the first step moves before their partners move."""
+    return values[1::2] if isinstance(optimizer, Loft) else values[::2]
+
 
 SHAPES = [(9, 13, 3), (9, 13, 3), (11, 5, 3), (9, 13, 3)]
 """(m, n, r) of the layers: three of one shape, which are stacked, and one of another."""
@@ -87,13 +95,13 @@ class Problem:
             for A, B, target in zip(arrays[::2], arrays[1::2], self.targets, strict=True)
         ]
 
-    def assert_equals(self, layers: list[Layer]) -> None:
-        """Every factor within 1e-12 of its slow twin, relative to the factor."""
+    def assert_equals(self, layers: list[Layer], tolerance: float = 1e-12) -> None:
+        """Every factor within ``tolerance`` of its slow twin, relative to the factor."""
         for (A, B), layer in zip(self.pairs, layers, strict=True):
             for ours, slow in ((A, layer.A), (B, layer.B)):
                 expected = torch.from_numpy(slow)
                 error = (ours.detach() - expected).abs().max() / expected.abs().max()
-                assert error < 1e-12, error
+                assert error < tolerance, error
 
 
 def scheduled(optimizer: Optimizer, problem: Problem, steps: int) -> Callable[[int], float]:

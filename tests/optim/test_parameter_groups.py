@@ -12,8 +12,10 @@ from transformers.pytorch_utils import Conv1D
 
 from sdslora.optim import (
     create_altlora_optimizer,
+    create_loft_optimizer,
     create_lora_pro_optimizer,
     create_lora_rite_optimizer,
+    create_lora_tsd_optimizer,
     create_scaled_adamw,
 )
 from sdslora.optim.groups import lora_pairs, parameter_groups
@@ -29,6 +31,8 @@ CREATE = {
     "AltLoRA+": lambda model, lr: create_altlora_optimizer(model, lr, plus=True),
     "ScaledAdamW": create_scaled_adamw,
     "LoRA-RITE": create_lora_rite_optimizer,
+    "LoFT": create_loft_optimizer,
+    "LoRA-TSD": create_lora_tsd_optimizer,
 }
 each_optimizer = pytest.mark.parametrize("create", CREATE.values(), ids=CREATE.keys())
 

@@ -18,6 +18,7 @@ from .lora_plus import LoraPlus
 from .orthonormal import Orthonormal
 from .pissa import Pissa
 from .preconditioned import AltLora, AltLoraPlus, LoraPro, LoraRite, ScaledAdamW
+from .projected import Loft, LoraTsd
 from .sds_hira import SdsHira
 from .sds_lora import SdsLora
 
@@ -36,6 +37,8 @@ METHODS: dict[str, type[Method[Any]]] = {
         AltLora,
         AltLoraPlus,
         LoraRite,
+        Loft,
+        LoraTsd,
         Hira,
         Orthonormal,
         SdsLora,

@@ -14,6 +14,7 @@ from ..core import FactorGradients, gram_spectrum, upcast
 from .groups import parameter_groups
 from .inverse import damped_inverse, solve_sylvester
 from .pair_adamw import PairAdamW
+from .pairs import require_scaling
 from .stacks import Group
 
 Mode = Literal["sylvester", "zero", "symmetry"]
@@ -114,8 +115,7 @@ class LoraPro(PairAdamW):
         group = self.param_groups[-1]
         if group["mode"] not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}, got {group['mode']!r}")
-        if group["pairs"] and not (group["scaling"] or 0) > 0:
-            raise ValueError(f"LoRA-Pro needs the pairs' positive scaling, got {group['scaling']}")
+        require_scaling("LoRA-Pro", group)
 
     def _gradients(
         self, group: Group, A: Tensor, B: Tensor, g_A: Tensor, g_B: Tensor

@@ -72,3 +72,13 @@ def has_gradients(pair: Pair) -> bool:
             "together, and neither may be frozen"
         )
     return A
+
+
+def require_scaling(method: str, group: Group) -> None:
+    """Raise an error where a group of pairs has no scaling, which the method named needs.
+
+    Raises:
+        ValueError: where it is missing, or not positive.
+    """
+    if group["pairs"] and not (group["scaling"] or 0) > 0:
+        raise ValueError(f"{method} needs the pairs' positive scaling, got {group['scaling']}")
