@@ -16,6 +16,7 @@ FIGURE = re.compile(r"\d[\d.]* ± [\d.]*\d")
     "program",
     [
         "findings_page.py",
+        "rates_page.py",
         "evaluation_page.py",
         "readings_page.py",
         "troubleshooting_page.py",
