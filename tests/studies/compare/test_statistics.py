@@ -59,7 +59,7 @@ def test_an_incomplete_rate_is_named_and_not_chosen() -> None:
     assert best([low, high]) == low
     # the same where the run is not there at all
     absent = rates_of([record for record in runs if record["status"] != "failed"])[1]
-    assert absent == replace(high, failed=())
+    assert absent == replace(high, failed_seeds=())
 
 
 def test_a_seed_that_failed_everywhere_makes_no_rate_incomplete() -> None:
