@@ -1,12 +1,16 @@
-"""Fill the tables of docs/findings.md: the comparisons, and the paper's figures measured here.
+"""Fill the tables of docs/findings.md and of the pages in docs/findings.
 
-A comparison is a folder of docs/results with the report.md that ``sdslora compare`` wrote.
+A page names its tables by markers, ``<!-- small-vision -->`` and ``<!-- end small-vision -->``.
+A name is one of :data:`TABLES`, or a comparison: a folder of docs/results with the report.md that
+``sdslora compare`` wrote. The summary has a row for every page, in the order of mkdocs.yml: the
+page's title, and the paragraph that begins with "In short".
 """
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import product
 from math import inf, isfinite, log2, nan
 from pathlib import Path
@@ -16,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from keep_comparison import kept_runs
-from page import main, table
+from page import main_of, table
 from sdslora.studies.statistics import statistics
 from sdslora.studies.statistics.numbers import fixed_point, mean_std, rate
 from sdslora.studies.statistics.sample import Sample
@@ -24,8 +28,10 @@ from sdslora.studies.statistics.statistics import Contender
 from sdslora.studies.statistics.verdict import against_rivals
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "findings.md"
+SUMMARY = ROOT / "docs" / "findings.md"
+PAGES = SUMMARY.with_suffix("")
 RESULTS = ROOT / "docs" / "results"
+STUDIES = ROOT / "recipes" / "studies"
 TASKS = ["small-vision", "small-language"]
 WARMED = {task: f"{task}-warmup" for task in TASKS}
 """The same with a warm-up of the learning rate."""
@@ -33,21 +39,7 @@ OURS = "sds-lora refresh_mode=preserve refresh_every=1 transport_momentum=True"
 TUNED = "sds-lora refresh_every=1 transport_momentum=True ramp_steps=20"
 """What ``preset="tuned"`` stands for."""
 MULTIPLIED = OURS.replace("sds-lora", "sds-lora-multiplied")
-HYPOTHESES = [f"small-language-{change}" for change in ("batch", "length", "rank")]
-GAP = [f"small-vision-{change}" for change in ("gap", "rank", "rank8")]
-COMPARISONS = [
-    *TASKS,
-    *WARMED.values(),
-    "small-vision-muon",
-    "commonsense",
-    "smollm2-chain-sum",
-    "smollm2-chain-sum-fresh",
-    *HYPOTHESES,
-    *GAP,
-    "smollm2-multiplied",
-    "small-vision-sds-hira",
-    "small-language-sds-hira",
-]
+SHORT = "**In short.**"
 NOT_YET = "Not run to its end yet."
 
 
@@ -89,6 +81,8 @@ def comparison(name: str) -> str:
     """One line a contender: its result, the verdict on it, its tolerance of the learning rate."""
     report = RESULTS / name / "report.md"
     if not report.exists():
+        if not (STUDIES / f"{name}.yaml").exists():
+            raise SystemExit(f"there is neither a table nor a comparison called {name}")
         return NOT_YET
     tables = sections(report.read_text())
     verdicts = tables.get("Verdicts", {})  # of a single contender there is none
@@ -113,7 +107,9 @@ def comparison(name: str) -> str:
         )
     header = ["contender", "test loss", "seeds", f"{reference} less it (95% interval)"]
     header += [f"{reference} is", "best rate", "rates within 5%", "regret"]
-    return f"{table(header, rows)}\n\n[Everything](results/{name}/report.md), every rate and run."
+    return (
+        f"{table(header, rows)}\n\n[Everything](../results/{name}/report.md), every rate and run."
+    )
 
 
 def warm_up() -> str:
@@ -318,43 +314,88 @@ def claims() -> str:
     return table([*header, "held-out loss"], rows)
 
 
-def texts() -> dict[str, str]:
-    """Every table, by the name of its place."""
-    return {name: comparison(name) for name in COMPARISONS} | {
-        "claims": claims(),
-        "warm-up": warm_up(),
-        "refreshes": refreshes(),
-        "steps": steps(),
-        "ramps": ramps(),
-        "confirmed": comparison("small-language-confirm"),
-        **{
-            f"{task}-default": either_schedule(
-                [("without", f"{task}-default"), ("with", f"{task}-default-warmed")],
-                TUNED,
-                [TUNED.replace("ramp_steps=20", "ramp_steps=10")],
-            )
-            for task in TASKS
-        },
-        "one-rate": one_rate(),
-        "core": side_by_side("core"),
-        "variants": side_by_side("variants"),
-        "multiplied": side_by_side("multiplied"),
-        "patterns": side_by_side("patterns"),
-        **{f"{task}-either": either_schedule(both_schedules(task)) for task in TASKS},
-        **{f"{task}-fresh": either_schedule(both_schedules(task, "-fresh")) for task in TASKS},
-        **{
-            f"{task}-multiplied-fresh": either_schedule(
-                [*both_schedules(task, "-fresh"), ("with", f"{task}-multiplied-fresh")], MULTIPLIED
-            )
-            for task in TASKS
-        },
-        "smollm2-multiplied-all": either_schedule(
-            [("with", "smollm2-chain-sum"), ("with", "smollm2-multiplied")],
+def headline() -> str:
+    """One line a place of :data:`HEADLINES`: the test loss of the preset and of each rival."""
+    lines = []
+    for task, ours, *names in HEADLINES:
+        contenders = {c.label: c for name in names for c in contenders_of(name)}
+        losses = {label: c.test["loss"] for label, c in contenders.items() if c.label in RIVALS}
+        losses[ours] = contenders[ours].test["loss"]
+        verdicts = {pair.rival: pair.verdict for pair in against_rivals(ours, losses, False)}
+        rivals = [f"{RIVALS[r]} {mean_std(losses[r])} ({v})" for r, v in verdicts.items()]
+        seeds = len(losses[ours].values)
+        lines.append(f"- {task}, {seeds} seeds: {mean_std(losses[ours])}; {', '.join(rivals)}.")
+    return "\n".join(lines)
+
+
+HEADLINES = [
+    ("Small vision", TUNED, "small-vision-default", "small-vision-default-full"),
+    ("Small language", TUNED, "small-language-default"),
+    ("Small language", "sds-lora preset=tuned", "small-language-confirm"),
+]
+"""Where ``preset="tuned"`` ran: the task, the preset's label there, and the comparisons."""
+RIVALS = {"lora+": "LoRA+", "rslora": "rsLoRA", "full": "full fine-tuning"}
+
+
+def verdicts() -> str:
+    """One line a page of docs/findings, in the order of mkdocs.yml: its title and its verdict."""
+    rows = []
+    for name in re.findall(r": findings/([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M):
+        title, short, *_ = (PAGES / name).read_text().removeprefix("# ").split("\n\n")
+        if not short.startswith(SHORT):
+            raise SystemExit(f"the first paragraph of {name} must begin with {SHORT}")
+        text = " ".join(short.removeprefix(SHORT).split())
+        text = text.replace("](../findings.md#", "](#").replace("](../", "](")
+        rows.append([f"[{title}](findings/{name})", text])
+    return table(["question", "verdict"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "verdicts": verdicts,
+    "claims": claims,
+    "warm-up": warm_up,
+    "refreshes": refreshes,
+    "steps": steps,
+    "ramps": ramps,
+    "one-rate": one_rate,
+    **{
+        name: partial(side_by_side, name) for name in ("core", "variants", "multiplied", "patterns")
+    },
+    **{
+        f"{task}-default": partial(
+            either_schedule,
+            [("without", f"{task}-default"), ("with", f"{task}-default-warmed")],
+            TUNED,
+            [TUNED.replace("ramp_steps=20", "ramp_steps=10")],
+        )
+        for task in TASKS
+    },
+    **{f"{t}-either": partial(either_schedule, both_schedules(t)) for t in TASKS},
+    **{f"{t}-fresh": partial(either_schedule, both_schedules(t, "-fresh")) for t in TASKS},
+    **{
+        f"{task}-multiplied-fresh": partial(
+            either_schedule,
+            [*both_schedules(task, "-fresh"), ("with", f"{task}-multiplied-fresh")],
             MULTIPLIED,
-            ["sds-lora update=muon", "rslora update=muon"],
-        ),
-    }
+        )
+        for task in TASKS
+    },
+    "smollm2-multiplied-all": partial(
+        either_schedule,
+        [("with", "smollm2-chain-sum"), ("with", "smollm2-multiplied")],
+        MULTIPLIED,
+        ["sds-lora update=muon", "rslora update=muon"],
+    ),
+}
+"""Tables that are not those of one comparison, by the name of their place."""
+
+
+def texts(page: Path) -> dict[str, str]:
+    """The tables that the page has a place for."""
+    names = re.findall(r"<!-- end (\S+) -->", page.read_text())
+    return {name: TABLES.get(name, partial(comparison, name))() for name in names}
 
 
 if __name__ == "__main__":
-    main(PAGE, texts(), __doc__)
+    main_of({page: texts(page) for page in [*sorted(PAGES.glob("*.md")), SUMMARY]}, __doc__)

@@ -1,4 +1,4 @@
-"""``sdslora compare`` with variants that a hypothesis of docs/findings.md asks for.
+"""``sdslora compare`` with variants that a page of docs/findings asks for.
 
 They answer a question and are no options of the package::
 
@@ -29,19 +29,17 @@ from sdslora.methods.lora_plus import LoraPlus
 from sdslora.methods.sds_lora import SdsLora
 from sdslora.studies.compare.command import command
 
-SOURCE = "docs/findings.md"
-
 
 @dataclass(frozen=True)
 class SingleCore(SdsLora):
-    """Hypothesis 5: what lies in both subspaces is left to B.
+    """What lies in both subspaces is left to B.
 
     ``B Q_Aᵀ + Q_B A`` counts it twice. With A's gradient projected, gradient descent moves W by
     ``−η s² (P_B G + G P_A − P_B G P_A)``.
     """
 
     name = "sds-lora-single-core"
-    source = SOURCE
+    source = "docs/findings/doubled-core.md"
 
     def optimizer(
         self, model: nn.Module, learning_rate: float, **options: Unpack[AdamOptions]
@@ -65,14 +63,14 @@ def _leave_core_to_B(layers: list[Any], *_: Any) -> None:
 
 @dataclass(frozen=True)
 class SharedMoments(SdsLora):
-    """Hypothesis 2: Adam whose second moments are shared, by a direction or by all of a matrix.
+    """Adam whose second moments are shared, by a direction or by all of a matrix.
 
     Args:
         share: ``"direction"``: each row of A, each column of B has one; ``"matrix"``: each A and B.
     """
 
     name = "sds-lora-shared-moments"
-    source = SOURCE
+    source = "docs/findings/noise.md"
 
     share: Literal["direction", "matrix"] = "direction"
 
@@ -125,13 +123,13 @@ class SharingAdam(Optimizer):
 
 @dataclass(frozen=True)
 class GradientStart(SdsLora):
-    """Hypothesis 3: the bases start as the leading singular vectors of the full gradient.
+    """The bases start as the leading singular vectors of the full gradient.
 
     Averaged over a few batches; A = B = 0, so that ΔW = 0, and there is no warm-up and no reset.
     """
 
     name = "sds-lora-gradient-start"
-    source = SOURCE
+    source = "docs/findings/first-steps.md"
 
     def attach(
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None
@@ -150,7 +148,7 @@ class GradientStart(SdsLora):
 
 
 class EqualStep(Method):
-    """Hypothesis 1: a step moves each ΔW by a given length, whatever the method.
+    """A step moves each ΔW by a given length, whatever the method.
 
     The optimizer says where to; its step is then made longer or shorter until the root mean square
     of the entries of δΔW, to first order, is the learning rate.
@@ -203,7 +201,7 @@ class EqualStepSds(EqualStep, SdsLora):
     """SDS-LoRA's directions."""
 
     name = "sds-lora-equal-step"
-    source = SOURCE
+    source = "docs/findings/step-length.md"
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ class EqualStepRsLora(EqualStep, RsLora):
     """rsLoRA's."""
 
     name = "rslora-equal-step"
-    source = SOURCE
+    source = "docs/findings/step-length.md"
 
 
 @dataclass(frozen=True)
@@ -219,12 +217,12 @@ class EqualStepLoraPlus(EqualStep, LoraPlus):
     """LoRA+'s."""
 
     name = "lora+-equal-step"
-    source = SOURCE
+    source = "docs/findings/step-length.md"
 
 
 @dataclass(frozen=True)
 class FullOfRank(Full):
-    """Hypothesis 11: after each step on the weights, the nearest change of them of a given rank.
+    """After each step on the weights, the nearest change of them of a given rank.
 
     It has no factors that could hold it back. But a new direction has to outweigh the last of those
     kept within one step, so that this is no bound on what the rank allows.
@@ -234,7 +232,7 @@ class FullOfRank(Full):
     """
 
     name = "full-of-rank"
-    source = SOURCE
+    source = "docs/findings/full-rank.md"
 
     keep: int = 4
 
@@ -260,7 +258,7 @@ def _nearest_of_rank(rank: int, weights: list[Tensor], starts: list[Tensor], *_:
 
 @dataclass(frozen=True)
 class MultipliedSds(SdsLora):
-    """Hypothesis 11: SDS-LoRA's ΔW multiplied with the weight, entry by entry: of full rank.
+    """SDS-LoRA's ΔW multiplied with the weight, entry by entry: of full rank.
 
     The weight is scaled to a root mean square of 1, which leaves the change as large as it is.
 
@@ -270,7 +268,7 @@ class MultipliedSds(SdsLora):
     """
 
     name = "sds-lora-multiplied"
-    source = SOURCE
+    source = "docs/findings/full-rank.md"
 
     patterns: int | None = None
 
@@ -297,10 +295,10 @@ def _multiplied(layer: Any, by: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ShuffledHira(Hira):
-    """Hypothesis 11: HiRA with the weight's entries shuffled: as full a rank, for other entries."""
+    """HiRA with the weight's entries shuffled: as full a rank, for other entries."""
 
     name = "hira-shuffled"
-    source = SOURCE
+    source = "docs/findings/full-rank.md"
 
     def attach(
         self, model: nn.Module, settings: Settings, calibration: Batches | None = None

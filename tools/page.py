@@ -31,11 +31,18 @@ def filled(page: str, texts: Mapping[str, str]) -> str:
 
 def main(path: Path, texts: Mapping[str, str], description: str | None) -> None:
     """Write the page, or check it."""
+    main_of({path: texts}, description)
+
+
+def main_of(pages: Mapping[Path, Mapping[str, str]], description: str | None) -> None:
+    """Write several pages, or check them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    old = path.read_text()
-    new = filled(old, texts)
-    if check:
-        sys.exit(0 if new == old else f"{path} is not what the results say: run {sys.argv[0]}")
-    path.write_text(new)
+    for path, texts in pages.items():
+        old = path.read_text()
+        new = filled(old, texts)
+        if check and new != old:
+            sys.exit(f"{path} is not what the results say: run {sys.argv[0]}")
+        if not check:
+            path.write_text(new)

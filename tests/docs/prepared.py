@@ -137,7 +137,7 @@ def qlora(names: Names, patch: pytest.MonkeyPatch) -> Generator[None]:
 
 
 def check_lowest_loss(config: SdsLoraConfig) -> None:
-    """What docs/findings.md calls ours."""
+    """What `preset="tuned"` stands for."""
     assert (config.preset, config.refresh_mode, config.refresh_every) == ("tuned", "qr", 1)
     assert (config.transport_momentum, config.ramp_steps) == (True, 20)
 

@@ -20,7 +20,7 @@ OTHERS = {
 HOW_TO = [
     page
     for page in PAGES
-    if page not in OTHERS and not page.startswith(("docs/api/", "docs/results/"))
+    if page not in OTHERS and not page.startswith(("docs/api/", "docs/findings/", "docs/results/"))
 ]
 
 

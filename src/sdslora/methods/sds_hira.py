@@ -28,7 +28,7 @@ class SdsHira(HadamardChange[SdsHiraState], SdsMethod[SdsHiraState]):
     """
 
     name = "sds-hira"
-    source = "ours, docs/findings.md, 11; sdslora.SdsLoraConfig(use_hira=True)"
+    source = "ours, docs/findings/full-rank.md; sdslora.SdsLoraConfig(use_hira=True)"
     use_hira: ClassVar[bool] = True
     way_out: ClassVar[str] = (
         "write it with sdslora.export.to_hira, which stock PEFT loads, or merge it with "

@@ -23,7 +23,7 @@ class MomentumTransport:
 
     A and B are carried separately: a part of the momentum of one lies in the other's new
     directions, and is left out. Second moments stay as they are. Carrying either gave a higher loss
-    (docs/findings.md).
+    (docs/findings/refresh.md).
 
     Args:
         optimizer: the optimizer of the adapter's A and B.

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """``paper`` refreshes by phases. ``tuned`` refreshes after every step, carries the momentum along
 and has a ramp.
 
-``tuned`` has the lower loss, and a ΔW of rank r after every step (docs/findings.md, 12).
+``tuned`` has the lower loss, and a ΔW of rank r after every step (docs/findings/tuned-preset.md).
 """
 
 
