@@ -49,7 +49,7 @@ PARTS = {
     ),
     "command line": Part(
         "from sdslora.app.extras import require; require('train', 'train')",
-        ["tests/test_cli.py", "tests/app/config", "tests/app/run/test_train.py"],
+        ["tests/app/config", "tests/app/run/test_train.py"],
     ),
 }
 MATHEMATICS = {False: ["tests/core/test_fused.py"], True: ["tests/core", "tests/optim"]}
