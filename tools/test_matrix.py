@@ -5,7 +5,7 @@ into docs/matrix.json when the cell ends, then docs/matrix.md; ``--page`` writes
 
 A cell that names torch or a Python gets an environment of its own: the extra ``train``, the test
 tools, and of all other packages the versions in constraints.txt. Any other cell is a folder of
-packages that goes before this environment's own. Both lie in build/matrix.
+packages that goes before this environment's own. Both lie in build/matrix, with a log of the tests.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(name: str, cell: Cell) -> dict[str, Any]:
     """Install the cell and run its tests; returns versions, what is rejected, and counts."""
-    folder = BUILD / name
+    folder, log = BUILD / name, BUILD / f"{name}.log"
     if cell.has_environment:
         python, environment = new_environment(folder, cell), overlaid()
     else:
@@ -164,23 +164,27 @@ def run(name: str, cell: Cell) -> dict[str, Any]:
     return {
         "versions": json.loads(versions.stdout),
         "rejected": rejected,
-        **(tested(python, tests, environment) if tests else dict.fromkeys(COUNTS, 0)),
+        **(tested(python, tests, environment, log) if tests else dict.fromkeys(COUNTS, 0)),
     }
 
 
 COUNTS = ("passed", "failed", "skipped")
 
 
-def tested(python: str, tests: Sequence[str], environment: Mapping[str, str]) -> dict[str, int]:
-    """Run the tests; returns how many passed, failed and were skipped."""
+def tested(
+    python: str, tests: Sequence[str], environment: Mapping[str, str], log: Path
+) -> dict[str, int]:
+    """Run the tests, whose output goes to a log; returns how many passed, failed, were skipped."""
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    print(*re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*", done.stdout, re.MULTILINE), sep="\n")
-    last = done.stdout.rstrip().rpartition("\n")[2]
-    if done.returncode not in (0, 1) or "passed" not in last:
-        raise SystemExit(f"no test ran:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
+    with log.open("w") as output:
+        status = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False
+        ).returncode
+    text = log.read_text().rstrip()
+    print(*re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*", text, re.MULTILINE), sep="\n")
+    last = text.rpartition("\n")[2]
+    if status not in (0, 1) or "passed" not in last:
+        raise SystemExit(f"no test ran; see {log}")
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
     counts["failed"] = sum(counts.get(word, 0) for word in ("failed", "error", "errors"))
     return {word: counts.get(word, 0) for word in COUNTS}
@@ -188,8 +192,9 @@ def tested(python: str, tests: Sequence[str], environment: Mapping[str, str]) ->
 
 def overlaid(*folders: Path) -> dict[str, str]:
     """The environment variables of a process that finds this package, and what is in folders."""
-    path = [*map(str, folders), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    path = [*map(str, folders), str(ROOT / "src"), os.environ.get("PYTHONPATH")]
+    joined = os.pathsep.join(filter(None, path))
+    return {**os.environ, "PYTHONPATH": joined, "OMP_NUM_THREADS": "1"}
 
 
 def new_environment(folder: Path, cell: Cell) -> str:
