@@ -53,8 +53,8 @@ test-oldest: install ## the PEFT method with the oldest supported PEFT, Transfor
 		tests/training/test_trl.py tests/export/test_stock_peft.py \
 		tests/methods/test_method_contract.py -m 'not slow'
 
-test-matrix: install ## the contract tests beside the versions that others pin, then docs/matrix.md
-	$(BIN)/python tools/test_matrix.py
+test-matrix: install ## contract tests beside other versions (CELL=name: one), then docs/matrix.md
+	$(BIN)/python tools/test_matrix.py $(CELL)
 
 test-torchao: install ## bases that torchao quantized; apart, since PEFT imports it wherever it is
 	$(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0

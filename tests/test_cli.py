@@ -114,7 +114,7 @@ def test_the_program_imports_the_whole_package_before_a_command_begins() -> None
     assert done.stdout.split() == ["False", "SdsLoraConfig"]
 
 
-def test_a_missing_package_is_named_with_its_extra(
+def test_a_package_that_is_missing_or_too_old_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     installed = extras._installed_version
@@ -124,6 +124,16 @@ def test_a_missing_package_is_named_with_its_extra(
     assert main(["train", RECIPE]) == 2
     message = "error: `sdslora train` needs trl: pip install 'sds-lora[train]'\n"
     assert capsys.readouterr().err == message
+
+    monkeypatch.setattr(
+        extras, "_installed_version", lambda p: "0.29.1" if p == "trl" else installed(p)
+    )
+    assert main(["train", RECIPE]) == 2
+    [declared] = [need.versions for need in extras.needs("train") if need.package == "trl"]
+    assert capsys.readouterr().err == (
+        f"error: `sdslora train` needs trl{declared}, and 0.29.1 is installed: "
+        "pip install --upgrade 'sds-lora[train]'\n"
+    )
 
     monkeypatch.undo()
     monkeypatch.setattr(cli, "_import", raising(ModuleNotFoundError(name="jsonargparse")))

@@ -1,10 +1,16 @@
 """SDS-LoRA (arXiv 2606.16454) for PEFT. Importing this registers the method with PEFT."""
 
+# ruff: noqa: E402 (what is too old is named before an import from it fails)
+
 from typing import TYPE_CHECKING, Any
+
+from ._tested import reject_older as _reject_older
+from ._tested import warn_of_untested as _warn_of_untested
+
+_reject_older()
 
 from . import training as _training
 from ._install import install as _install
-from ._tested import warn_of_untested as _warn_of_untested
 from ._version import __version__
 from .core import RefreshSchedule
 from .export import to_plain_lora

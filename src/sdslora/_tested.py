@@ -1,4 +1,4 @@
-"""The versions that the tests run with. There are no upper bounds; newer ones get one warning."""
+"""The versions that the tests run with. Older ones are rejected; newer ones get one warning."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,6 +10,20 @@ TESTED_VERSIONS: Mapping[str, tuple[str, str]] = {
     "transformers": ("5.16", "5.24"),
 }
 """Oldest and newest minor release, both included; ``make test-matrix`` runs both ends."""
+
+_REQUIRED = ("torch", "peft")
+"""The packages that the library itself stands on."""
+
+
+def reject_older() -> None:
+    """Raise :class:`ImportError` where torch or PEFT is older than what is tested."""
+    for name in _REQUIRED:
+        oldest, release = TESTED_VERSIONS[name][0], _installed_release(name)
+        if release and () < _minor(release) < _minor(oldest):
+            raise ImportError(
+                f"sdslora needs {name} {oldest} or newer, and {release} is installed: "
+                f"pip install --upgrade '{name}>={oldest}'"
+            )
 
 
 def warn_of_untested() -> None:

@@ -174,7 +174,8 @@ def _load(name: str, command: Command) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "sdslora":
             raise
-        raise extras.MissingExtra(name, error.name, command.extra) from error
+        need = extras.Need(error.name, "", None)
+        raise extras.MissingExtra(name, need, command.extra) from error
 
 
 def _import(module: str) -> ModuleType:

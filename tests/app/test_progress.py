@@ -38,6 +38,13 @@ def test_without_a_total_the_count_is_told(clock, capfd) -> None:
     assert capfd.readouterr().err == "runs: 2, 01:01 spent\n"
 
 
+def test_work_that_goes_on_counts_only_its_own_steps_for_the_time_left(clock, capfd) -> None:
+    bar = Progress(title="training", total=200, initial=100)
+    clock[0] += 40.0
+    bar.update(20)
+    assert capfd.readouterr().err == "training: 120 of 200, 02:40 left, 00:40 spent\n"
+
+
 def test_a_terminal_gets_a_bar(clock, capfd, monkeypatch) -> None:
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     bar = Progress(title="pretraining", total=4)

@@ -8,12 +8,19 @@ PACKAGE = "sds-lora"
 
 
 class MissingExtra(ImportError):
-    """The error for a command whose package is not installed."""
+    """The error for a command whose package is missing, or in a version that will not do."""
 
     exit_status = 2
 
-    def __init__(self, command: str, package: str, extra: str) -> None:
-        super().__init__(f"`sdslora {command}` needs {package}: pip install '{PACKAGE}[{extra}]'")
+    def __init__(self, command: str, need: "Need", extra: str) -> None:
+        missing = f"`sdslora {command}` needs {need.package}"
+        install = f"'{PACKAGE}[{extra}]'"
+        super().__init__(
+            f"{missing}: pip install {install}"
+            if need.installed_version is None
+            else f"{missing}{need.versions}, and {need.installed_version} is installed: "
+            f"pip install --upgrade {install}"
+        )
 
 
 class Need(NamedTuple):
@@ -63,16 +70,16 @@ def needs(extra: str = "") -> Iterator[Need]:
 
 
 def require(command: str, extra: str) -> None:
-    """Raise :class:`MissingExtra` for the first package of ``extra`` that is not installed.
+    """Raise :class:`MissingExtra` for the first package that is missing or too old.
 
     Args:
         command: the command that needs the extra.
-        extra: one extra, or several with commas between.
+        extra: one extra, or several with commas between; "" for a command that needs none.
     """
-    for name in extra.split(",") if extra else ():
+    for name in ("", *extra.split(",")) if extra else ():
         for need in needs(name):
-            if need.installed_version is None:
-                raise MissingExtra(command, need.package, extra)
+            if not need.is_met:
+                raise MissingExtra(command, need, extra)
 
 
 def _installed_version(package: str) -> str | None:

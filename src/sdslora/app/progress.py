@@ -20,6 +20,7 @@ class Progress(tqdm):
         title: the name of the work.
         total: the number of items, where ``items`` has no length.
         unit: the name of an item.
+        initial: how many items were done before.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Progress(tqdm):
         title: str,
         total: int | None = None,
         unit: str = "step",
+        initial: int = 0,
     ) -> None:
         self.is_watched = sys.stderr.isatty()
         pause = None if self.is_watched else _SECONDS
@@ -37,6 +39,7 @@ class Progress(tqdm):
             desc=title,
             total=total,
             unit=unit,
+            initial=initial,
             leave=False,
             disable=not is_first(),
             **({} if pause is None else {"mininterval": pause, "maxinterval": pause}),
@@ -46,13 +49,14 @@ class Progress(tqdm):
         """Show the progress."""
         if self.is_watched:
             super().display(msg, pos)
-        elif self.n and msg is None:
+        elif self.n > self.initial and msg is None:
             print(self.line(), file=sys.stderr, flush=True)
 
     def line(self) -> str:
         """Return the progress as one line of a log."""
         facts = self.format_dict
-        elapsed, rate = facts["elapsed"], facts["rate"] or self.n / facts["elapsed"]
+        elapsed = facts["elapsed"]
+        rate = facts["rate"] or (self.n - self.initial) / elapsed
         text = f"{self.desc.removesuffix(': ')}: {self.n}"
         if self.total:
             remaining = (self.total - self.n) / rate

@@ -66,6 +66,11 @@ def test_a_run(recipe: MakeRecipe, sdslora: Run, tmp_path) -> None:
     assert len(losses) == 8
     assert losses[-1] < losses[0]
     assert any("sds/refreshes" in entry for entry in written["log_history"])
+    lines = [line for line in result.out.splitlines() if line.startswith("step 80 of 80: ")]
+    assert len(lines) == 2  # the last entry of losses, and the totals
+    assert lines[0].startswith(f"step 80 of 80: loss {losses[-1]:.4g}, grad_norm ")
+    assert ", sds/refreshes " in lines[0]
+    assert "{" not in result.out
 
     saved = tensors(run)
     assert sum("lora_A" in name for name in saved) == sum("lora_B" in name for name in saved) == 14

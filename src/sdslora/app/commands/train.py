@@ -25,6 +25,7 @@ from ..processes import is_first, only_first_prints, shared_errors
 from ..recording import DiagnosticsRecorder
 from ..run import checkpoints, dry_run, modality, plan, training_rows
 from ..run.plan import Plan
+from ..run.printed import Printed
 from ..run.record import Record
 from ..run.trainer import StopOnInterrupt
 
@@ -80,7 +81,7 @@ def run(run_plan: Plan) -> Trained:
         run_plan.work,
         model,
         replace(spec.training, output_dir=spec.output_dir),
-        [schedule, interrupt, *_diagnostics(run_plan)],
+        [schedule, interrupt, *_diagnostics(run_plan), Printed()],
     )
     record = _record(run_plan)
     metrics = record.data["metrics"]

@@ -68,7 +68,7 @@ def make(spec: TrainSpec) -> Plan:
     try:
         schedule = spec.adapter.schedule(total_steps(rows, spec.training))
     except ValueError as error:
-        raise UserError(f"{error} (trained_adapter.warmup_steps, training.max_steps)") from error
+        raise UserError(f"{error} (adapter.warmup_steps, training.max_steps)") from error
     checkpoint = checkpoints.last_whole(output_dir) if earlier_record else None
     return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint)
 

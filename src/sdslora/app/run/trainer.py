@@ -11,6 +11,8 @@ import torch
 from datasets import disable_progress_bars
 from transformers import (
     EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -29,7 +31,7 @@ class Guarded(Trainer):
     """A mix-in for trainers: it saves no broken adapter, and marks unfinished checkpoints.
 
     Its ``callbacks`` run before those of the trackers, which therefore log the figures that the
-    callbacks add.
+    callbacks add. The trainer prints nothing itself.
 
     Raises (while training):
         RunFailed: at the first loss that is NaN or infinite, before that step changes a weight. The
@@ -40,6 +42,8 @@ class Guarded(Trainer):
         own = list(callbacks)
         super().__init__(callbacks=own, **kwargs)
         self.callback_handler.callbacks.sort(key=lambda callback: callback not in own)
+        for printer in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printer)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run forward and backward for one batch."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from ...app import recording
 from ...app.errors import RunFailed
@@ -165,7 +165,6 @@ def _train(
         )
         callbacks = [*method.callbacks(), *_diagnostics(job, work, method)]
         trainer = make_trainer(work.work, model, arguments, callbacks, optimizer)
-        trainer.remove_callback(PrinterCallback)  # in place of the progress bar
         start = time.perf_counter()
         try:
             trainer.train()

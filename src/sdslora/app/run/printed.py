@@ -1,0 +1,88 @@
+"""What a training prints: a bar, or a line now and then, with the time left; and what it logs."""
+
+from collections.abc import Mapping, Sized
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..progress import Progress
+
+
+class Printed(TrainerCallback):
+    """Prints in place of Transformers' callbacks, whose lines are dictionaries of Python.
+
+    It comes after the callbacks that add figures to the log.
+    """
+
+    def __init__(self) -> None:
+        self._training: Progress | None = None
+        self._evaluation: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show how far a resumed training is, or that it begins."""
+        if not args.disable_tqdm:
+            self._training = Progress(
+                title="training", total=state.max_steps, initial=state.global_step
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the step."""
+        if self._training is not None:
+            self._training.update(state.global_step - self._training.n)
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Count the batch."""
+        if args.disable_tqdm or not isinstance(eval_dataloader, Sized):
+            return
+        if self._evaluation is None:
+            batches = len(eval_dataloader)
+            self._evaluation = Progress(title="evaluating", total=batches, unit="batch")
+        self._evaluation.update()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The next evaluation counts from the beginning."""
+        if self._evaluation is not None:
+            self._evaluation.close()
+        self._evaluation = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Print the figures; above the bar where one is shown."""
+        if state.is_world_process_zero and logs:
+            tqdm.write(f"step {state.global_step} of {state.max_steps}: {_figures(logs)}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the bar away."""
+        if self._training is not None:
+            self._training.close()
+        self._training = None
+
+
+def _figures(logs: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in logs.items()
+        if name != "total_flos"
+    )
