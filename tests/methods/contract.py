@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import peft.optimizers
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import LlamaForCausalLM
 
 from sdslora.methods import Method, Settings, make_method
@@ -56,7 +58,11 @@ def attached(method: Method, settings: Settings = SETTINGS) -> nn.Module:
 def train(method: Method, model: nn.Module, steps: int, rate: float = 1e-2) -> list[float]:
     """Train on one batch; the loss before each step."""
     optimizer = method.optimizer(model, rate)
-    scheduler = method.scheduler(model, optimizer, total_steps=40)
+    return carry_on(model, optimizer, method.scheduler(model, optimizer, total_steps=40), steps)
+
+
+def carry_on(model: nn.Module, optimizer: Optimizer, scheduler: Any, steps: int) -> list[float]:
+    """Take steps on one batch; the loss before each."""
     losses = []
     for _ in range(steps):
         loss = model(**BATCH).loss
@@ -211,6 +217,24 @@ def check_export(method: Method, model: nn.Module, folder: Path) -> None:
     stock = PeftModel.from_pretrained(base(), folder).eval()
     assert type(stock.peft_config["default"]) is LoraConfig
     torch.testing.assert_close(logits(stock, ids), expected, atol=1e-10, rtol=0)
+
+
+def check_resume(method: Method) -> None:
+    """New objects that load the states of a training go on with its losses."""
+
+    def begin() -> tuple[nn.Module, Optimizer, Any]:
+        model = attached(method)
+        optimizer = method.optimizer(model, 1e-2)
+        return model, optimizer, method.scheduler(model, optimizer, total_steps=40)
+
+    model, optimizer, scheduler = begin()
+    carry_on(model, optimizer, scheduler, 5)
+    states = [copy.deepcopy(x.state_dict()) for x in (model, optimizer, scheduler) if x is not None]
+    expected = carry_on(model, optimizer, scheduler, 4)
+    resumed = begin()
+    for target, state in zip([x for x in resumed if x is not None], states, strict=True):
+        target.load_state_dict(state)
+    assert carry_on(*resumed, 4) == expected
 
 
 def check_plain_pairs(method: Method, model: nn.Module) -> None:

@@ -77,6 +77,11 @@ def test_the_loss_falls(name):
 
 
 @each_method
+def test_a_stopped_training_goes_on(name):
+    contract.check_resume(contract.short(name))
+
+
+@each_method
 def test_only_the_adapter_is_trained(name):
     """The base weights of every layer stay as attaching left them, or are what is trained."""
     method = make_method(name)
@@ -150,14 +155,6 @@ def test_the_scaling(name):
 
 
 # --- the registry
-
-
-def test_the_methods_are_all_there():
-    assert list(METHODS) == [
-        "full", "lora", "rslora", "lora+", "pissa", "dora", "lora-ga", "lora-pro", "scaled-adamw",
-        "altlora", "altlora+", "lora-rite", "loft", "lora-tsd", "hira", "orthonormal", "sds-lora",
-        "sds-hira",
-    ]  # fmt: skip
 
 
 def test_every_method_of_the_package_is_registered():

@@ -23,7 +23,10 @@ def run(block: str, names: dict[str, object]) -> None:
 def example(monkeypatch):
     """The method of the page, registered as it says."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names: dict[str, object] = {"__name__": "half_lora"}
+    names: dict[str, object] = {
+        "__name__": "sdslora.methods.half_lora",
+        "__package__": "sdslora.methods",
+    }
     run(blocks[0], names)
     monkeypatch.setitem(METHODS, "half-lora", names["HalfLora"])
     return blocks, names
@@ -36,6 +39,7 @@ def test_the_example_keeps_the_contract(example, tmp_path):
     contract.check_effective_gradient(method, model)
     contract.check_plain_pairs(method, model)
     contract.check_export(method, model, tmp_path / "plain")
+    contract.check_resume(method)
 
 
 def test_the_example_is_used_as_the_page_says(example, tmp_path, monkeypatch):
