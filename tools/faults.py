@@ -4,8 +4,6 @@ _CHECKS = "tests/training/test_checks.py::"
 _HOSTILE = "tests/tuner/test_hostile_files.py::"
 _STRANGERS = "tests/app/commands/test_strangers.py::"
 _KILLS = "tests/reliability/test_kills.py::"
-_OPTIMIZERS = "tests/training/test_optimizers.py::"
-_VERIFIED = "tests/export/test_verification.py::"
 
 FAULTS: list[tuple[str, str, str]] = [
     (
@@ -214,90 +212,5 @@ FAULTS: list[tuple[str, str, str]] = [
         "tokens in the recipe and in the environment",
         "in no file and no message",
         f"{_STRANGERS}test_secrets_are_not_recorded",
-    ),
-    (
-        "an optimizer with slow weights, or a wrapper with a memory of its own (Lookahead, Magma)",
-        "a wrapper is rejected before training; slow weights in its states are reset with them",
-        f"{_OPTIMIZERS}test_slow_weights_begin_again_from_the_reparameterized_ones",
-    ),
-    (
-        "moments or step counters in parameter groups (GrokAdamW, optimi, schedule-free)",
-        "reset as well; rejected where they are shared with what is trained beside A and B",
-        f"{_OPTIMIZERS}test_a_counter_and_means_in_the_group_are_reset",
-    ),
-    (
-        "states that the constructor makes (Adagrad, APOLLO)",
-        "no steps; made again at the reset, in a resumed training too",
-        f"{_OPTIMIZERS}test_where_an_optimizer_starts_is_in_its_checkpoint",
-    ),
-    (
-        "updates inside the backward pass (LOMO, layerwise optimizers), memory in attributes",
-        "rejected by name before training",
-        f"{_OPTIMIZERS}test_what_cannot_be_reset_is_rejected_before_training",
-    ),
-    (
-        "copies of A and B in an optimizer, while refreshes or the ramp rewrite these",
-        "rejected by name before training",
-        f"{_OPTIMIZERS}test_copies_of_the_parameters_do_not_go_with_refreshes_that_rewrite_them",
-    ),
-    (
-        "momentum in another form than transport_momentum knows (8-bit, several momenta)",
-        "rejected by name before training, with the way out",
-        f"{_OPTIMIZERS}test_momentum_that_transport_would_miss_is_rejected",
-    ),
-    (
-        "trained tokens that are rare, or never occur",
-        "the training goes on; a warning at the end names those that never occurred",
-        f"{_CHECKS}test_tokens_that_never_occur_are_said",
-    ),
-    (
-        "a checkpoint from steps whose learning rate was 0",
-        "resumed bit for bit",
-        "tests/training/test_resume.py::test_resumed_where_the_learning_rate_was_zero_so_far",
-    ),
-    (
-        "early stopping whose best checkpoint lies in the adapter's warm-up",
-        "the training ends with it, after its checks",
-        "tests/training/test_trainer_callback.py::test_the_best_checkpoint_may_lie_in_the_warmup",
-    ),
-    (
-        "NaN in a gradient, in a loop without a guard",
-        "error at that step in the warm-up, later at the next refresh, with the layer's name",
-        "tests/training/test_scheduler.py::test_a_gradient_that_is_nan_is_named_at_its_step",
-    ),
-    (
-        "layers that stock PEFT takes for experts by their names (DeepSeek, Qwen MoE)",
-        "exported under names that it leaves alone; each export is read back",
-        f"{_VERIFIED}test_dense_layers_whose_names_experts_have_too",
-    ),
-    (
-        "tensors of an export that stock PEFT loses",
-        "error; nothing is written",
-        f"{_VERIFIED}test_tensors_that_stock_peft_loses_stop_the_export",
-    ),
-    (
-        "merging into an embedding that is tied to the output layer",
-        "each gets its own weight, and a warning says so",
-        "tests/tuner/test_tied.py::test_the_merged_model_is_the_adapted_one_saved_and_loaded",
-    ),
-    (
-        "exporting adapted embeddings that are tied",
-        "the same function in stock PEFT",
-        f"{_VERIFIED}test_tied_embeddings",
-    ),
-    (
-        "the file that training scripts of Diffusers write, loaded as a LoRA",
-        "error that names the way out, where sdslora is imported",
-        "tests/export/test_image_models.py::test_what_diffusers_own_scripts_write_is_refused",
-    ),
-    (
-        "null, NaN, infinity, lists or half characters below the top level of a row",
-        "error before training, with row and field",
-        "tests/app/data/test_held_out.py::test_values_below_the_top_level_that_are_no_text",
-    ),
-    (
-        "an answer with the text of the end-of-sequence token",
-        "error before training, with the row",
-        "tests/app/data/test_encoding.py::test_an_answer_that_contains_the_end_is_not_cut_there",
     ),
 ]

@@ -28,7 +28,8 @@ def _short(outcome: str) -> str:
     if outcome == "works" or outcome.startswith("not tried"):
         return outcome.replace("|", "\\|")
     reason = outcome.removeprefix("SDS-LoRA does not support ").removeprefix("the optimizer ")
-    reason = reason.partition(". docs/")[0].partition(": ")[2] or reason
+    reason, _, rest = reason.partition(". docs/")
+    reason = (reason.partition(": ")[2] or reason) + "".join(rest.partition(" (plain LoRA")[1:])
     return f"rejected: {reason}".replace("|", "\\|")
 
 

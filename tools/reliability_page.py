@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import FAULTS
+from field_reports import REPORTS
 from page import main, table
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,12 @@ def faults() -> str:
     rows = [[fault, effect, f"`{test}`"] for fault, effect, test in FAULTS]
     made = table(["fault injected", "what happens", "shown by"], rows)
     return f"{len(rows)} kinds of fault are injected; none passes in silence.\n\n{made}"
+
+
+def reports() -> str:
+    """What users reported, the kind that it stands for, and how that is prevented."""
+    rows = [[*entry, f"`{test}`"] for *entry, test in REPORTS]
+    return table(["symptom", "kind", "how it is prevented now", "shown by"], rows)
 
 
 def kills(result: dict[str, Any]) -> str:
@@ -211,7 +218,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def texts() -> dict[str, str]:
     """Every table, by the name of its place."""
-    found = {"faults": faults()}
+    found = {"faults": faults(), "reports": reports()}
     for name, made in TABLES.items():
         source = SOURCES[name]
         found[name] = made(json.loads(source.read_text())) if source.exists() else "Not tried yet."

@@ -8,7 +8,15 @@ from pathlib import Path
 import pipelines
 import pytest
 import torch
-from peft import get_peft_model
+from diffusers import StableDiffusionPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import convert_state_dict_to_diffusers, convert_unet_state_dict_to_peft
+from peft import (
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,15 +31,23 @@ SD, SDXL, FLUX = ["unet", "text_encoder"], ["unet", "text_encoder", "text_encode
 ]  # fmt: skip
 
 
-def adapted(component: str, *, wrapped: bool = False) -> nn.Module:
+ATTENTION = {"unet": ["to_q", "to_k", "to_v", "to_out.0"]}
+"""The layers that Diffusers' scripts train; it cannot name convolutions beside them in a file."""
+
+
+def adapted(
+    component: str, *, wrapped: bool = False, targets: list[str] | None = None
+) -> nn.Module:
     """A trained adapter on every layer, through Diffusers' own ``add_adapter`` where it has one."""
     model = pipelines.MAKE[component]()
     text = component.startswith("text")
-    targets = pipelines.TEXT_LAYERS if text else pipelines.matrix_layers(model)
+    targets = targets or (pipelines.TEXT_LAYERS if text else pipelines.matrix_layers(model))
     torch.manual_seed(7)
     config = SdsLoraConfig(r=2, target_modules=targets, warmup_steps=3)
-    if text or wrapped:
+    if wrapped:
         model = get_peft_model(model, config)
+    elif text:  # Transformers' own ``add_adapter`` needs a newer PEFT
+        inject_adapter_in_model(config, model)
     else:
         model.add_adapter(config)
 
@@ -44,7 +60,7 @@ def adapted(component: str, *, wrapped: bool = False) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def trained() -> dict[str, nn.Module]:
-    return {component: adapted(component) for component in pipelines.MAKE}
+    return {name: adapted(name, wrapped=name.startswith("text")) for name in pipelines.MAKE}
 
 
 @pytest.mark.parametrize(
@@ -157,21 +173,65 @@ def test_embeddings_are_named(write: str, tmp_path: Path) -> None:
         WRITE[write]({"text_encoder": model}, tmp_path / "out")
 
 
-@pytest.mark.parametrize("with_metadata", [False, True])
-def test_what_diffusers_own_scripts_write_is_refused(with_metadata, tmp_path):
-    """``save_lora_weights`` of the state dictionary as it is: bases, but no scaling."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.training_utils import _collate_lora_metadata
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft.utils import get_peft_model_state_dict
+# --- what Diffusers' own training scripts write
 
-    unet = adapted("unet")
-    metadata = _collate_lora_metadata({"unet": unet}) if with_metadata else {}
-    tensors = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=tensors, **metadata)
+
+def saved(components: list[str], folder: Path, *, metadata: bool = True) -> dict[str, nn.Module]:
+    """Train, and save as the scripts do: only those of U-Nets convert the names of tensors."""
+    models = {name: adapted(name, targets=ATTENTION.get(name)) for name in components}
+    tensors = {name: get_peft_model_state_dict(model) for name, model in models.items()}
+    if "unet" in tensors:
+        tensors["unet"] = convert_state_dict_to_diffusers(tensors["unet"])
+    layers = {f"{name}_lora_layers": tensors[name] for name in tensors}
+    kind = (
+        StableDiffusionPipeline if components == ["unet"] else type(pipelines.pipeline(components))
+    )
+    kind.save_lora_weights(folder, **layers, **(_collate_lora_metadata(models) if metadata else {}))
+    return models
+
+
+@pytest.mark.parametrize("components", [SD, SDXL, FLUX], ids=["SD", "SDXL", "Flux"])
+def test_what_the_scripts_write_is_read_by_the_stock_loader(components, tmp_path):
+    models = saved(components, tmp_path)
+    pipe = pipelines.pipeline(components)
+    pipe.load_lora_weights(str(tmp_path))
+    with torch.no_grad():
+        for name, model in models.items():
+            loaded, fresh = getattr(pipe, name), pipelines.MAKE[name]()
+            want = pipelines.outputs(name, model)
+            assert torch.equal(pipelines.outputs(name, loaded), want)
+            assert (pipelines.outputs(name, fresh) - want).abs().max() > 1e-2
+            [config] = loaded.peft_config.values()
+            assert (type(config), config.r, config.warmup_steps) == (SdsLoraConfig, 2, 3)
+
+
+def test_what_the_scripts_write_goes_on_training(tmp_path):
+    """As the scripts load a checkpoint: into a new adapter, by PEFT's function."""
+    model = saved(["unet"], tmp_path)["unet"]
+    tensors, _ = StableDiffusionPipeline.lora_state_dict(str(tmp_path))
+    tensors = convert_unet_state_dict_to_peft(
+        {key.removeprefix("unet."): tensor for key, tensor in tensors.items()}
+    )
     fresh = pipelines.MAKE["unet"]()
-    error = TypeError if with_metadata else ValueError
-    with pytest.raises(error, match="LoraConfig" if with_metadata else "SDS-LoRA .*to_diffusers"):
-        fresh.load_lora_adapter(
-            str(tmp_path), prefix="unet", weight_name="pytorch_lora_weights.safetensors"
-        )
+    fresh.add_adapter(SdsLoraConfig(r=2, target_modules=ATTENTION["unet"], warmup_steps=3))
+    assert not set_peft_model_state_dict(fresh, tensors).unexpected_keys
+    with torch.no_grad():
+        want = pipelines.outputs("unet", model)
+        assert torch.equal(pipelines.outputs("unet", fresh), want)
+
+
+def test_an_adapter_saved_by_the_model_itself(trained, tmp_path):
+    trained["unet"].save_lora_adapter(tmp_path)
+    fresh = pipelines.MAKE["unet"]()
+    fresh.load_lora_adapter(tmp_path, prefix=None, use_safetensors=True)
+    with torch.no_grad():
+        want = pipelines.outputs("unet", trained["unet"])
+        assert torch.equal(pipelines.outputs("unet", fresh), want)
+
+
+def test_without_metadata_the_scaling_is_lost_and_the_file_rejected(tmp_path):
+    saved(["unet"], tmp_path, metadata=False)
+    fresh = pipelines.MAKE["unet"]()
+    name = "pytorch_lora_weights.safetensors"
+    with pytest.raises(ValueError, match=r"without its configuration.*metadata.*to_diffusers"):
+        fresh.load_lora_adapter(str(tmp_path), prefix="unet", weight_name=name)

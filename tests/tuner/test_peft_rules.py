@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
+import warnings
+from dataclasses import fields
+
 import pytest
 import torch
-from peft import PeftModel
+from peft import (
+    AdaLoraConfig,
+    LoraConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from peft.helpers import disable_input_dtype_casting
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -107,3 +119,44 @@ def test_a_file_of_the_same_sizes_loads_whole_either_way(tmp_path):
     save_file(tensors, path)
     with pytest.raises(ValueError, match="it is not whole"):
         PeftModel.from_pretrained(make_llama(), tmp_path, ignore_mismatched_sizes=True)
+
+
+def test_layers_taken_from_a_state_dictionary():
+    """PEFT's warning where these and the configuration's differ, in either direction."""
+    config = SdsLoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    tensors = get_peft_model_state_dict(inject_adapter_in_model(config, make_llama()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inject_adapter_in_model(config, make_llama(), state_dict=tensors)
+    layer = "model.layers.1.self_attn.q_proj"
+    # what is left of a layer without A and B is no layer
+    missing = {k: t for k, t in tensors.items() if k not in _factors(layer)}
+    with pytest.warns(RuntimeWarning, match="PEFT config contained.*additional.*" + layer):
+        model = inject_adapter_in_model(config, make_llama(), state_dict=missing)
+    assert layer not in sds_layers(model)
+    assert len(sds_layers(model)) == 3
+    with pytest.raises(ValueError, match="layer that has no adapter here"):
+        set_peft_model_state_dict(model, missing)
+    narrow = SdsLoraConfig(r=2, target_modules=["q_proj", "v_proj"], exclude_modules=[layer])
+    with pytest.warns(RuntimeWarning, match="state_dict contained.*additional.*" + layer):
+        model = inject_adapter_in_model(narrow, make_llama(), state_dict=tensors)
+    assert len(sds_layers(model)) == 4
+
+
+def _factors(layer: str) -> set[str]:
+    return {f"{layer}.lora_{side}.weight" for side in "AB"}
+
+
+def test_options_of_ours_given_to_peft_s_configuration():
+    """``LoraConfig(**options)`` builds our configuration from our options, and from no others."""
+    options = [field.name for field in fields(LoraConfig) if field.init]
+    assert list(inspect.signature(LoraConfig).parameters) == options
+    ours = SdsLoraConfig(r=2, target_modules=["q_proj"], preset="tuned")
+    again = LoraConfig(**ours.to_dict())
+    assert type(again) is SdsLoraConfig
+    assert again == ours
+    options = {field.name: getattr(ours, field.name) for field in fields(LoraConfig)}
+    for plain in (LoraConfig(r=2), LoraConfig(**options), pickle.loads(pickle.dumps(LoraConfig()))):
+        assert type(plain) is LoraConfig
+        assert plain.peft_type == "LORA"
+    assert type(AdaLoraConfig(total_step=1)) is AdaLoraConfig

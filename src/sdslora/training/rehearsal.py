@@ -59,7 +59,10 @@ def rehearse(
         return  # its partitions have a known content
     try:
         if any(isinstance(value, nn.Module) for value in vars(optimizer).values()):
-            raise Unsuitable("it holds the model, and updates it inside the backward pass")
+            raise Unsuitable(
+                "it holds the model, which it can update in the backward pass, and remember outside "
+                "of its states"
+            )
         if not getattr(type(optimizer).step, "hooked", False):
             raise Unsuitable("its step() runs none of torch's hooks, so that no step is counted")
         devices = {p.device for p in ours if p.device.type == "cuda"}

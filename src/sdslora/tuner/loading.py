@@ -16,7 +16,7 @@ from typing import Any
 
 import peft.utils.save_and_load
 import torch
-from peft import PeftModel
+from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import CONFIG_NAME
 from peft.utils.other import get_pattern_key
@@ -29,7 +29,7 @@ from .config import SdsLoraConfig
 from .registration import SdsPeftType
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_BASES = ".lora_sds."
+BASES = ".lora_sds."
 """The part of a tensor's name that marks a basis."""
 _ROOM_TO_SPARE = 8
 _room: ContextVar[int | None] = ContextVar("_room", default=None)
@@ -44,8 +44,9 @@ def wrap_peft() -> None:
     """Wrap PEFT's functions, once, however often it is called."""
     if hasattr(PeftModel.load_adapter, "__wrapped__"):
         return
-    from_pretrained = PeftModel.__dict__["from_pretrained"].__func__
-    PeftModel.from_pretrained = classmethod(_check_before_loading(from_pretrained))
+    for kind in (PeftModel, PeftMixedModel):
+        from_pretrained = kind.__dict__["from_pretrained"].__func__
+        kind.from_pretrained = classmethod(_check_before_loading(from_pretrained))
     PeftModel.load_adapter = _load_whole_or_undo(PeftModel.load_adapter)
     peft.inject_adapter_in_model = _reject_bases(peft.inject_adapter_in_model)
     peft.utils.save_and_load.torch_load = _reject_pickles(peft.utils.save_and_load.torch_load)
@@ -221,15 +222,16 @@ def _is_ours(folder: Path) -> bool:
 def _reject_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
     """Reject files of Diffusers' training scripts that are loaded as plain LoRA.
 
-    These files have no scaling, and bases without which A and B are another function.
+    Without metadata these files have no scaling, and their bases make A and B another function.
     """
 
     @functools.wraps(inject)
     def inject_lora(peft_config: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = kwargs.get("state_dict") or {}
-        if not isinstance(peft_config, SdsLoraConfig) and any(_BASES in key for key in tensors):
+        if not isinstance(peft_config, SdsLoraConfig) and any(BASES in key for key in tensors):
             raise ValueError(
-                "the file holds an SDS-LoRA adapter (lora_sds tensors), which is no LoRA adapter: "
+                "the file holds an SDS-LoRA adapter (lora_sds tensors) without its configuration, "
+                "which would load as plain LoRA, another function: save it with its metadata, "
                 "write it with sdslora.export.to_diffusers, whose file every loader reads, or load "
                 "it with add_adapter(SdsLoraConfig(...)) and peft.set_peft_model_state_dict"
             )

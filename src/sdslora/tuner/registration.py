@@ -1,8 +1,11 @@
 """Registration with PEFT under a type of our own, so that nothing treats it as plain LoRA."""
 
 import enum
+import inspect
+from typing import Any
 
 import peft.utils.hotswap
+from peft import LoraConfig
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
@@ -34,8 +37,24 @@ def register(config_class: type, model_class: type) -> None:
     # options that must agree before hotswapping may replace one adapter's tensors by another's
     lora_keys = peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA]
     peft.utils.hotswap.CONFIG_KEYS_TO_CHECK[key] = [*lora_keys, "use_hira"]
+    _rebuild_from_lora_options(config_class)
     if not PEFT_SAVES_BY_HOOK and key.value not in PeftType.__members__:
         _add_member(key.value)
+
+
+def _rebuild_from_lora_options(config_class: type) -> None:
+    """Let ``LoraConfig(**options)`` return our configuration where the options are ours.
+
+    Diffusers rebuilds the configuration in an adapter file's metadata with ``LoraConfig``, whatever
+    its type. Without this change that is a ``TypeError``.
+    """
+
+    def new(cls: type, *args: Any, **options: Any) -> Any:
+        ours = cls is LoraConfig and "sds_format" in options
+        return object.__new__(config_class if ours else cls)
+
+    new.__signature__ = inspect.signature(LoraConfig.__init__)  # type: ignore[attr-defined]
+    LoraConfig.__new__ = new
 
 
 def _add_member(name: str) -> None:

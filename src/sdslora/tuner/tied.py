@@ -30,7 +30,7 @@ def untie_adapted(model: nn.Module) -> None:
         "an adapter changes the input embedding or the output layer of a model in which they are "
         "one tensor: merging gives each its own (tie_word_embeddings=False)",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

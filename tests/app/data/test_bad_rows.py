@@ -95,6 +95,26 @@ MESSAGES = {
         {"messages": chat("Strike text?", "<s>old</s>.")},
         "a message of the assistant contains '</s>', which this tokenizer reads as a control token",
     ),
+    "control token in a call": (
+        {
+            "messages": [
+                {"role": "user", "content": "x"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": {"a": ["</s>"]}}}],
+                },
+            ]
+        },
+        "a message of the assistant contains '</s>'",
+    ),
+    "control token in a thought": (
+        {"messages": [chat("1", "2")[0], {**chat("1", "2")[1], "reasoning_content": "a</s>"}]},
+        "a message of the assistant contains '</s>'",
+    ),
+    "control token in a tool": (
+        {**GOOD, "tools": [{"name": "f", "description": "ends </s>"}]},
+        "the list of tools contains '</s>'",
+    ),
     "weight": ({"messages": [*chat("1", "2")[:1], {**chat("1", "2")[1], "weight": 0}]}, "weight 0"),
     "another format": (
         {"instruction": "Add.", "output": "2"},

@@ -84,11 +84,20 @@ def test_overlong_rows(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("chat", [True, False])
 def test_an_answer_that_contains_the_end_is_not_cut_there(chat) -> None:
     tokenizer, spec = chat_tokenizer(), DataSpec("rows.json", chat=chat)
-    cut = Example("Strike it:", "<s>old</s> and new", {}, number=17)
-    with pytest.raises(UserError, match=r"^data row 17: the completion contains '</s>'"):
+    cut = Example("Strike it:", "<s>old</s> and new", {}, place="rows.json: data row 17")
+    with pytest.raises(UserError, match=r"^rows.json: data row 17: the completion contains '</s>'"):
         encode([EXAMPLES[0], cut], tokenizer, spec)
     [row] = encode([Example("1+1=", "2</s>", {})], tokenizer, spec)
     assert tokenizer.decode(row.completion) == "2</s>", "at the end it is the end"
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("1</s>+1=", "2"), ("1+1=", "<pad>2")])
+def test_control_tokens_in_a_chat_come_from_the_template_alone(prompt, completion) -> None:
+    row = Example(prompt, completion, {}, place="rows.json: data row 17")
+    with pytest.raises(UserError, match=r"^rows\.json: data row 17: the .* as a control token"):
+        encode([row], chat_tokenizer(), DataSpec("rows.json", chat=True))
+    [whole] = encode([row], tiny.tokenizer(), SPEC)
+    assert tiny.tokenizer().decode(whole.prompt) == prompt, "data.prompt may write them itself"
 
 
 def test_whole_texts_that_contain_the_end() -> None:
@@ -98,5 +107,9 @@ def test_whole_texts_that_contain_the_end() -> None:
 
 def test_an_empty_prompt_is_named_by_its_row_in_the_file() -> None:
     """Rows that are held out do not count it down."""
-    with pytest.raises(UserError, match="data row 25 has an empty prompt"):
-        encode([EXAMPLES[0], Example("", "2", {}, number=25)], tiny.tokenizer(), SPEC)
+    with pytest.raises(UserError, match=r"rows\.json: data row 25 has an empty prompt"):
+        encode(
+            [EXAMPLES[0], Example("", "2", {}, place="rows.json: data row 25")],
+            tiny.tokenizer(),
+            SPEC,
+        )

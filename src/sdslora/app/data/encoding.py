@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config.spec import DataSpec
 from ..errors import UserError
-from .loss_masks import TurnMasks
+from .loss_masks import TurnMasks, control_tokens
 from .templates import Example
 
 
@@ -118,6 +118,7 @@ def _encode_pairs(
     _require_one_end(examples, tokenizer)
     if spec.chat:
         _set_chat_template(tokenizer, spec, "data.chat needs a chat template")
+        _require_plain_words(examples, tokenizer)
         texts = [_chat(example, tokenizer, spec.system) for example in examples]
     else:
         texts = [(example.prompt, example.completion) for example in examples]
@@ -235,9 +236,24 @@ def _require_one_end(examples: Sequence[Example], tokenizer: PreTrainedTokenizer
             )
 
 
+def _require_plain_words(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``UserError`` for control tokens in a chat, which the template alone writes."""
+    control = control_tokens(tokenizer)
+    end = str(tokenizer.eos_token)
+    for position, example in enumerate(examples):
+        words = {"prompt": example.prompt, "completion": example.completion.strip()}
+        for name, text in words.items():
+            if token := control.search(text.removesuffix(end) if name == "completion" else text):
+                raise UserError(
+                    f"{_row(example, position)}: the {name} contains {token.group()!r}, which this "
+                    "tokenizer reads as a control token and not as text; write it otherwise, or "
+                    "take the row out"
+                )
+
+
 def _row(example: Example, position: int) -> str:
-    """Return the example's name for a message, by its number in the file where it has one."""
-    return f"data row {position if example.number is None else example.number}"
+    """Return the example's name for a message, by its place in a file where it has one."""
+    return example.place or f"data row {position}"
 
 
 def _set_chat_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec, need: str) -> None:

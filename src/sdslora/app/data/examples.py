@@ -124,7 +124,10 @@ def _from_training_set(spec: DataSpec, test: Size | str) -> Examples:
     numbered_rows = list(enumerate(rows))
     splits = hold_out(holdout_spec, numbered_rows, {}, _row_count(test_size, whole))
     train, validation, test_examples = (
-        [Example(row["prompt"], row["completion"], row, number=number) for number, row in split]
+        [
+            Example(row["prompt"], row["completion"], row, place=str(Place(spec.source, number)))
+            for number, row in split
+        ]
         for split in splits
     )
     encoding = training_set.encoding

@@ -125,7 +125,7 @@ def example_of(form: Format, row: Row, place: Place, spec: DataSpec) -> Example:
             f"{place} holds an image, and a language model is trained on text alone; take it out, "
             "or name the fields to train on with data.prompt and data.completion"
         )
-    example = replace(form.example(row, place, spec), number=place.number)
+    example = replace(form.example(row, place, spec), place=str(place))
     if example.is_text and spec.chat:
         raise UserError(f"{place} is plain text, which data.chat has no effect on; leave it out")
     if (spec.system or spec.chat_template) and not spec.chat and example.conversation is None:

@@ -6,7 +6,7 @@ renders the conversation up to that turn, after the prompt for it. Either way th
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -40,10 +40,9 @@ class TurnMasks:
         self._template = _training_template(tokenizer)
         own: Any = self._template or tokenizer.chat_template
         self._is_marked = has_generation_markers(own)
-        added_tokens = tokenizer.added_tokens_decoder.values()
-        control = {*tokenizer.all_special_tokens, *(str(t) for t in added_tokens if t.special)}
-        self._control = re.compile("|".join(map(re.escape, sorted(control))))
-        self._special = tuple({*control, *(str(t) for t in added_tokens if str(t).strip())})
+        self._control = control_tokens(tokenizer)
+        added_tokens = map(str, tokenizer.added_tokens_decoder.values())
+        self._special = (*tokenizer.all_special_tokens, *filter(str.strip, added_tokens))
 
     def encode(self, conversation: Conversation) -> tuple[list[int], list[int]]:
         """Return the ids up to the last that bears loss, and 1 for each that does, else 0.
@@ -155,13 +154,35 @@ class TurnMasks:
             )
 
     def _reject_control_tokens(self, conversation: Conversation) -> None:
-        for message in conversation.messages:
-            if token := self._control.search(message["content"]):
-                raise UserError(
-                    f"{conversation.place}: a message of the {message['role']} contains "
-                    f"{token.group()!r}, which this tokenizer reads as a control token and not as "
-                    "text; write it otherwise, or take the row out"
-                )
+        parts = [(f"a message of the {m['role']}", m) for m in conversation.messages]
+        for name, part in [*parts, ("the list of tools", conversation.tools)]:
+            for text in _texts(part):
+                if token := self._control.search(text):
+                    raise UserError(
+                        f"{conversation.place}: {name} contains {token.group()!r}, which this "
+                        "tokenizer reads as a control token and not as text; write it otherwise, "
+                        "or take the row out"
+                    )
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Return a pattern of all texts that the tokenizer reads as control tokens."""
+    added_tokens = tokenizer.added_tokens_decoder.values()
+    control = {*tokenizer.all_special_tokens, *(str(t) for t in added_tokens if t.special)}
+    return re.compile("|".join(map(re.escape, sorted(control))))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a message or a list of tools, at any level, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, entry in value.items():
+            yield from _texts(name)
+            yield from _texts(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def _training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

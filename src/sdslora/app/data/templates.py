@@ -19,14 +19,14 @@ class Example:
     completion are what people read; ``conversation`` is what the model is trained on.
 
     Attributes:
-        number: the row's number in its source, from 0; None where the rows have none.
+        place: file and row, for error messages; None where the row is in no file.
     """
 
     prompt: str
     completion: str
     row: Row
     conversation: Conversation | None = None
-    number: int | None = None
+    place: str | None = None
 
     @property
     def is_text(self) -> bool:
@@ -63,7 +63,7 @@ class Template:
         completion = self._fill("completion", row, number)
         if not completion.strip():
             raise UserError(f"data row {number}: the completion is empty")
-        return Example(prompt, completion, row, number=number)
+        return Example(prompt, completion, row)
 
     def _fill(self, name: str, row: Row, number: int) -> str:
         template = getattr(self, name)
