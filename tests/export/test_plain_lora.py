@@ -323,7 +323,7 @@ def test_nothing_stands_under_the_name_before_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_the_files_follow_the_umask(tmp_path, umask):
-    """safetensors creates files that only their owner can read."""
+    """Safetensors creates files that only their owner can read."""
     before = os.umask(umask)
     try:
         to_plain_lora(trained(0), tmp_path / "plain")
