@@ -30,7 +30,7 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: sdslora {command}")
-    assert "output_dir" in shown or command == "env"
+    assert "output_dir" in shown or command in ("chat", "env", "init", "recipes")
 
 
 @pytest.mark.parametrize("argv", [[], ["trian"]])
@@ -68,6 +68,8 @@ print(json.dumps([results, heavy]))
 """
 """As the program does it, with several command lines, none of which may get to its work."""
 
+ADAPTER = str(Path(__file__).parent / "tuner/format_1")
+"""A saved SDS-LoRA adapter."""
 AT_ONCE = [
     (["--help"], 0, "commands:"),
     (["--version"], 0, __version__),
@@ -86,6 +88,13 @@ AT_ONCE = [
     (["train"], 2, "error: output_dir, model.name_or_path, data.source are required"),
     (["evaluate", "--data.source", "x", "--adapter_dir", "no"], 2, "error: no holds no adapter"),
     (["export", "nowhere", "out"], 2, "error: nowhere holds no adapter"),
+    (["export", ADAPTER, "out", "--format=hira"], 2, "needs an adapter with use_hira=True"),
+    (["serve-check", "nowhere"], 2, "error: nowhere holds no adapter"),
+    (["convert", ADAPTER, "out"], 2, "is an SDS-LoRA adapter already"),
+    (["chat"], 2, "error: adapter_dir is required"),
+    (["chat", "nowhere"], 2, "error: nowhere holds no adapter"),
+    (["recipes"], 0, "smollm2-cpu"),
+    (["init", "smollm2-cpus"], 2, "did you mean `smollm2-cpu`?"),
     (["report", "nowhere"], 2, "error: nowhere is no directory"),
     (["reproduce", "fig9"], 2, "invalid choice: 'fig9'"),
     (["reproduce", "fig1a", "--rnk", "2"], 2, "did you mean `rank`?"),

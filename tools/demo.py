@@ -4,9 +4,7 @@ Everything lands in the recipe's output directory: the run, ``plain/`` (the expo
 ``loss.png``, and ``demo.json`` with all figures.
 """
 
-import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from sdslora import to_plain_lora
 from sdslora.app.commands import train
 from sdslora.app.config.parsing import parse
 from sdslora.app.config.spec import TrainSpec
-from sdslora.app.errors import RunFailed, exit_status
+from sdslora.app.errors import exit_status
 from sdslora.app.files import write_json
-from sdslora.app.models import stock_peft
+from sdslora.app.models import serving
 from sdslora.app.run import plan
 from sdslora.studies.plotting import loss_curve
 
@@ -72,17 +69,7 @@ def _compare(trained: train.Trained, prepared: plan.Plan, plain: Path) -> dict[s
     device = trained.model.device
     with torch.no_grad():
         logits = trained.model.eval()(**{k: v.to(device) for k, v in probe.items()}).logits
-    file = plain.with_name("probe.safetensors")
-    save_file(probe | {"logits": logits.cpu().contiguous()}, file)
-    source = prepared.work.source
-    arguments = json.dumps({"path": source.path, **source.load_arguments})
-    # -P: the script's own directory is not imported from.
-    command = [sys.executable, "-P", stock_peft.__file__, str(plain), str(file), arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
-    file.unlink()
-    if result.returncode:
-        raise RunFailed(f"stock PEFT could not load the export:\n{result.stderr}")
-    return json.loads(result.stdout.splitlines()[-1])
+    return serving.compare_in_stock_peft(plain, probe, logits, prepared.work.source)
 
 
 def _report(figures: dict[str, Any], output_dir: Path) -> str:

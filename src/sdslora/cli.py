@@ -7,13 +7,13 @@ line, the recipe or the data are wrong, and 130 after Ctrl-C.
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ._version import __version__
 from .app import extras
-from .app.config import arguments
+from .app.config import adapter_kinds, arguments
 from .app.config.arguments import Places
 from .app.config.outline import RECIPE, outline
 from .app.errors import exit_status
@@ -38,8 +38,15 @@ class Command(NamedTuple):
     check: Check
 
 
-def _spec_check(spec: str, places: Places | Callable[[Sequence[str]], Places] = (RECIPE,)) -> Check:
-    """Return a check against the source of a specification, ``module:Class``."""
+def _spec_check(
+    spec: str,
+    places: Places | Callable[[Sequence[str]], Places] = (RECIPE,),
+    further: Callable[[Mapping[str, Any]], None] = lambda _: None,
+) -> Check:
+    """Return a check against the source of a specification, ``module:Class``.
+
+    ``further`` checks the values by their dotted keys.
+    """
 
     def check(prog: str, argv: Sequence[str]) -> None:
         module, _, name = spec.partition(":")
@@ -47,7 +54,8 @@ def _spec_check(spec: str, places: Places | Callable[[Sequence[str]], Places] = 
         positions = places(argv) if callable(places) else places
         options = arguments.as_options(argv, shape, positions)
         # the record of an adapter's run has the options that are left out
-        arguments.check(options, shape, prog, positions, whole=positions != ("adapter_dir",))
+        whole = positions != ("adapter_dir",)
+        further(arguments.check(options, shape, prog, positions, whole))
 
     return check
 
@@ -84,17 +92,31 @@ COMMANDS = {
         "what your LoRA adapter loses of its gradients",
         _spec_check("studies.diagnose.command:DiagnoseSpec", ("adapter_dir",)),
     ),
+    "chat": Command(
+        "app.commands.chat",
+        "train",
+        "talk to base model and adapter, side by side",
+        _spec_check("app.commands.chat:ChatSpec", ("adapter_dir",)),
+    ),
     "export": Command(
         "app.commands.export",
         "train",
         "write an adapter for PEFT, vLLM, llama.cpp, ComfyUI, ...",
-        _spec_check("app.commands.export:ExportSpec", _REWRITE),
+        _spec_check("app.commands.export:ExportSpec", _REWRITE, adapter_kinds.check_export),
+    ),
+    "serve-check": Command(
+        "app.commands.serve_check",
+        "train",
+        "compare the adapter in other software, and how to serve it",
+        _spec_check(
+            "app.commands.serve_check:ServeCheckSpec", ("adapter_dir",), adapter_kinds.check_export
+        ),
     ),
     "convert": Command(
         "app.commands.convert",
         "train",
         "write a plain LoRA adapter as SDS-LoRA, to train it on",
-        _spec_check("app.commands.convert:ConvertSpec", _REWRITE),
+        _spec_check("app.commands.convert:ConvertSpec", _REWRITE, adapter_kinds.check_convert),
     ),
     "report": Command(
         "studies.report.command",
@@ -113,6 +135,18 @@ COMMANDS = {
         "train",
         "write base model and adapter as one model",
         _spec_check("app.commands.merge:MergeSpec", _REWRITE),
+    ),
+    "recipes": Command(
+        "app.commands.recipes",
+        "",
+        "the recipes that `sdslora init` writes, with what each needs",
+        _module_check("app.commands.recipes"),
+    ),
+    "init": Command(
+        "app.commands.init",
+        "",
+        "write a commented recipe into the working directory",
+        _module_check("app.commands.init"),
     ),
     "env": Command(
         "app.commands.env",
@@ -154,7 +188,7 @@ def _command(words: list[str], prepare: Callable[[], object]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:10}{command.text}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:12}{command.text}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="sdslora",
         usage="sdslora COMMAND ...",

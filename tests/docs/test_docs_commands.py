@@ -55,7 +55,7 @@ def test_it_is_accepted(
     for run in (tmp_path / "runs").iterdir():
         (run / record.NAME).write_text(json.dumps({"config": SECTIONS | {"evaluation": {}}}))
     monkeypatch.chdir(tmp_path)
-    if argv == ["env"]:  # has no work to begin
+    if argv[0] in ("env", "init", "recipes"):  # these are done at once
         assert cli.main(argv) == 0
         return
     build = parsing._build

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import xllamacpp
 from torch import nn
 
+from sdslora.app.models.llama_greedy import CONTEXT, dequantized, greedy, serve
 from sdslora.export.gguf_lora import ARCHITECTURES
 
-CONTEXT = 256
+__all__ = ["CONTEXT", "dequantized", "finish", "greedy", "serve", "write_base"]
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
@@ -72,52 +72,3 @@ def write_base(model: nn.Module, file: Path) -> None:
             array = interleave(array, heads[owner])
         writer.add_tensor(names.get_name(key, (".weight", ".bias")), array)
     finish(writer)
-
-
-def dequantized(source: Path, file: Path) -> None:
-    """A GGUF model with every tensor in float32 and everything else as it was."""
-    reader = gguf.GGUFReader(source)
-    architecture = reader.get_field(gguf.Keys.General.ARCHITECTURE).contents()
-    writer = gguf.GGUFWriter(file, architecture)
-    ours = {gguf.Keys.General.ARCHITECTURE, gguf.Keys.General.FILE_TYPE}
-    for key, field in reader.fields.items():
-        if key in ours or key.startswith("GGUF."):
-            continue
-        kind, *inner = field.types
-        writer.add_key_value(key, field.contents(), kind, inner[0] if inner else None)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.dequantize(tensor.data, tensor.tensor_type))
-    finish(writer)
-
-
-def serve(base: Path, adapter: Path | None = None) -> xllamacpp.Server:
-    """llama.cpp's server in this process, on one thread, with the adapter applied."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(base)
-    if adapter:
-        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    params.n_ctx = CONTEXT
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.warmup = False
-    # keys and values in float32, attention as separate products
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    return xllamacpp.Server(params)
-
-
-def greedy(server: xllamacpp.Server, prompt: list[int], tokens: int) -> list[tuple[int, float]]:
-    """The most probable continuation, up to the end of the text: ids with log-probabilities."""
-    answer = server.handle_completions(
-        {
-            "prompt": prompt,
-            "max_tokens": tokens,
-            "temperature": 0,
-            "logprobs": 1,
-            "cache_prompt": False,
-        }
-    )
-    return [
-        (entry["id"], entry["logprob"]) for entry in answer["choices"][0]["logprobs"]["content"]
-    ]

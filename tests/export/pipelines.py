@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     StableDiffusionPipeline,
@@ -13,7 +17,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 WIDTH = 16
 TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
@@ -22,17 +31,17 @@ TEXT_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 def unet(**options: Any) -> nn.Module:
     """Attention, ResNet blocks, down- and upsampling."""
     torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, WIDTH),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        **options,
-    ).eval()
+    settings = {
+        "sample_size": 8,
+        "block_out_channels": (8, WIDTH),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**settings | options).eval()
 
 
 def transformer() -> nn.Module:
@@ -109,3 +118,40 @@ def pipeline(components: list[str]) -> Any:
         made["requires_safety_checker"] = False
     absent += ["vae", "tokenizer", "scheduler"]
     return kind(**dict.fromkeys(absent), **made)
+
+
+def save_sdxl(directory: Path) -> None:
+    """A whole Stable Diffusion XL pipeline of random weights, images of 16 pixels."""
+    conditions = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    torch.manual_seed(2)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    width = 2 * WIDTH  # of both text encoders together
+    made = StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder(),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection),
+        tokenizer=_clip_tokenizer(directory / "one"),
+        tokenizer_2=_clip_tokenizer(directory / "two"),
+        unet=unet(
+            **conditions | {"cross_attention_dim": width},
+            projection_class_embeddings_input_dim=WIDTH + 6 * 4,
+        ),
+        scheduler=DDPMScheduler(),
+    )
+    made.save_pretrained(directory)
+
+
+def _clip_tokenizer(directory: Path) -> CLIPTokenizer:
+    directory.mkdir(parents=True)
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    (directory / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(directory, model_max_length=16)

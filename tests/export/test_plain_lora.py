@@ -321,6 +321,19 @@ def test_nothing_stands_under_the_name_before_it_is_whole(tmp_path):
     assert os.listdir(tmp_path) == ["result"]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_files_follow_the_umask(tmp_path, umask):
+    """Safetensors creates files that only their owner can read."""
+    before = os.umask(umask)
+    try:
+        to_plain_lora(trained(0), tmp_path / "plain")
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "plain").iterdir())
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~umask)}
+    assert (tmp_path / "plain").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
 def test_what_was_put_there_meanwhile_is_kept(tmp_path):
     target = tmp_path / "result"
 

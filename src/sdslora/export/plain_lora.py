@@ -30,6 +30,11 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that every version of vLLM accepts for ``max_lora_rank``; newer ones also 1."""
 
 
+def vllm_rank(rank: int) -> int | None:
+    """Return the smallest ``max_lora_rank`` with which vLLM serves this rank; None above 512."""
+    return next((legal for legal in VLLM_RANKS if legal >= rank), None)
+
+
 @dataclass(frozen=True)
 class PlainLoraExport(LoraExport):
     """A plain LoRA adapter written by :func:`to_plain_lora`."""
@@ -37,7 +42,7 @@ class PlainLoraExport(LoraExport):
     @property
     def max_lora_rank(self) -> int | None:
         """The smallest ``max_lora_rank`` with which vLLM serves it; None above 512."""
-        return next((legal for legal in VLLM_RANKS if legal >= self.rank), None)
+        return vllm_rank(self.rank)
 
     def __str__(self) -> str:
         legal = self.max_lora_rank

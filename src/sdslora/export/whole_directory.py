@@ -24,11 +24,21 @@ def whole_directory(output_dir: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
     try:
         yield partial
-        # mkdtemp creates a private directory; the result has the usual permissions
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
+        follow_umask(partial)
         os.replace(partial, output_dir)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file, or a directory and all in it, the permissions that the umask leaves.
+
+    ``mkdtemp`` and safetensors create what only its owner can read, so another user's server
+    could not load it. A link is left as it is.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for entry in (path, *path.rglob("*")):
+        if not entry.is_symlink():
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)

@@ -20,7 +20,10 @@ def test_versions_of_what_is_here(sdslora: Run) -> None:
     assert {f"sdslora {__version__}", f"torch {torch.__version__}", f"peft {peft.__version__}"} <= (
         lines
     )
-    assert "extra train: train, evaluate, export, convert, merge: installed" in shown.out
+    assert (
+        "extra train: train, evaluate, chat, export, serve-check, convert, merge: installed"
+        in shown.out
+    )
 
 
 def test_a_missing_package_and_one_too_old_are_named_with_the_way_out(

@@ -1,6 +1,7 @@
 """``sdslora export`` in each format, and ``sdslora convert``, on tiny models."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sdslora import SdsLoraConfig
-from sdslora.export import to_diffusers, to_kohya
+from sdslora import SdsLoraConfig, to_plain_lora
+from sdslora.export import to_diffusers, to_gguf, to_kohya
 from sdslora.tuner import refresh_bases, start_main_stage
 from tiny import MakeRecipe, Run
 
@@ -29,7 +30,8 @@ def test_gguf_and_merged(
     result = sdslora("export", run, tmp_path / "gguf", "--format=gguf")
     assert result.status == 0, result.err
     assert result.out.startswith("plain LoRA adapter of rank 8 in")
-    assert [file.name for file in (tmp_path / "gguf").iterdir()] == ["adapter.gguf"]
+    assert {file.name for file in (tmp_path / "gguf").iterdir()} == {"adapter.gguf", "README.md"}
+    assert f"next: llama-server -m BASE.gguf --lora {tmp_path}/gguf/adapter.gguf" in result.out
 
     assert sdslora("export", run, tmp_path / "merged", "--format=merged").status == 0
     assert (tmp_path / "merged" / "model.safetensors").is_file()
@@ -87,6 +89,44 @@ def test_exact_is_rank_r_where_that_loses_nothing(
     model.save_pretrained(tmp_path / "refreshed")
     result = sdslora("export", tmp_path / "refreshed", tmp_path / "again")
     assert "of rank 4" in result.out
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"adapter__target_modules": ["q_proj"], "adapter__modules_to_save": ["lm_head"]},
+        {"adapter__target_modules": ["embed_tokens", "q_proj"]},
+    ],
+    ids=["linear", "modules_to_save", "embedding"],
+)
+def test_no_weight_of_the_base_is_read(
+    form: str, options: dict, recipe: MakeRecipe, sdslora: Run, tmp_path: Path, model_dir: Path
+) -> None:
+    """The same file from the base's configuration alone as from the whole model."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert sdslora("train", recipe(training__max_steps=5, **options)).status == 0
+    shutil.copytree(model_dir, tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    argv = (f"--model.name_or_path={tmp_path / 'bare'}", f"--format={form}")
+    result = sdslora("export", run, out, *argv)
+    if form == "gguf" and options:
+        assert (result.status, "holds changes of linear layers" in result.err) == (2, True)
+        assert not out.exists()
+        return
+    assert result.status == 0, result.err
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    model = PeftModel.from_pretrained(base, run)
+    whole = (to_plain_lora if form == "peft" else to_gguf)(model, tmp_path / "whole").path
+    if form == "gguf":
+        assert (out / "adapter.gguf").read_bytes() == whole.read_bytes()
+        return
+    got, want = (load_file(d / "adapter_model.safetensors") for d in (out, whole))
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[key], tensor) for key, tensor in want.items())
+    configs = [json.loads((d / "adapter_config.json").read_text()) for d in (out, whole)]
+    assert configs[0] == configs[1]
 
 
 class Blocks(nn.Module):
@@ -174,6 +214,9 @@ def test_convert_and_export_again(sdslora: Run, tmp_path: Path, model_dir: Path)
     config = json.loads((converted / "adapter_config.json").read_text())
     assert (config["peft_type"], config["refresh_mode"]) == ("SDSLORA", "preserve")
     assert (converted / "tokenizer.json").is_file()
+    card = (converted / "README.md").read_text()
+    assert "Model Card for" not in card
+    assert "SDS-LoRA, preset `paper`" in card
 
     assert sdslora("export", converted, tmp_path / "back", "--rank=compact").status == 0
     fresh = AutoModelForCausalLM.from_pretrained(model_dir)
@@ -185,6 +228,6 @@ def test_convert_and_export_again(sdslora: Run, tmp_path: Path, model_dir: Path)
     assert sdslora("convert", tmp_path / "plain", converted).status == 2
     result = sdslora("convert", converted, tmp_path / "twice")
     assert result.status == 2
-    assert "of type SDSLORA" in result.err
+    assert "is an SDS-LoRA adapter already" in result.err
     assert sdslora("convert", tmp_path / "plain", tmp_path / "x", "--refresh_every=0").status == 2
     assert not (tmp_path / "x").exists()

@@ -145,6 +145,31 @@ def test_a_direction_that_is_not_there(diagnosis, tmp_path: Path, model_dir: Pat
     assert "beyond rounding for B" in out
 
 
+def test_rows_that_hold_nothing_lose_nothing(
+    skewed: Path, diagnosis, tmp_path: Path, model_dir: Path, data_file: Path
+) -> None:
+    """As an exact export of twice the rank, numerically of half: the same share is lost."""
+    padded = tmp_path / "padded"
+    shutil.copytree(skewed, padded)
+    file = padded / "adapter_model.safetensors"
+    tensors = {
+        key: torch.cat([tensor, torch.zeros_like(tensor)], dim=0 if "lora_A" in key else 1)
+        for key, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((padded / "adapter_config.json").read_text())
+    config |= {"r": 8, "lora_alpha": 2 * config["lora_alpha"]}
+    (padded / "adapter_config.json").write_text(json.dumps(config))
+    for more in ([], ["--data.source", data_file, FULL_PRECISION]):
+        _, expected = diagnosis(skewed, *more)
+        out, found = diagnosis(padded, *more)
+        for key in ("rank_lost", "effective_rank_A", "effective_rank_delta"):
+            assert found["numbers"][key] == pytest.approx(expected["numbers"][key], rel=1e-4), key
+        assert "6 of 6 layers have fewer directions than rows" in out
+        assert "rank 4 up to rounding in 8 rows" in out
+        assert not any("fewer directions" in note for note in expected["notes"])
+
+
 def test_no_base_model_is_needed(skewed: Path, sdslora: Run, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(skewed, alone)

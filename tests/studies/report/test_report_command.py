@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from sdslora.app.recording import KEYS
 from sdslora.studies import report
 from sdslora.studies.plotting import palette
-from sdslora.studies.report import configuration, curves, measures, plots
+from sdslora.studies.report import configuration, curves, measures, plots, summary
 from sdslora.studies.report.heat_map import heat_map, rows, short_names
 from sdslora.studies.report.page import page
 from sdslora.studies.report.runs import read
@@ -92,6 +92,70 @@ def test_other_files_are_left_alone(
     assert result.status == 2
     assert message in result.err
     assert files(tmp_path / "new") == {"figures/loss.png": b"mine"}
+
+
+def test_it_goes_into_the_runs_folder(
+    sdslora: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = run(tmp_path / "one"), run(tmp_path / "two")
+    for said in ("report/report.html\n", "report/report.html, in place of the earlier one\n"):
+        result = sdslora("report", one)
+        assert result.status == 0, result.err
+        assert result.out.endswith(said)
+    assert (one / "report" / "figures" / "loss.png").is_file()
+    assert sdslora("report", one, two).status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "report"}
+
+    before = files(tmp_path / "report")
+    result = sdslora("report", two, run(tmp_path / "three"))
+    assert (result.status, "is the report of other runs, one, two" in result.err) == (2, True)
+    page_of_mine = tmp_path / "mine.html"
+    page_of_mine.write_text("<title>mine</title>")
+    result = sdslora("report", one, "--output", page_of_mine)
+    assert (result.status, "exists and is no report" in result.err) == (2, True)
+    assert files(tmp_path / "report") == before
+    assert page_of_mine.read_text() == "<title>mine</title>"
+
+
+def test_answers_before_and_after(tmp_path: Path) -> None:
+    folder = run(tmp_path / "r")
+    assert "First answers" not in page(read([folder]), [])
+    for when, said in (("before", "No <idea>"), ("after", "12")):
+        record = {"prompt": "5+7=", "expected": "12", "generated": said, "exact_match": False}
+        (folder / f"generations-{when}.jsonl").write_text((json.dumps(record) + "\n") * 20)
+    text = page(read([folder]), [])
+    assert "No &lt;idea&gt;" in text
+    (table,) = summary.answers(read([folder])).values()
+    assert list(table.columns) == ["expected", "before training", "after training"]
+    assert table.iloc[0].tolist() == ["12", "No <idea>", "12"]
+    assert len(table) == 8
+    captions = summary.answers(read([folder, run(tmp_path / "bare")]))
+    assert list(captions) == ["First answers of r"]
+
+
+def test_nothing_is_named_that_a_run_lacks(tmp_path: Path) -> None:
+    logged = [entry for entry in history(100) if "eval_loss" not in entry]
+    bare = read([run(tmp_path / "bare", log_history=logged)])
+    chart = curves.loss(bare)
+    assert "evaluation" not in chart.caption
+    assert plots.loss(bare).axes[0].get_title(loc="left") == "Loss"
+    silent = run(tmp_path / "silent", log_history=[])
+    both = read([tmp_path / "bare", silent])
+    assert curves.loss(both).legend == ["bare"]
+    assert len(plots.loss(both).legends) == 0
+    assert "evaluation" in curves.loss(read([run(tmp_path / "full")])).caption
+
+
+def test_numbers_on_the_axes_are_plain(tmp_path: Path) -> None:
+    runs = read([run(tmp_path / "r", log_history=history(100, peak=2e-5))])
+    figure = plots.learning_rate(runs)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert axes.yaxis.get_offset_text().get_text() == ""
+    assert "0.00001" in {label.rstrip("0") for label in labels}
+    assert not any("e" in label for label in labels)
 
 
 def test_nothing_is_left_where_a_run_cannot_be_read(sdslora: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ..._version import __version__
 from .. import extras
 
 _EXTRAS = {
-    "train": "train, evaluate, export, convert, merge",
+    "train": "train, evaluate, chat, export, serve-check, convert, merge",
     "eval": "compare, diagnose, reproduce, and the paper's tasks (evaluate --tasks)",
     "report": "report",
     "ray": "compare on a Ray cluster (--engine.name ray)",

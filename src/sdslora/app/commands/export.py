@@ -1,28 +1,29 @@
 """``sdslora export``: an adapter in a format that other software loads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from peft import PeftModel
 
 from ... import to_plain_lora
-from ...export import LoraExport, to_diffusers, to_gguf, to_hira, to_kohya
+from ...export import LoraExport, PlainLoraExport, to_diffusers, to_gguf, to_hira, to_kohya
 from ...export.image_models import COMPONENTS
-from ...tuner import adapter_configs
+from ..config.adapter_kinds import NO_PLAIN_FORM
 from ..config.parsing import parse
 from ..errors import UserError
-from ..files import reject_used
-from ..models import saved_adapters, weightless
+from ..files import new_directory, read_json, reject_used
+from ..models import model_card, saved_adapters, serving, weightless
 from ..models.base_models import is_classifier
 from ..models.saved_adapters import BaseModelSpec
+from ..run import record
 from .merge import MergeSpec, merge
 
 LANGUAGE = {"peft": to_plain_lora, "gguf": to_gguf}
 IMAGE = {"kohya": to_kohya, "diffusers": to_diffusers}
-WHOLE = ("hira", "merged")
-"""The formats that have no choice of rank."""
+PEFT = ("peft", "hira")
+"""The formats that PEFT loads, which have the tokenizer or image processor beside them."""
 
 
 @dataclass
@@ -54,7 +55,7 @@ class ExportSpec:
             isinstance(self.rank, int) and self.rank > 0
         ):
             raise UserError(f"rank must be exact, compact or a positive number, not {self.rank!r}")
-        if self.format in WHOLE and self.rank != "exact":
+        if self.format in NO_PLAIN_FORM and self.rank != "exact":
             raise UserError(
                 f"rank={self.rank} has no meaning for format {self.format}, which is exact; leave "
                 "it out"
@@ -72,47 +73,67 @@ def command(argv: Sequence[str]) -> None:
 
 
 def export(spec: ExportSpec) -> None:
-    """Write the adapter in its format; print its rank and its error."""
+    """Write the adapter in its format; print its rank, its error, and the command to serve it."""
     if spec.format == "merged":
         merge(MergeSpec(spec.adapter_dir, spec.output_dir, spec.model))
         return
-    reject_used(Path(spec.output_dir))
-    model = _load(spec)
+    result = write(spec)
+    print(result)
+    if isinstance(result, PlainLoraExport):
+        base = read_json(result.path / "adapter_config.json")["base_model_name_or_path"] or "BASE"
+        rank = result.max_lora_rank
+        print(f"next: {serving.vllm_command(model_card.hub_name(base), result.path, rank)}")
+    if spec.format == "gguf":
+        print(f"next: {serving.llama_command(result.path)}")
+
+
+def write(spec: ExportSpec) -> LoraExport:
+    """Write the adapter in its format, but for "merged", with its card.
+
+    No weight of the base model is read.
+
+    Raises:
+        UserError: where the adapter has no form in that format, or a package is missing.
+    """
+    output_dir, directory = Path(spec.output_dir), Path(spec.adapter_dir)
+    reject_used(output_dir)
+    model, processor = _load(spec)
     try:
-        result = _write(model, spec)
-        if spec.format in ("peft", "hira") and is_classifier(model.config):
-            model.config.save_pretrained(spec.output_dir)  # the classes, which no adapter keeps
+        with new_directory(output_dir) as folder:
+            result = _write(model, spec, folder)
+            if spec.format in PEFT:
+                processor.save_pretrained(folder)
+                if is_classifier(model.config):
+                    model.config.save_pretrained(folder)  # the classes, which no adapter keeps
+            of = folder if spec.format in PEFT else directory
+            run = record.of_adapter(directory)
+            model_card.write(folder, run, of=of, form=spec.format, name=output_dir.name)
     except ModuleNotFoundError as error:
         message = f"{spec.format} needs the package {error.name}: pip install {error.name}"
         raise UserError(message) from error
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(result)
+    return replace(result, path=output_dir / result.path.relative_to(folder))
 
 
-def _load(spec: ExportSpec) -> PeftModel:
+def _load(spec: ExportSpec) -> tuple[PeftModel, Any]:
+    """Return the adapter and its tokenizer or image processor; a component has none."""
     if spec.component is None:
-        model = saved_adapters.find(spec.adapter_dir, spec.model).load()
-    else:
-        beside = saved_adapters.read_config(spec.adapter_dir).modules_to_save
-        if beside:
-            raise UserError(
-                f"{spec.format} has no place for what was trained beside the adapter, "
-                f"{', '.join(beside)}: export it as peft, or merged"
-            )
-        model = weightless.load(spec.adapter_dir)
-    if not adapter_configs(model):
+        adapter = saved_adapters.find(spec.adapter_dir, spec.model)
+        return adapter.load_without_base(), adapter.processor()
+    beside = saved_adapters.read_config(spec.adapter_dir).modules_to_save
+    if beside:
         raise UserError(
-            f"{spec.adapter_dir} is no SDS-LoRA adapter, so there is nothing to convert"
+            f"{spec.format} has no place for what was trained beside the adapter, "
+            f"{', '.join(beside)}: export it as peft, or merged"
         )
-    return model
+    return weightless.load(spec.adapter_dir), None
 
 
-def _write(model: PeftModel, spec: ExportSpec) -> LoraExport:
-    rank = spec.rank
+def _write(model: PeftModel, spec: ExportSpec, folder: Path) -> LoraExport:
     if spec.format == "hira":
-        return to_hira(model, spec.output_dir)
+        return to_hira(model, folder)
     if spec.component is None:
-        return LANGUAGE[spec.format](model, spec.output_dir, rank)  # type: ignore[arg-type]
+        return LANGUAGE[spec.format](model, folder, spec.rank)  # type: ignore[arg-type]
     components = {spec.component: model}
-    return IMAGE[spec.format](components, spec.output_dir, rank)  # type: ignore[arg-type]
+    return IMAGE[spec.format](components, folder, spec.rank)  # type: ignore[arg-type]

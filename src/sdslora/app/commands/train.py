@@ -20,7 +20,8 @@ from ..config.spec import TrainSpec
 from ..errors import RunFailed
 from ..evaluation.text_metrics import summary
 from ..files import write_jsonl
-from ..models import trained_adapter
+from ..models import model_card, trained_adapter
+from ..models.base_models import LanguageModel
 from ..processes import is_first, only_first_prints, shared_errors
 from ..recording import DiagnosticsRecorder
 from ..run import checkpoints, dry_run, modality, plan, training_rows
@@ -59,7 +60,11 @@ def train(spec: TrainSpec) -> dict[str, Any]:
     if run_plan.earlier_record and run_plan.earlier_record["status"] == "finished":
         print(f"{spec.output_dir} holds a finished run; nothing is left to do")
         return run_plan.earlier_record
-    return run(run_plan).record
+    trained = run(run_plan)
+    if is_first():
+        model_card.of_run(Path(spec.output_dir))
+        print(_next_commands(run_plan))
+    return trained.record
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,13 @@ def _say_where_from(run_plan: Plan) -> None:
         print(f"going on from {run_plan.checkpoint}")
     else:
         print("there is no whole checkpoint: beginning anew")
+
+
+def _next_commands(run_plan: Plan) -> str:
+    directory = run_plan.spec.output_dir
+    if isinstance(run_plan.work.source, LanguageModel):
+        return f"next: sdslora chat {directory}\n      sdslora serve-check {directory}"
+    return f"next: sdslora export {directory} plain"
 
 
 def _way_on(output_dir: Path) -> str:

@@ -57,15 +57,17 @@ def as_options(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> li
 
 def check(
     options: Sequence[str], shape: Outline, prog: str, places: Sequence[str], whole: bool = True
-) -> None:
-    """Check the keys, and that the files they name exist; print the help for ``--help``.
+) -> dict[str, Any]:
+    """Check the keys, and that the files they name exist; return the values by dotted key.
+
+    Prints the help for ``--help``.
 
     Args:
         options: as :func:`as_options` returns them.
         shape: the keys that can be set.
         prog: the command as typed, for the help.
         places: as for :func:`as_options`.
-        whole: False where some keys are set elsewhere, for example by a run's record.
+        whole: False where a run's record sets keys of sections.
 
     Raises:
         UserError: for an unknown key, a required one that is missing, or a file that is not there.
@@ -83,16 +85,19 @@ def check(
         parents = {".".join(parts[:n]) for n in range(1, len(parts))}
         if key not in keys and not parents & (keys - sections | shape.unread):
             raise UserError(f"unknown key `{key}`{nearest(key, [*keys, RECIPE])}")
-    whole = whole and "--print_config" not in options and not any(map(_is_record, options))
-    missing = (
-        [o.key for o in shape.options if o.required and o.key not in settings] if whole else []
-    )
-    if missing:
+    elsewhere = "--print_config" in options or any(map(_is_record, options))
+    missing = [
+        option.key
+        for option in shape.options
+        if option.required and option.key not in settings and (whole or "." not in option.key)
+    ]
+    if missing and not elsewhere:
         be = "is" if len(missing) == 1 else "are"
         raise UserError(
             f"{', '.join(missing)} {be} required: set it in the recipe, or by --{missing[0]}"
         )
     paths.check(settings)
+    return settings
 
 
 def adapter_or_recipe(argv: Sequence[str]) -> Places:

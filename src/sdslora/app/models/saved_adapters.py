@@ -14,7 +14,7 @@ from ..config.spec import ModelSpec
 from ..errors import UserError, first_line
 from ..files import new_directory, reject_used
 from ..run import record
-from . import base_models
+from . import base_models, model_card, weightless
 from .base_models import ImageClassifier, Source
 
 
@@ -39,10 +39,18 @@ class SavedAdapter:
 
     def load(self) -> PeftModel:
         """Return the base model with the adapter, in evaluation mode."""
+        return self._onto(self.source.load)
+
+    def load_without_base(self) -> PeftModel:
+        """Return the adapter on the base model's architecture, whose weights are not read."""
+        # the file's tensors take the place of the base's, which cannot be written to
+        return self._onto(lambda: weightless.filled(self.source.skeleton()), low_cpu_mem_usage=True)
+
+    def _onto(self, make_base: Callable[[], nn.Module], **options: bool) -> PeftModel:
         try:
-            base = self.source.load()
+            base = make_base()
             reject_slow(self.config, (name for name, _ in base.named_modules()))
-            return PeftModel.from_pretrained(base, str(self.directory)).eval()
+            return PeftModel.from_pretrained(base, str(self.directory), **options).eval()
         except Exception as error:  # whatever a stranger's file makes PEFT raise
             raise UserError(
                 f"adapter {self.directory} does not load onto {self.source.spec.name_or_path!r}: "
@@ -94,6 +102,14 @@ def rewrite(
     with new_directory(output_dir) as folder:
         result.save_pretrained(folder)
         processor.save_pretrained(folder)
+        is_adapter = isinstance(result, PeftModel)
+        model_card.write(
+            folder,
+            record.of_adapter(adapter.directory),
+            of=folder if is_adapter else adapter.directory,
+            form="peft" if is_adapter else "merged",
+            name=output_dir.name,
+        )
 
 
 def read_config(directory: str) -> PeftConfig:

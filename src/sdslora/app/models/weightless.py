@@ -1,10 +1,12 @@
-"""An adapter without its base model: on layers of the right shapes that hold no weights.
+"""An adapter without the weights of its base model: on layers of the right shapes.
 
-The export of an image model's adapter needs it, whatever Diffusers class the model has.
+The export needs no more. An image model's adapter needs not even its base's architecture, whatever
+Diffusers class the model has.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -16,6 +18,7 @@ from ..._peft import name_in_base
 from ...export.adapter import LINEAR_KEYS
 from ..errors import UserError, first_line
 
+Model = TypeVar("Model", bound=nn.Module)
 _KINDS: dict[int, Callable[..., nn.Module]] = {
     0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d
 }  # fmt: skip
@@ -39,6 +42,25 @@ def load(directory: str, config: PeftConfig | None = None) -> PeftModel:
         return PeftModel.from_pretrained(base, directory, config=config).eval()
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"adapter {directory}: {first_line(error)}") from error
+
+
+def filled(model: Model) -> Model:
+    """Return the model with one stored zero, expanded to its shape, for each meta tensor.
+
+    Unlike meta tensors they have a device that adapters can be loaded to.
+    """
+    zeros: dict[int, torch.Tensor] = {}  # by the identity of the tensor: tied ones stay tied
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or not tensor.is_meta:
+                    continue
+                if id(tensor) not in zeros:
+                    zero = torch.zeros(1, dtype=tensor.dtype).expand(tensor.shape)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    zeros[id(tensor)] = nn.Parameter(zero, False) if is_parameter else zero
+                tensors[name] = zeros[id(tensor)]  # type: ignore[assignment]
+    return model
 
 
 def _layers(file: Path) -> Iterator[tuple[str, nn.Module]]:

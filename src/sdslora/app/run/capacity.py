@@ -6,8 +6,12 @@ have one.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 _HALF, _FULL = 2, 4  # bytes of bfloat16 and float32
+# bytes of a number in NF4: half a byte, and for each 64 numbers a scale, quantized twice:
+# a byte, and for each 256 of these a float32
+_NF4 = 0.5 + (1 + _FULL / 256) / 64
 _MOMENTS = 2  # AdamW's tensors for each trainable one
 
 
@@ -83,6 +87,7 @@ class VisionTransformer:
 
 
 Shape = Decoder | VisionTransformer
+Weights = Literal["float32", "bfloat16", "nf4"]
 
 VISION = {
     "vit-base": VisionTransformer(12, 768, 3072),
@@ -91,6 +96,7 @@ VISION = {
 """The shapes by name, from the configurations that are published with the models."""
 
 DECODERS = {
+    "smollm2-135m": Decoder(30, 576, 1536, 9, 3, 64, 49152, tied=True),
     "gemma-2b": Decoder(18, 2048, 16384, 8, 1, 256, 256000, tied=True),
     "llama2-7b": Decoder(32, 4096, 11008, 32, 32, 128, 32000),
     "llama3-8b": Decoder(32, 4096, 14336, 32, 8, 128, 128256),
@@ -124,8 +130,9 @@ def sds_lora_bytes(
     gpus: int = 1,
     checkpointing: bool = True,
     chunked_loss: bool = True,
+    weights: Weights = "bfloat16",
 ) -> dict[str, float]:
-    """Compute the bytes on each GPU by kind: bfloat16 base, float32 A, B and bases, AdamW.
+    """Compute the bytes on each GPU by kind, with A, B and bases in float32, and AdamW.
 
     Args:
         model: the model's shape.
@@ -134,15 +141,20 @@ def sds_lora_bytes(
         gpus: GPUs that share the base, A and B, gradients and moments; each has the whole bases.
         checkpointing: a block keeps only its input.
         chunked_loss: the logits of a few tokens at a time, as in TRL's SFTTrainer.
+        weights: the type of the base's weights. In "nf4" (QLoRA) the linear layers of the blocks
+            are quantized, and the rest is bfloat16.
     """
     adapter = _FULL * model.adapter_parameters(rank)
+    number = _FULL if weights == "float32" else _HALF
+    linear = _NF4 if weights == "nf4" else number
+    others = model.parameters - model.linear_parameters
     return {
-        "base": _HALF * model.parameters / gpus,
+        "base": (linear * model.linear_parameters + number * others) / gpus,
         "adapter": adapter / gpus,
         "bases": adapter,
         "gradients": adapter / gpus,
         "optimizer": _MOMENTS * adapter / gpus,
-        "activations": activation_bytes(model, tokens, checkpointing, chunked_loss),
+        "activations": activation_bytes(model, tokens, checkpointing, chunked_loss, number),
     }
 
 
@@ -163,20 +175,26 @@ def block_activations(tokens: int, hidden: int, intermediate: int) -> int:
 
 
 def activation_bytes(
-    model: Shape, tokens: int, checkpointing: bool = True, chunked_loss: bool = True
+    model: Shape,
+    tokens: int,
+    checkpointing: bool = True,
+    chunked_loss: bool = True,
+    number: int = _HALF,
 ) -> float:
-    """Estimate the bytes: ``tokens * (9 hidden + 4 intermediate)`` bfloat16 numbers a block.
+    """Estimate the bytes: ``tokens * (9 hidden + 4 intermediate)`` numbers a block.
+
+    A number has ``number`` bytes, by default those of bfloat16.
 
     Checkpointing keeps the inputs of all blocks, and the numbers of one block. A loss that is not
     chunked has three float32 numbers for each token and word of the vocabulary: the logarithms of
     the probabilities, their gradient, and that of the logits. They are there while no block is
     recomputed.
     """
-    block = block_activations(tokens, model.hidden, model.intermediate) * _HALF
+    block = block_activations(tokens, model.hidden, model.intermediate) * number
     loss = 0 if chunked_loss else 3 * tokens * model.vocabulary * _FULL
     if not checkpointing:
         return model.layers * block + loss
-    return model.layers * tokens * model.hidden * _HALF + max(block, loss)
+    return model.layers * tokens * model.hidden * number + max(block, loss)
 
 
 def multiply_adds(model: Shape, rank: int | None = None, per_adapter: int = 5) -> float:

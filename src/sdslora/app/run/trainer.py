@@ -21,7 +21,9 @@ from transformers import (
 )
 from trl import SFTTrainer
 
+from ...export.whole_directory import follow_umask
 from ..errors import RunFailed
+from ..models import model_card
 from ..models.trained_adapter import require_finite
 from ..processes import in_any
 from .checkpoints import mark_unfinished
@@ -66,6 +68,16 @@ class Guarded(Trainer):
         if self.args.should_save:
             mark_unfinished(Path(self.args.output_dir), self.state.global_step)
         super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        for file in folder.glob("*.safetensors"):
+            follow_umask(file)
+        model_card.of_run(folder)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write no stock card: :meth:`_save` has written the run's."""
 
 
 class GuardedTrainer(Guarded, SFTTrainer):

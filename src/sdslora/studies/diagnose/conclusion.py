@@ -119,6 +119,15 @@ def _summary(key: str, layers: Mapping[str, Figures]) -> float | None:
 
 def _notes(layers: Mapping[str, Figures]) -> list[str]:
     notes = []
+    padded = {n: f for n, f in layers.items() if 0 < f["numerical_rank"] < f["rank"]}  # type: ignore[operator]
+    if padded:
+        name, figures = next(iter(padded.items()))
+        notes.append(
+            f"{len(padded)} of {len(layers)} layers have fewer directions than rows, {name} for "
+            f"one: rank {figures['numerical_rank']:.0f} up to rounding in {figures['rank']:.0f} "
+            "rows, as an exact export can have. The figures are of these directions; the empty "
+            "rows lose nothing."
+        )
     for what, names in (
         ("change nothing yet", [n for n, figures in layers.items() if not any(_values(figures))]),
         (

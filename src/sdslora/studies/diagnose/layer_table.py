@@ -90,5 +90,6 @@ def _caption(with_data: bool) -> str:
     return (
         "cond: largest over smallest singular value (–: the smallest is zero). erank, srank: "
         "effective and stable rank. lost: share of the directions of equal singular values, "
-        f"1 − erank/r, of what scales the gradients. {means}, the median of cond."
+        "1 − erank/k for k directions above rounding, of what scales the gradients. "
+        f"{means}, the median of cond."
     )

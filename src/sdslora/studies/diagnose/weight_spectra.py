@@ -1,5 +1,6 @@
 """The figures of an adapter's weights: the spectra of A, B and ΔW."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,16 @@ def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures
 
     ====================  ==========================================================================
     ``rank``              rows of A
+    ``numerical_rank``    singular values of ΔW above rounding: smaller where the file has more rows
+                          than ΔW has directions
     ``condition_*``       largest over smallest singular value of ``A``, ``B`` and ΔW (``delta``);
                           None where the smallest is zero, up to rounding
     ``effective_rank_*``  of the same
     ``stable_rank_*``     of the same
     ``rank_lost``         the share of directions lost to unequal singular values of the factors
-                          that scale the gradients, ``1 − erank / r``: the mean over the gradients
-                          of A and B; None where ΔW = 0
+                          that scale the gradients, ``1 − erank / k``: the mean over the gradients
+                          of A and B, where k counts a factor's singular values above rounding;
+                          None where ΔW = 0
     ``singular_values``   of ΔW, descending
     ====================  ==========================================================================
     """
@@ -37,7 +41,12 @@ def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures
 
 def _of_layer(method: FactorMethod[Any], state: Any) -> Figures:
     S = singular_values(method.pair(state))
-    figures: Figures = {"rank": float(state.A.shape[0])}
+    pair = method.pair(state)
+    sizes = (pair.up.shape[0], pair.down.shape[1])
+    figures: Figures = {
+        "rank": float(state.A.shape[0]),
+        "numerical_rank": float(_above_rounding(S, sizes)),
+    }
     for name, values in (
         ("A", torch.linalg.svdvals(state.A)),
         ("B", torch.linalg.svdvals(state.B)),
@@ -45,12 +54,21 @@ def _of_layer(method: FactorMethod[Any], state: Any) -> Figures:
     ):
         figures |= _of_spectrum(values, name)
     factors = method.gradient_factors(state)
-    shares = [
-        effective_rank(factor).item() / min(factor.shape) for factor in (factors.A, factors.B)
-    ]
-    figures["rank_lost"] = six_digits(1 - sum(shares) / 2) if S.any() else None
+    shares = [_share(factor) for factor in (factors.A, factors.B)] if S.any() else []
+    figures["rank_lost"] = six_digits(1 - sum(shares) / 2) if shares else None
     figures["singular_values"] = [six_digits(value) for value in S.tolist()]
     return figures
+
+
+def _share(factor: Tensor) -> float:
+    """Return the effective rank over the number of directions that the factor has."""
+    directions = _above_rounding(torch.linalg.svdvals(factor), factor.shape)
+    return effective_rank(factor).item() / directions
+
+
+def _above_rounding(S: Tensor, shape: Sequence[int]) -> int:
+    """Count the singular values of a matrix of this shape that are more than rounding."""
+    return int((max(shape) * torch.finfo(S.dtype).eps * S[0] < S).sum())
 
 
 def _of_spectrum(S: Tensor, name: str) -> Figures:

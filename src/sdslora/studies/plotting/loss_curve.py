@@ -25,8 +25,13 @@ def loss_curve(
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    axes.plot(*_series(history, "loss"), color=_TRAIN, label="training loss")
-    axes.plot(*_series(history, "eval_loss"), "o-", color=_EVAL, label="evaluation loss")
+    for key, line, colour, label in (
+        ("loss", "-", _TRAIN, "training loss"),
+        ("eval_loss", "o-", _EVAL, "evaluation loss"),
+    ):
+        steps, losses = _series(history, key)
+        if steps:
+            axes.plot(steps, losses, line, color=colour, label=label)
 
     actions = {step: schedule.action(step) for step in range(1, schedule.total_steps + 1)}
     starts = [step for step, action in actions.items() if action == "reparameterize"]

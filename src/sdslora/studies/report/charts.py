@@ -29,7 +29,7 @@ class Chart:
         caption: how to read it, and how much of the data it shows.
         spec: Vega-Lite.
         pictures: names of the pictures of the same.
-        legend: whether the runs' colours tell its lines apart.
+        legend: the names of the runs that it shows, where their colours tell them apart.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Chart:
     caption: str
     spec: dict[str, Any]
     pictures: Sequence[str]
-    legend: bool = True
+    legend: Sequence[str] = ()
 
 
 def table(frame: pd.DataFrame, numbers: Iterable[str]) -> alt.Data:
@@ -133,7 +133,10 @@ def marks_caption(runs: Sequence[Run]) -> str:
     if not total:
         return ""
     of_all = f" ({visible:,} of {total:,} drawn)" if visible < total else ""
-    return f"Marks above: the re-parameterization (tall) and the refreshes{of_all}. "
+    actions = set().union(*(run.events["action"] for run in runs))
+    named = {"reparameterize": "the re-parameterization (tall)", "refresh": "the refreshes"}
+    what = " and ".join(name for action, name in named.items() if action in actions)
+    return f"Marks above: {what}{of_all}. "
 
 
 def thinning_note(visible: int, total: int, what: str) -> str:

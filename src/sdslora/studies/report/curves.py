@@ -18,19 +18,23 @@ def loss(runs: Sequence[Run]) -> Chart | None:
     if training.empty and evaluation.empty:
         return None
     line, dots = _thin(training), _thin(evaluation)
-    parts = [_line(runs, line), _line(runs, dots).encode(opacity=alt.value(0.6)), _dots(runs, dots)]
+    parts = [_line(runs, line)]
+    if len(evaluation):
+        parts += [_line(runs, dots).encode(opacity=alt.value(0.6)), _dots(runs, dots)]
     wrong = pd.concat([_not_finite(training), _not_finite(evaluation)])
     if len(wrong):
         parts.append(_crosses(runs, wrong))
     caption = (
-        "Line: training loss. Dots: evaluation loss. "
+        ("Line: training loss. " if len(training) else "")
+        + ("Dots: evaluation loss. " if len(evaluation) else "")
         + ("Crosses: the loss is not a finite number. " if len(wrong) else "")
         + charts.thinning_note(
             len(line) + len(dots) + len(wrong), len(training) + len(evaluation), "points"
         )
         + charts.marks_caption(runs)
     )
-    return _chart("loss", "Loss", caption, parts, runs)
+    shown = pd.concat([training, evaluation])["run"]
+    return _chart("loss", "Loss", caption, parts, runs, shown)
 
 
 def learning_rate(runs: Sequence[Run]) -> Chart | None:
@@ -44,8 +48,8 @@ def learning_rate(runs: Sequence[Run]) -> Chart | None:
         + charts.thinning_note(len(points), len(rates), "points")
         + charts.marks_caption(runs)
     )
-    parts = [_line(runs, points, ".1e")]
-    return _chart("learning_rate", "Learning rate", caption, parts, runs, height=150)
+    parts = [_line(runs, points, ".4~g")]
+    return _chart("learning_rate", "Learning rate", caption, parts, runs, rates["run"], height=150)
 
 
 def means(runs: Sequence[Run]) -> Chart | None:
@@ -74,7 +78,8 @@ def means(runs: Sequence[Run]) -> Chart | None:
     choice = charts.choice("measure", "Measure", list(keys.values()), list(titles.values()))
     families = measures.present(titles)
     return _chart(
-        "means", "Diagnostics, mean over layers", caption, parts, runs, choice=choice,
+        "means", "Diagnostics, mean over layers", caption, parts, runs, records["run"],
+        choice=choice,
         pictures=[f"mean_{family.name}" for family in families],
     )  # fmt: skip
 
@@ -140,12 +145,15 @@ def _chart(
     caption: str,
     parts: Sequence[alt.Chart],
     runs: Sequence[Run],
+    shown: pd.Series,
     height: int = 260,
     choice: alt.Parameter | None = None,
     pictures: Sequence[str] = (),
 ) -> Chart:
+    """Return the chart of ``parts``, which show the runs that ``shown`` names."""
     chart = alt.layer(*parts, *charts.marks(runs, charts.last_step(runs))).properties(height=height)
     if choice is not None:
         chart = chart.add_params(choice)
     description = f"{title} by optimizer step of {', '.join(run.name for run in runs)}. {caption}"
-    return Chart(name, title, caption, charts.spec(chart, description), pictures or [name])
+    names = list(dict.fromkeys(shown))
+    return Chart(name, title, caption, charts.spec(chart, description), pictures or [name], names)

@@ -81,7 +81,6 @@ def heat_map(runs: Sequence[Run]) -> Chart | None:
             for place, run in enumerate(measured_runs, 1)
             for family in measures.present(run.measures)
         ],
-        legend=False,
     )
 
 

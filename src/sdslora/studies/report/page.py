@@ -12,6 +12,7 @@ from . import configuration, curves, summary
 from .heat_map import heat_map
 from .runs import Run
 
+TITLE_END = " · sdslora report"
 _CHARTS = (curves.loss, curves.learning_rate, curves.means, heat_map)
 
 
@@ -32,6 +33,8 @@ def page(runs: Sequence[Run], numbers: Sequence[str]) -> str:
     configurations = configuration.table(runs)
     return environment.get_template("page.html").render(
         runs=runs,
+        title=names(runs) + TITLE_END,
+        answers=summary.answers(runs),
         charts=[chart for draw in _CHARTS if (chart := draw(runs)) is not None],
         numbers=numbers,
         summary=summary.table(runs),
@@ -43,3 +46,8 @@ def page(runs: Sequence[Run], numbers: Sequence[str]) -> str:
         library=Markup(vl_convert.javascript_bundle()),  # type: ignore[call-arg]
         version=__version__,
     )
+
+
+def names(runs: Sequence[Run]) -> str:
+    """Return the names of the runs, as the title of the page has them."""
+    return ", ".join(run.name for run in runs)

@@ -40,7 +40,8 @@ def all_of(runs: Sequence[Run]) -> dict[str, Callable[[], Figure]]:
 
 def loss(runs: Sequence[Run]) -> Figure:
     """Draw training loss as a line, evaluation loss as dots."""
-    figure, (axes,) = _blank(runs, ["Loss (dots: evaluation)"])
+    evaluated = any(len(run.series("eval_loss")) for run in runs)
+    figure, (axes,) = _blank(runs, ["Loss (dots: evaluation)" if evaluated else "Loss"])
     for place, run in enumerate(runs):
         _line(axes, place, run.series("loss"), label=run.name)
         _line(axes, place, run.series("eval_loss"), marker="o", markersize=4)
@@ -105,6 +106,7 @@ def _blank(
         axes.set_xlabel("optimizer step")
         axes.set_xlim(0, max(1, *(run.last_step for run in runs)))
         axes.grid(alpha=0.3)
+        axes.ticklabel_format(useOffset=False, style="plain")
         for place, run in enumerate(runs):
             _marks(axes, place, run)
     for axes in grid[len(titles) :]:
@@ -113,7 +115,9 @@ def _blank(
 
 
 def _line(axes: Axes, place: int, series: pd.DataFrame, **style: Any) -> None:
-    """Draw one run's curve; a value that is not finite leaves a gap."""
+    """Draw one run's curve, if it has one; a value that is not finite leaves a gap."""
+    if series.empty:
+        return
     finite = series.where(np.isfinite(series["value"]))
     lengths = dash(place)
     axes.plot(

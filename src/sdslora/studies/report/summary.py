@@ -1,6 +1,8 @@
-"""The end of each run in a few lines."""
+"""The end of each run in a few lines, and its first answers before and after the training."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,6 +11,9 @@ from .runs import Run
 
 # Where figures stand: a training's ``metrics``, or a comparison's record itself.
 _WHEN = ("before", "after", "validation", "test")
+_TRAINING = ("before", "after")
+_ROWS = 8  # of a table of answers
+_LONGEST = 600  # characters of an answer
 _METRICS = {"loss": "loss {}", "exact_match": "exact match {}", "accuracy": "accuracy {}"}
 
 
@@ -39,3 +44,49 @@ def _scores(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             value = (figures.get(when) or {}).get(metric)
             if value is not None:
                 yield name.format(when), f"{value:.4f}" if metric == "loss" else f"{value:.1%}"
+
+
+def answers(runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Return a table for each run that generated answers, by its caption.
+
+    A row is a prompt. The columns are the expected answer and those before and after.
+    """
+    generated = {run.name: _answers(run.directory) for run in runs}
+    several = len(runs) > 1
+    return {
+        f"First answers of {name}" if several else "First answers": table
+        for name, table in generated.items()
+        if len(table)
+    }
+
+
+def _answers(directory: Path) -> pd.DataFrame:
+    columns: dict[str, list[str]] = {}
+    prompts: list[str] = []
+    for when in _TRAINING:
+        records = _records(directory / f"generations-{when}.jsonl")
+        if records:
+            prompts = [_cell(record.get("prompt")) for record in records]
+            columns["expected"] = [_cell(record.get("expected")) for record in records]
+            columns[f"{when} training"] = [_cell(record.get("generated")) for record in records]
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) != 1:  # nothing was generated, or the files are of different evaluations
+        return pd.DataFrame()
+    return pd.DataFrame(columns, index=prompts)
+
+
+def _records(path: Path) -> list[Mapping[str, Any]]:
+    """Return the first records of the file; none where it is missing or cannot be read."""
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:_ROWS]
+        records = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _cell(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"

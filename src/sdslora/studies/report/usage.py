@@ -23,11 +23,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("report.html"),
         metavar="PAGE.html",
-        help="the page (report.html); figures/ and numbers/ go beside it",
+        help="the page; figures/ and numbers/ go beside it. By default report/report.html in the "
+        "run's folder, and of several runs in the working directory. An earlier report of the same "
+        "runs is replaced, and nothing else",
     )
     arguments = parser.parse_args(argv)
+    if arguments.output is None:
+        folder = arguments.runs[0] if len(arguments.runs) == 1 else Path()
+        arguments.output = folder / "report" / "report.html"
     for run in arguments.runs:
         if not run.is_dir():
             raise UserError(f"{run} is no directory: give the output_dir of a run")
