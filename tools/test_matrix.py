@@ -49,7 +49,7 @@ PARTS = {
     ),
     "command line": Part(
         "from sdslora.app.extras import require; require('train', 'train')",
-        ["tests/app/config", "tests/app/run/test_train.py"],
+        ["tests/app/config/test_parsing.py", "tests/app/run/test_train.py"],
     ),
 }
 MATHEMATICS = {False: ["tests/core/test_fused.py"], True: ["tests/core", "tests/optim"]}
@@ -150,9 +150,14 @@ def run(name: str, cell: Cell) -> dict[str, Any]:
 
     rejected = {}
     for part, (rejects, _) in PARTS.items():
-        answer = python_says(f"from sdslora_command import deferred; deferred(); {rejects}")
-        if answer.returncode:
-            [rejected[part]] = REJECTED.findall(answer.stderr) or [answer.stderr]
+        answer = python_says(
+            f"from sdslora_command import defer_package; defer_package(); {rejects}"
+        )
+        messages = REJECTED.findall(answer.stderr)
+        if answer.returncode and not messages:
+            raise SystemExit(f"{name}: {answer.stderr}")
+        if messages:
+            [rejected[part]] = messages
     if list(rejected) != list(cell.rejects):
         raise SystemExit(f"{name}: rejected are {rejected}, and {cell.rejects} should be")
     tests = [test for part in PARTS if part not in rejected for test in PARTS[part].tests]
