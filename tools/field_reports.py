@@ -40,7 +40,7 @@ REPORTS: list[tuple[str, str, str, str]] = [
         f"{_OPTIMIZERS}test_copies_of_the_parameters_do_not_go_with_refreshes_that_rewrite_them",
     ),
     (
-        "8-bit AdamW with preset="tuned": a message that misleads",
+        '8-bit AdamW with preset="tuned": a message that misleads',
         "momentum in another form than transport_momentum knows",
         "rejected by name before training, with the way out",
         f"{_OPTIMIZERS}test_momentum_that_transport_would_miss_is_rejected",

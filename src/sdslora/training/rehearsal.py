@@ -60,7 +60,7 @@ def rehearse(
     try:
         if any(isinstance(value, nn.Module) for value in vars(optimizer).values()):
             raise Unsuitable(
-                "it holds the model, which it can update in the backward pass, and remember outside "
+                "it holds the model: it can update it in the backward pass and remember outside "
                 "of its states"
             )
         if not getattr(type(optimizer).step, "hooked", False):
