@@ -22,6 +22,7 @@ import numpy as np
 from keep_comparison import kept_runs
 from page import main_of, table
 from sdslora.studies.statistics import statistics
+from sdslora.studies.statistics.names import in_words
 from sdslora.studies.statistics.numbers import fixed_point, mean_std, rate
 from sdslora.studies.statistics.sample import Sample
 from sdslora.studies.statistics.statistics import Contender
@@ -51,7 +52,10 @@ def sections(report: str) -> dict[str, dict[str, dict[str, str]]]:
         cells = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if "|" in line]
         if cells:
             header, _, *rows = cells
-            found[title] = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+            found[title] = {
+                escaped(row[0].replace("\\", "")): dict(zip(header, row, strict=True))
+                for row in rows
+            }
     return found
 
 
@@ -73,8 +77,8 @@ def contenders_of(name: str) -> Sequence[Contender]:
 
 
 def escaped(label: str) -> str:
-    """As the reports write it."""
-    return label.replace("_", r"\_")
+    """The contender's name in words, as the reports write it."""
+    return in_words(label).replace("_", r"\_")
 
 
 def comparison(name: str) -> str:
@@ -87,7 +91,6 @@ def comparison(name: str) -> str:
     tables = sections(report.read_text())
     verdicts = tables.get("Verdicts", {})  # of a single contender there is none
     tolerances = tables["Tolerance of the learning rate"]
-    [reference] = tables["Results"].keys() - verdicts.keys()
     rows = []
     for contender, result in tables["Results"].items():
         verdict = verdicts.get(contender, {})
@@ -105,8 +108,8 @@ def comparison(name: str) -> str:
                 f"{tolerance['regret']} at {tolerance['default rate']}",
             ]
         )
-    header = ["contender", "test loss", "seeds", f"{reference} less it (95% interval)"]
-    header += [f"{reference} is", "best rate", "rates within 5%", "regret"]
+    header = ["contender", "test loss", "seeds", "difference (95% interval)", "the reference is"]
+    header += ["best rate", "rates within 5%", "regret"]
     return (
         f"{table(header, rows)}\n\n[Everything](../results/{name}/report.md), every rate and run."
     )
@@ -227,7 +230,7 @@ def steps() -> str:
             return NOT_YET
         for contender in contenders:
             of_rates = {each.learning_rate: each.validation for each in contender.rates}
-            found[f"{task.replace('-', ' ')}, {contender.label}"] = of_rates
+            found[f"{task.replace('-', ' ')}, {contender.name}"] = of_rates
     lengths = sorted(set().union(*found.values()))
     rows = [[rate(x), *(mean_std(losses.get(x)) for losses in found.values())] for x in lengths]
     return table(["length", *found], rows)
@@ -322,7 +325,7 @@ def headline() -> str:
         losses = {label: c.test["loss"] for label, c in contenders.items() if c.label in RIVALS}
         losses[ours] = contenders[ours].test["loss"]
         verdicts = {pair.rival: pair.verdict for pair in against_rivals(ours, losses, False)}
-        rivals = [f"{RIVALS[r]} {mean_std(losses[r])} ({v})" for r, v in verdicts.items()]
+        rivals = [f"{in_words(r)} {mean_std(losses[r])} ({v})" for r, v in verdicts.items()]
         seeds = len(losses[ours].values)
         lines.append(f"- {task}, {seeds} seeds: {mean_std(losses[ours])}; {', '.join(rivals)}.")
     return "\n".join(lines)
@@ -334,7 +337,7 @@ HEADLINES = [
     ("Small language", "sds-lora preset=tuned", "small-language-confirm"),
 ]
 """Where ``preset="tuned"`` ran: the task, the preset's label there, and the comparisons."""
-RIVALS = {"lora+": "LoRA+", "rslora": "rsLoRA", "full": "full fine-tuning"}
+RIVALS = ("lora+", "rslora", "full")
 
 
 def verdicts() -> str:

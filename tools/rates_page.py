@@ -1,4 +1,4 @@
-"""Fill the table of the best learning rates in docs/choose.md, from the kept comparisons."""
+"""Fill the table of best learning rates in docs/choose.md, from the kept comparisons."""
 
 from pathlib import Path
 

@@ -113,7 +113,7 @@ def test_tensors_that_stock_peft_loses_stop_the_export(tmp_path, monkeypatch):
 def test_verifying_needs_an_architecture(tmp_path):
     model = sds_model(nn.Sequential(nn.Linear(4, 4)), target_modules=["0"])
     to_plain_lora(model, tmp_path / "first")
-    with pytest.raises(ValueError, match="verify=True needs a model of transformers'"):
+    with pytest.raises(ValueError, match="verify=True needs a Transformers model"):
         to_plain_lora(model, tmp_path / "second", verify=True)
 
 

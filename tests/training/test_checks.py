@@ -436,7 +436,7 @@ def test_none_at_all(tiny_llama):
 
 def test_unknown_checks_are_refused(tiny_llama, tmp_path):
     model = sds_model(tiny_llama)
-    message = r"no check 'grads': .*'gradients'"
+    message = r"no check 'grads'; .* gradients"
     with pytest.raises(ValueError, match=message):
         run(model, checks=["base", "grads"])
     trainer = make_trainer(tmp_path, model, SdsLoraCallback(checks=["grads"]))

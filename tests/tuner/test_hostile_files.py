@@ -70,7 +70,7 @@ def test_a_pickle_is_refused(way: str, harmless: bool, adapter: Path, tmp_path: 
     as_pickle(adapter)
     if not harmless:
         (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Exploit(tmp_path / "proof")))
-    with pytest.raises(ValueError, match=r"adapter_model.bin is a pickle, .* save the adapter as"):
+    with pytest.raises(ValueError, match=r"adapter_model.bin is a pickle, .* save it again"):
         WAYS[way](adapter)
     assert not (tmp_path / "proof").exists()
 
@@ -114,7 +114,7 @@ def test_patterns_in_use_are_quick() -> None:
 
 @pytest.mark.parametrize("pattern", ["(", "*", "a{99999999999}", "(" * 5000, "x" * 30_000])
 def test_what_is_no_pattern(pattern: str) -> None:
-    with pytest.raises(ValueError, match=r"^target_modules(: .* is no regular| holds a pat)"):
+    with pytest.raises(ValueError, match=r"^target_modules(: .* is not a valid| holds a pat)"):
         SdsLoraConfig(target_modules=pattern)
 
 
@@ -143,7 +143,7 @@ def test_values_of_another_type(option: str, value: Any, kind: str) -> None:
 @pytest.mark.parametrize("rank", [2**20 + 1, 10**9, 10**30])
 def test_ranks_that_no_layer_has(rank: int) -> None:
     for options in ({"r": rank}, {"rank_pattern": {"q_proj": rank}}):
-        with pytest.raises(ValueError, match=f"must be 1048576 at most, not {rank}"):
+        with pytest.raises(ValueError, match=f"must be at most 1048576, not {rank}"):
             SdsLoraConfig(**options)
 
 
@@ -151,7 +151,7 @@ def test_ranks_that_no_layer_has(rank: int) -> None:
 def test_a_rank_that_the_tensors_do_not_have(targets: Any, adapter: Path) -> None:
     """A stranger's configuration must not make a machine allocate what the file does not hold."""
     with_config(adapter, r=2**20, target_modules=targets)
-    with pytest.raises(ValueError, match=r"and the adapter file holds \d+ in all"):
+    with pytest.raises(ValueError, match=r"and the adapter file holds only \d+"):
         PeftModel.from_pretrained(make_llama(), adapter)
 
 
@@ -228,7 +228,7 @@ def test_a_name_for_an_adapter_that_leaves_the_folder(tmp_path: Path) -> None:
         ([0], "has no tensor for .*trainable_tokens_delta"),
         ([64, 3], "trainable_token_indices has 64, and the input embedding has 64 tokens"),
         ({"embed_tokens": [3, 99]}, "has 99, and model.embed_tokens has 64 tokens"),
-        ({"wte": [3]}, "names 'wte', which the model has not"),
+        ({"wte": [3]}, "names 'wte', which is no module of the model"),
     ],
 )
 def test_tokens_that_the_model_or_the_file_lacks(tmp_path, indices, message):

@@ -117,7 +117,7 @@ def test_a_file_of_the_same_sizes_loads_whole_either_way(tmp_path):
     tensors = load_file(path)
     del tensors[next(key for key in tensors if key.endswith("lora_B.weight"))]
     save_file(tensors, path)
-    with pytest.raises(ValueError, match="it is not whole"):
+    with pytest.raises(ValueError, match="it is incomplete"):
         PeftModel.from_pretrained(make_llama(), tmp_path, ignore_mismatched_sizes=True)
 
 

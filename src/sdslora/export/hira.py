@@ -52,7 +52,7 @@ def to_hira(
 
     Raises:
         ValueError: where there is no such adapter, it has no ``use_hira`` and so is a plain LoRA,
-            or it trains biases or tokens, which a HiRA adapter has no place for.
+            or it trains biases or tokens, which a HiRA adapter cannot hold.
         FileExistsError: where ``output_dir`` holds something.
     """
     carrier = find_carrier(model)
@@ -66,7 +66,7 @@ def to_hira(
     for option, absent in _NO_PLACE.items():
         if (value := getattr(config, option)) and value != absent:
             raise ValueError(
-                f"a HiRA adapter has no place for {option}={value!r}: merge the adapter into the "
+                f"a HiRA adapter cannot hold {option}={value!r}: merge the adapter into the "
                 "model (merge_and_unload)"
             )
     pairs, errors = {}, []

@@ -100,8 +100,8 @@ def _plain(
     unknown = [name for name in components if name not in COMPONENTS]
     if unknown or not components:
         raise ValueError(
-            f"components must be models by their names in the pipeline, of "
-            f"{', '.join(COMPONENTS)}; not {', '.join(unknown) or 'none'}"
+            f"components must map names of the pipeline's models to the models; the names are "
+            f"{', '.join(COMPONENTS)}, not {', '.join(unknown) or 'none'}"
         )
     return {name: plain_adapter(model, rank, adapter=adapter) for name, model in components.items()}
 

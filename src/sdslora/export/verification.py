@@ -30,8 +30,8 @@ def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
     if skeleton is None:
         if always:
             raise ValueError(
-                "verify=True needs a model of transformers', whose architecture can be made "
-                "without weights: load the written adapter in PEFT yourself, or verify=False"
+                "verify=True needs a Transformers model, whose architecture can be built without "
+                "weights: load the written adapter in PEFT yourself, or give verify=False"
             )
         return
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
@@ -49,8 +49,8 @@ def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
     if missing_keys or extra_keys:
         raise RuntimeError(
             "stock PEFT reads another adapter than the one written: of "
-            f"{len(file_shapes)} tensors it does not take over {len(missing_keys)}, and it makes "
-            f"{len(extra_keys)} of its own; {(missing_keys + extra_keys)[0]} for one. Leave those "
+            f"{len(file_shapes)} tensors it does not load {len(missing_keys)}, and it creates "
+            f"{len(extra_keys)} others; {(missing_keys + extra_keys)[0]} for one. Leave those "
             "layers out of target_modules, or merge the adapter into the model"
         )
 

@@ -13,9 +13,9 @@ def reject_pickle(directory: str | PathLike[str]) -> None:
     folder = Path(directory)
     if (folder / WEIGHTS_NAME).exists() and not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
         raise ValueError(
-            f"{folder / WEIGHTS_NAME} is a pickle, which can run any code when it is read: save "
-            f"the adapter as {SAFETENSORS_WEIGHTS_NAME} where you trust it (PEFT's "
-            "save_pretrained does)"
+            f"{folder / WEIGHTS_NAME} is a pickle, which can run any code when it is read. If "
+            f"you trust it, load it with PEFT and save it again (save_pretrained), which writes "
+            f"{SAFETENSORS_WEIGHTS_NAME}"
         )
 
 
@@ -23,14 +23,14 @@ def numbers_in_file(directory: str | PathLike[str]) -> int:
     """Count the numbers in the tensors of the adapter in ``directory``.
 
     Raises:
-        ValueError: where there is no whole safetensors file.
+        ValueError: where there is no complete safetensors file.
     """
     file = Path(directory) / SAFETENSORS_WEIGHTS_NAME
     if not file.exists():
-        raise ValueError(f"{file.parent} holds no adapter's tensors: there is no {file.name} in it")
+        raise ValueError(f"{file.parent} holds no adapter: {file.name} is missing")
     try:
         # reads the header alone, and compares it with the file's size
         with safe_open(file, "pt") as tensors:
             return sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+        raise ValueError(f"{file} is not a complete safetensors file: {error}") from error

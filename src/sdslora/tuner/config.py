@@ -108,7 +108,7 @@ class SdsLoraConfig(LoraConfig):
     )
     ramp_steps: int | None = field(
         default=None,
-        metadata={"help": "Steps over which those of A and B grow once the main stage has begun."},
+        metadata={"help": "Main steps that are shorter: step j is multiplied by j / ramp_steps."},
     )
     use_hira: bool = field(
         default=False,
@@ -198,7 +198,7 @@ class SdsLoraConfig(LoraConfig):
         for name, value in {"r": self.r, **_entries("rank_pattern", self.rank_pattern)}.items():
             _check_integer(name, value, at_least=1)
             if value > _LARGEST_RANK:
-                raise ValueError(f"{name} must be {_LARGEST_RANK} at most, not {value}")
+                raise ValueError(f"{name} must be at most {_LARGEST_RANK}, not {value}")
         alphas = {"lora_alpha": self.lora_alpha, **_entries("alpha_pattern", self.alpha_pattern)}
         for name, value in alphas.items():
             if not (_is_number(value) and 0 < value <= sys.float_info.max):

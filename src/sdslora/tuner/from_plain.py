@@ -50,9 +50,8 @@ def from_plain_lora(
     expected_keys = {key for key in ours if ".lora_sds." not in key}
     if unmatched_keys := sorted(expected_keys ^ theirs.keys()):
         raise ValueError(
-            f"the tensors of the adapter in {directory} are not those that its configuration gives "
-            f"this model; {len(unmatched_keys)} differ, {unmatched_keys[0]} for one: is this its "
-            "base model?"
+            f"the adapter in {directory} does not fit this model: {len(unmatched_keys)} tensors "
+            f"are missing or surplus, {unmatched_keys[0]} for one. Is this its base model?"
         )
     set_peft_model_state_dict(peft_model, ours | theirs)
     start_main_stage(peft_model, "default")
@@ -67,7 +66,7 @@ def sds_config(plain: PeftConfig, **schedule: Any) -> SdsLoraConfig:
     """
     if plain.peft_type != PeftType.LORA or not isinstance(plain, LoraConfig):
         kind = getattr(plain.peft_type, "value", plain.peft_type)
-        raise ValueError(f"a plain LoRA adapter can be converted, and this one is of type {kind}")
+        raise ValueError(f"only plain LoRA adapters can be converted, and this is a {kind} one")
     if plain.init_lora_weights not in _KEEP_THE_BASE:
         raise ValueError(
             f"SDS-LoRA does not support adapters of init_lora_weights={plain.init_lora_weights!r}, "

@@ -91,8 +91,8 @@ def reject_larger_than_file(config: SdsLoraConfig, targets: Mapping[str, nn.Modu
     if adapter_size > _ROOM_TO_SPARE * room:
         raise ValueError(
             f"an adapter of rank r={config.r} for {len(targets)} layers of this model has "
-            f"{adapter_size} numbers, and the adapter file holds {room} in all: its "
-            "configuration is not that of its tensors, or of another model"
+            f"{adapter_size} numbers, and the adapter file holds only {room}: its "
+            "configuration does not match its tensors, or belongs to another model"
         )
 
 
@@ -118,12 +118,12 @@ def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -
     }
     for key, tensor in model_tensors.items():
         if key not in file_tensors:
-            raise ValueError(f"the adapter file has no tensor for {key}: it is not whole")
+            raise ValueError(f"the adapter file has no tensor for {key}: it is incomplete")
         shape = tuple(getattr(tensor, "ds_shape", tensor.shape))  # DeepSpeed's shards have none
         if tuple(file_tensors[key].shape) != shape:
             raise RuntimeError(
                 f"size mismatch for {key}: {tuple(file_tensors[key].shape)} in the adapter file, "
-                f"{shape} in the model. It is the adapter of another model, or not of this "
+                f"{shape} in the model. The adapter belongs to another model, or to another "
                 "configuration"
             )
         if file_tensors[key].dtype not in _FLOATS:
@@ -133,8 +133,8 @@ def require_all(model: nn.Module, adapter: str, tensors: Mapping[str, Tensor]) -
     for key in file_tensors:
         if ".lora_" in key and key not in model_tensors:
             raise ValueError(
-                f"the adapter file has {key}, a tensor of a layer that has no adapter here: it is "
-                "the adapter of another model, or not of this configuration"
+                f"the adapter file has {key}, a tensor of a layer that has no adapter here: "
+                "the adapter belongs to another model, or to another configuration"
             )
     phases = {float(file_tensors[key]) for key in model_tensors if key.endswith(".gate")}
     if len(phases) > 1 or phases - {0.0, 1.0}:
@@ -201,7 +201,7 @@ def _load_whole_or_undo(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
                 _remove_adapter(self, adapter_name)
             if isinstance(error, KeyError) and ours:  # from PEFT, for a tensor beside A and B
                 raise ValueError(
-                    f"the adapter file has no tensor for {error}: it is not whole"
+                    f"the adapter file has no tensor for {error}: it is incomplete"
                 ) from error
             raise
         finally:

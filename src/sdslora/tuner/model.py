@@ -43,7 +43,7 @@ class SdsLoraModel(SdsInjection, WeightedAdapterModel):
         if not any(BASES in key for key in state_dict):
             raise ValueError(
                 "the adapter file has no bases (`lora_sds` tensors), without which A and B are "
-                "another function: it is not an SDS-LoRA adapter, or not a whole one"
+                "another function: it is not an SDS-LoRA adapter, or an incomplete one"
             )
         tensors: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
@@ -60,7 +60,7 @@ class SdsLoraModel(SdsInjection, WeightedAdapterModel):
         """
         raise ValueError(
             "SDS-LoRA does not support path_initial_model_for_weight_conversion: the base weights "
-            "are as they were. Use sdslora.to_plain_lora for a plain LoRA adapter."
+            "are unchanged. Use sdslora.to_plain_lora for a plain LoRA adapter."
         )
 
     @property

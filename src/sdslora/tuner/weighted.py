@@ -58,7 +58,7 @@ class WeightedAdapterModel(LoraModel):
         if adapter_name in self.peft_config:
             raise ValueError(f"adapter {adapter_name!r} exists already: choose a new name")
         if len(adapters) != len(weights):
-            raise ValueError(f"{len(adapters)} adapters need as many weights, not {len(weights)}")
+            raise ValueError(f"{len(adapters)} adapters have {len(weights)} weights: give each one")
         # PEFT's ranks are the sum and the maximum of the adapters' own; each ΔW has twice that
         _, rank, _ = self._check_add_weighted_adapter(adapters, combination_type, None)
         rank = svd_rank if combination_type == "svd" and svd_rank is not None else 2 * rank

@@ -148,7 +148,7 @@ def test_from_recipe_to_report(
     assert all(len(c.rates) == 3 and c.runs == 6 for c in comparison.contenders)
     assert len(run_files(spec)) == 12
     directory = Path(spec.output_dir)
-    assert "sds-lora against rslora" in (directory / "report.md").read_text()
+    assert "SDS-LoRA (paper) against rsLoRA" in (directory / "report.md").read_text()
     assert (directory / "learning_rate.png").stat().st_size > 10_000
     record = json.loads(run_files(spec)[0].read_text())
     assert record["status"] == "finished"

@@ -21,6 +21,7 @@ from sdslora.studies.statistics.numbers import (
 from sdslora.studies.statistics.sample import Sample
 from sdslora.studies.statistics.statistics import compare
 
+OURS = "SDS-LoRA (paper)"
 LOW, HIGH = [1.0, 1.1, 0.9, 1.05], [2.0, 2.2, 1.9, 2.1]
 
 
@@ -53,7 +54,7 @@ def test_a_difference_that_is_not_shown() -> None:
     ours, theirs = [0.30, 0.36, 0.33], [0.31, 0.33, 0.37]
     text = summary(at_one_rate("sds-lora", ours), at_one_rate("rslora", theirs)).splitlines()[0]
     assert text.startswith(
-        "sds-lora against rslora: no difference shown (test loss 0.330 ± 0.030 against "
+        "SDS-LoRA (paper) against rsLoRA: no difference shown (test loss 0.330 ± 0.030 against "
         "0.337 ± 0.031; difference −0.007, 95% interval −0.0"
     )
     assert "; adjusted p 0.77; 3 seeds; about " in text
@@ -63,7 +64,7 @@ def test_a_difference_that_is_not_shown() -> None:
 def test_a_difference_that_is_shown() -> None:
     text = summary(at_one_rate("sds-lora", LOW), at_one_rate("lora", HIGH)).splitlines()[0]
     assert text.startswith(
-        "sds-lora against lora: better (test loss 1.012 ± 0.085 against 2.05 ± 0.13; "
+        "SDS-LoRA (paper) against LoRA: better (test loss 1.012 ± 0.085 against 2.05 ± 0.13; "
     )
     assert text.endswith("; adjusted p 2.7e-05; 4 seeds).")
 
@@ -83,14 +84,14 @@ def test_more_seeds_than_anyone_runs() -> None:
 def test_withheld_verdicts_say_why() -> None:
     one = summary(at_one_rate("sds-lora", [0.5]), at_one_rate("lora", [0.25]))
     assert (
-        "sds-lora against lora: verdict withheld (test loss 0.5 against 0.25; 1 common seed, at "
-        "least 2 are needed)." in one
+        "SDS-LoRA (paper) against LoRA: verdict withheld (test loss 0.5 against 0.25; 1 common "
+        "seed, at least 2 are needed)." in one
     )
     none = summary(at_one_rate("sds-lora", [0.5]), [run("lora", seed=3)])
     assert "verdict withheld (0 common seeds, at least 2 are needed)" in none
     lost = summary(at_one_rate("sds-lora", LOW), [stopped("diverged", "lora", seed=0)])
-    assert "verdict withheld (lora finished at no rate with every seed)" in lost
-    assert "lora has no result: at no rate did every seed finish with a finite loss." in lost
+    assert "verdict withheld (LoRA finished at no rate with every seed)" in lost
+    assert "LoRA has no result: at no rate did every seed finish with a finite loss." in lost
     undefined = summary(at_one_rate("sds-lora", LOW), at_one_rate("lora", [*LOW[:3], math.nan]))
     assert "not finite)." in undefined
 
@@ -133,26 +134,26 @@ def cells(text: str, first: str) -> list[list[str]]:
 
 def test_every_rate_of_every_contender_is_in_the_report(full) -> None:
     text = report.markdown(full).split("## Every learning rate")[1]
-    tried = [row for row in cells(text, "sds-lora") + cells(text, "lora") if len(row) == 5]
+    tried = [row for row in cells(text, OURS) + cells(text, "LoRA") if len(row) == 5]
     assert tried == [
-        ["sds-lora", "1e-4", "0.630 ± 0.028", "2", "–"],
-        ["sds-lora", "1e-3", "0.430 ± 0.028", "2", "best; default"],
-        ["sds-lora", "1e-2", "∞", "2", "1 of 2 seeds diverged, the rest 0.52"],
-        ["lora", "1e-4", "0.730 ± 0.028", "2", "–"],
-        ["lora", "1e-3", "0.530 ± 0.028", "2", "best; default"],
-        ["lora", "1e-2", "0.83", "1", "failed: seed 1; incomplete: without seed 1"],
+        [OURS, "1e-4", "0.630 ± 0.028", "2", "–"],
+        [OURS, "1e-3", "0.430 ± 0.028", "2", "best; default"],
+        [OURS, "1e-2", "∞", "2", "1 of 2 seeds diverged, the rest 0.52"],
+        ["LoRA", "1e-4", "0.730 ± 0.028", "2", "–"],
+        ["LoRA", "1e-3", "0.530 ± 0.028", "2", "best; default"],
+        ["LoRA", "1e-2", "0.83", "1", "failed: seed 1; incomplete: without seed 1"],
     ]
 
 
 def test_costs_are_relative_to_lora(full) -> None:
     text = report.markdown(full)
-    assert "relative to lora (10.0 s, 1,024 MiB)" in text
-    assert ["sds-lora", "1.50×", "0.50×", "1,000", "6", "1", "0"] in cells(text, "sds-lora")
-    assert ["lora", "1.00×", "1.00×", "1,000", "6", "0", "1"] in cells(text, "lora")
+    assert "relative to LoRA (10.0 s, 1,024 MiB)" in text
+    assert [OURS, "1.50×", "0.50×", "1,000", "6", "1", "0"] in cells(text, OURS)
+    assert ["LoRA", "1.00×", "1.00×", "1,000", "6", "0", "1"] in cells(text, "LoRA")
 
 
 def test_forgetting_is_the_rise_of_the_loss(full) -> None:
-    assert cells(report.markdown(full), "sds-lora")[0][-2:] == ["0.25 ± 0", "0.25"]
+    assert cells(report.markdown(full), OURS)[0][-2:] == ["0.25 ± 0", "0.25"]
 
 
 def test_tables_of_markdown_are_even(full) -> None:

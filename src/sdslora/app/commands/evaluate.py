@@ -29,8 +29,8 @@ class EvaluateSpec:
         model: The base model; the one that the adapter names where not given.
         adapter_dir: An adapter, or the output directory of a run, whose data and model then are
             the defaults.
-        max_length: Longest row in tokens; longer ones as data.overlong says.
-        output_dir: Where to write metrics.json and generations.jsonl; nothing is written else.
+        max_length: Longest row in tokens. For longer ones see data.overlong.
+        output_dir: Where to write metrics.json and generations.jsonl; by default nowhere.
     """
 
     data: DataSpec

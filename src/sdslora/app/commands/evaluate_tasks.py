@@ -37,12 +37,12 @@ class TasksSpec:
         adapter_dir: An adapter, or the output directory of a run.
         data_dir: Read the tasks' rows from files below this directory instead of the Hub.
         limit: Evaluate at most this many rows of each task.
-        batch_size: Prompts a batch.
+        batch_size: Prompts in each batch.
         generation: Overrides of the tasks' decoding, num_beams and max_gen_toks for instance; the
             figures are then not the protocol's.
         allow_code_execution: Run the programs that the model writes, in a sandbox; humaneval
             needs it.
-        output_dir: Where to write metrics.json and generations.jsonl; nothing is written else.
+        output_dir: Where to write metrics.json and generations.jsonl; by default nowhere.
     """
 
     tasks: str

@@ -124,7 +124,7 @@ def _load(spec: ExportSpec) -> tuple[PeftModel, Any]:
     beside = saved_adapters.read_config(spec.adapter_dir).modules_to_save
     if beside:
         raise UserError(
-            f"{spec.format} has no place for what was trained beside the adapter, "
+            f"{spec.format} cannot hold what was trained beside the adapter, "
             f"{', '.join(beside)}: export it as peft, or merged"
         )
     return weightless.load(spec.adapter_dir), None

@@ -143,7 +143,7 @@ class EvalSpec:
         exact_match: Generate greedily and compare; otherwise only the loss is computed. For an
             image classifier, the share of right answers is always computed.
         max_new_tokens: Longest answer to generate; the longest expected one plus 8 if not given.
-        batch_size: Rows a forward pass.
+        batch_size: Rows in each forward pass.
         limit: Evaluate at most this many rows; null for all.
     """
 
@@ -226,7 +226,7 @@ class TrainSpec:
     Args:
         output_dir: Directory of the run: checkpoints, the adapter, run.json.
         resume: Continue the run that output_dir holds from its last whole checkpoint.
-        checks: Checks during training; each costs a thousandth of its time, or less.
+        checks: Checks during training. Each costs at most a thousandth of its time.
         dry_run: Print the plan of the run, and stop before any weight is loaded.
         show: Print this many training rows as the model sees them, and stop before any weight is
             loaded.

@@ -29,7 +29,7 @@ _ZOOM = 2.0  # losses beyond this multiple of the (lower) median contender's bes
 _WIDE = 3.0  # a range of losses with this ratio or more is drawn on a logarithmic axis
 _STACK = 0.03  # height of a mark of what is off the axis, as a share of the axis's
 _MARKS = 12  # markers along a training curve
-_LEGEND_WIDTH = 34  # characters of a label in a line of the legend
+_LEGEND_WIDTH = 34  # characters of a name in a line of the legend
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _legend(
         Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.dash)
         for _, style in _styles(comparison)
     ]
-    labels = [fill(contender.label, _LEGEND_WIDTH) for contender in comparison.contenders]
+    labels = [fill(contender.name, _LEGEND_WIDTH) for contender in comparison.contenders]
     legend = figure.legend(
         [*lines, *notes], [*labels, *names], loc="outside right upper", fontsize=8
     )

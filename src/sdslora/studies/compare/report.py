@@ -7,6 +7,7 @@ from math import isfinite
 from rich.table import Table
 from rich.text import Text
 
+from ..statistics.names import in_words
 from ..statistics.numbers import NONE, UNITS, count, enumeration, general, mean_std, rate, share
 from ..statistics.rates import Rate, at_rate
 from ..statistics.sample import Sample
@@ -66,7 +67,7 @@ def _results(comparison: Comparison) -> _Grid:
         "Each contender at its rate of lowest validation loss: mean ± standard deviation over "
         f"{_whose_seeds(comparison)}. Forgetting is the rise of the loss on general text; at the "
         f"same {UNITS[comparison.metric].name}: where the contender, its rate raised from the "
-        f"lowest, first reaches the result of {comparison.reference}, interpolated between rates.",
+        f"lowest, first reaches the result of {reference.name}, interpolated between rates.",
         [
             "contender",
             "best rate",
@@ -77,7 +78,7 @@ def _results(comparison: Comparison) -> _Grid:
         ],
         [
             [
-                contender.label,
+                contender.name,
                 _best(contender),
                 str(len(contender.seeds)),
                 *(mean_std(contender.test.get(metric), UNITS[metric]) for metric in metrics),
@@ -122,7 +123,7 @@ def _verdicts(comparison: Comparison) -> _Grid:
         difference, p, seed_count = pair.difference, pair.adjusted_p, pair.seeds_needed
         rows.append(
             [
-                pair.rival,
+                in_words(pair.rival),
                 *(sentences.difference(difference, unit) if difference else (NONE, NONE)),
                 NONE if p is None else f"{p:.2g}",
                 str(len(pair.reference_result.by_seed)),
@@ -132,12 +133,13 @@ def _verdicts(comparison: Comparison) -> _Grid:
         )
     direction = "higher" if HIGHER_IS_BETTER[comparison.metric] else "lower"
     scale = " in percentage points" if unit.step else ""
-    header = [f"{comparison.reference} against", "difference", "95% interval", "adjusted p"]
+    reference = in_words(comparison.reference)
+    header = [f"{reference} against", "difference", "95% interval", "adjusted p"]
     return _Grid(
         "Verdicts",
-        f"Test {unit.name} of {comparison.reference} less the rival's{scale}, paired over seeds; "
-        f"{direction} is better. A difference is shown where the bootstrap interval excludes 0 and "
-        "the p-value of the paired t-test, adjusted after Holm for "
+        f"Test {unit.name} of {reference} less the rival's{scale}, paired over seeds; {direction} "
+        "is better. A difference is shown where the bootstrap interval excludes 0 and the p-value "
+        "of the paired t-test, adjusted after Holm for "
         f"{count(len(rows), 'rival')}, is below {ALPHA}. Seeds needed: for an 80% chance to show "
         "a difference as large as the one seen, beside as many rivals.",
         [*header, "common seeds", "verdict", "seeds needed"],
@@ -154,7 +156,7 @@ def _tuning(comparison: Comparison) -> _Grid:
         ["contender", "best rate", "seeds", "rates within 5%", "default rate", "regret"],
         [
             [
-                contender.label,
+                contender.name,
                 _best(contender),
                 str(len(contender.best.validation.by_seed) if contender.best else 0),
                 _tolerance(contender),
@@ -181,7 +183,7 @@ def _rates(comparison: Comparison) -> _Grid:
         ["contender", "learning rate", "validation loss", "seeds", "remarks"],
         [
             [
-                contender.label,
+                contender.name,
                 rate(grid_rate.learning_rate),
                 mean_std(grid_rate.validation),
                 str(len(grid_rate.validation.by_seed)),
@@ -220,7 +222,7 @@ def _costs(comparison: Comparison) -> _Grid:
         size = contender.trainable_parameters
         rows.append(
             [
-                contender.label,
+                contender.name,
                 _relative(contender.seconds, baseline.seconds),
                 _relative(contender.peak_bytes, baseline.peak_bytes),
                 NONE if size is None else f"{size:,}",
@@ -232,7 +234,7 @@ def _costs(comparison: Comparison) -> _Grid:
     return _Grid(
         "Costs",
         "Mean time and highest memory of the finished runs, relative to "
-        f"{baseline.label}{_absolute(baseline)}.",
+        f"{baseline.name}{_absolute(baseline)}.",
         ["contender", "time", "memory", "trained parameters", "runs", "diverged", "failed"],
         rows,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from math import isfinite
 
+from ..statistics.names import in_words
 from ..statistics.numbers import (
     UNITS,
     Unit,
@@ -21,7 +22,7 @@ def verdict(pair: Pair, comparison: Comparison) -> str:
     """Return ``a against b: better (...)``, with the figures behind the verdict."""
     unit = UNITS[comparison.metric]
     pair_difference, seed_count = pair.difference, pair.seeds_needed
-    opening = f"{pair.reference} against {pair.rival}:"
+    opening = f"{in_words(pair.reference)} against {in_words(pair.rival)}:"
     if pair_difference is None:
         return f"{opening} verdict withheld ({_why_withheld(pair, comparison)})."
     mean, interval = difference(pair_difference, unit)
@@ -38,25 +39,28 @@ def verdict(pair: Pair, comparison: Comparison) -> str:
 
 def cautions(contender: Contender) -> Iterable[str]:
     """Yield what weakens a contender's result: an untuned rate, diverged or failed runs."""
-    label, best = contender.label, contender.best
+    name, best = contender.name, contender.best
     if best is None:
-        yield f"{label} has no result: at no rate did every seed finish with a finite loss."
+        yield f"{name} has no result: at no rate did every seed finish with a finite loss."
     elif sum(grid_rate.counts for grid_rate in contender.rates) == 1:
-        yield f"{label} stands at {rate(best.learning_rate)}, its only rate: it is not tuned."
+        yield f"{name} stands at {rate(best.learning_rate)}, its only rate: it is not tuned."
     elif contender.end:
         end = "highest" if contender.end > 0 else "lowest"
         yield (
-            f"{label}'s best rate, {rate(best.learning_rate)}, is the {end} of its grid: a "
+            f"{name}'s best rate, {rate(best.learning_rate)}, is the {end} of its grid: a "
             "better one may lie beyond."
         )
-    for name, number in (("diverged", contender.diverged_runs), ("failed", contender.failed_runs)):
+    for ending, number in (
+        ("diverged", contender.diverged_runs),
+        ("failed", contender.failed_runs),
+    ):
         if number:
-            yield f"{label}: {number} of {count(contender.runs, 'run')} {name}."
+            yield f"{name}: {number} of {count(contender.runs, 'run')} {ending}."
     incomplete = [
         rate(grid_rate.learning_rate) for grid_rate in contender.rates if not grid_rate.counts
     ]
     if incomplete:
-        yield f"{label}: seeds are missing at {enumeration(incomplete)}, which could not be chosen."
+        yield f"{name}: seeds are missing at {enumeration(incomplete)}, which could not be chosen."
 
 
 def difference(result: Difference, unit: Unit) -> tuple[str, str]:
@@ -90,4 +94,4 @@ def _why_withheld(pair: Pair, comparison: Comparison) -> str:
 
 def _without_result(pair: Pair, contenders: Sequence[Contender]) -> list[str]:
     two = (pair.reference, pair.rival)
-    return [c.label for c in contenders if c.label in two and c.best is None]
+    return [c.name for c in contenders if c.label in two and c.best is None]

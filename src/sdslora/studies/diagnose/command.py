@@ -63,8 +63,8 @@ class DiagnoseSpec:
             base model is needed.
         model: The base model; by default the one that the adapter names.
         rows: Rows that the gradients are taken on, in one batch.
-        max_length: Longest row in tokens; longer ones as examples.overlong says.
-        shown: Layers in the table, those that lose the most; the means cover all.
+        max_length: Longest row in tokens. For longer ones see data.overlong.
+        shown: Layers in the table: those that lose the most. The means cover all layers.
         output_dir: Where to write diagnosis.json, layers.csv and pictures; by default nowhere.
     """
 

@@ -17,7 +17,8 @@ class GridSpec:
     Args:
         number: Rates to begin with; an odd number, the recommended one in the middle.
         factor: Ratio of neighbouring rates.
-        extend: Further rates at most, tried one by one while the best is at an end of the grid.
+        extend: At most this many further rates, tried one by one while the best is at the grid's
+            end.
         centers: Recommended rates that replace a method's own, by label or method; "*" stands for
             every other.
     """
@@ -50,8 +51,8 @@ class ForgettingSpec:
         source: Path of a .txt (paragraphs between blank lines), .json, .jsonl, .csv, .tsv or
             .parquet file; null measures nothing.
         text: Template of the text; {field} is replaced by the row's field, {text} is a paragraph.
-        rows: Texts at most.
-        max_length: Tokens of a text at most; the rest is left out.
+        rows: Use at most this many texts.
+        max_length: Longest text in tokens; the rest is left out.
     """
 
     source: str | None = None
@@ -67,8 +68,8 @@ class TasksSection:
     Args:
         names: Names with commas between; null measures none.
         data_dir: Read the tasks' rows from files below this directory instead of the Hub.
-        limit: Evaluate at most so many rows of each task.
-        batch_size: Prompts a batch.
+        limit: Evaluate at most this many rows of each task.
+        batch_size: Prompts in each batch.
         generation: Overrides of the tasks' decoding.
         allow_code_execution: Run the programs that the models write, in a sandbox.
     """
@@ -87,9 +88,9 @@ class EngineSpec:
 
     Args:
         name: "local" (processes on this machine) or "ray" (tasks of a Ray cluster).
-        slots: Runs at a time; by default one a GPU, or one where there is none.
+        slots: Runs at a time; by default one for each GPU, or one without a GPU.
         threads: Threads of a run; by default an equal share of this machine's.
-        gpus: GPUs of a run, for Ray; by default one where this machine has any.
+        gpus: GPUs of each run, for Ray; by default one, if this machine has any.
         address: Address of a running Ray cluster; by default one is started here, and stopped.
     """
 
@@ -115,19 +116,19 @@ class CompareSpec:
     """Methods compared on one task, each at its own best learning rate, over several seeds.
 
     Args:
-        output_dir: Directory of the comparison: one folder a run, the report, the plots.
+        output_dir: Directory of the comparison: one folder for each run, the report, the plots.
         methods: What to compare: a name, or a mapping with the key "method" and its options; by
-            default every method, and ours tuned as well.
+            default every method, with sds-lora and sds-hira tuned as well.
         rank: r of every method.
         target_modules: Layers to adapt, as in PEFT.
         seeds: Seeds of the initial adapter and of the data's order: a number, or a list.
         fresh_seeds: Further seeds, not used for tuning, which run at each contender's best rate
-            only. Where there are any, the results are theirs, and the others only choose the rate.
+            only. If there are any, the results are theirs, and the others only choose the rate.
         test: Rows that the results are reported on, not used for tuning: a number, a fraction below
             1, another split of the Hub data set, or a path.
         metric: What is compared on the test rows: "loss", "accuracy" or "exact_match".
-        reference: Label of the contender to set against every other; by default the first of
-            method sds-lora, or of sds-hira.
+        reference: The contender to set against every other, as its name and options in the plan:
+            "sds-lora preset=tuned". By default the first of method sds-lora, or of sds-hira.
         dry_run: Print what would be run, and stop before any weight is loaded.
     """
 

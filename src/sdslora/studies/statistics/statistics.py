@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ...app.errors import UserError, nearest
+from .names import in_words
 from .rates import Rate, Run, Tolerance, best, end_of_grid, rates_of, regret, tolerance
 from .sample import Sample
 from .trade_off import TradeOffPoint
@@ -32,7 +33,7 @@ class Contender:
     """A method with its options.
 
     Attributes:
-        label: its name in the comparison.
+        label: the method, with its options, as the runs name it.
         method: the method's name.
         rates: every learning rate tried, ascending.
         best: the chosen one; None where no rate has a finite mean over all seeds.
@@ -73,6 +74,11 @@ class Contender:
     runs: int
     diverged_runs: int
     failed_runs: int
+
+    @property
+    def name(self) -> str:
+        """The label in words, for a reader."""
+        return in_words(self.label)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def require_check_names(names: Collection[str]) -> None:
     """Raise ``ValueError`` for a name of no check."""
     unknown = sorted(set(names) - set(CHECKS))
     if unknown:
-        raise ValueError(f"there is no check {unknown[0]!r}: `checks` are of {list(CHECKS)}")
+        raise ValueError(f"there is no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
 
 
 def make_checks(names: Collection[Check], training: WatchedTraining) -> dict[Check, Verifiable]:

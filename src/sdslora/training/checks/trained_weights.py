@@ -63,7 +63,7 @@ class TrainableChanged:
         tokens = [name for name in same_digest if _TOKENS in name]
         if tokens and self.verifications > 1:
             warnings.warn(
-                f"the trained tokens in {tokens[0]} are what they were: no row of the data had "
+                f"the trained tokens in {tokens[0]} did not change: no row of the data had "
                 "them, or the learning rate is too small for their dtype",
                 UserWarning,
                 stacklevel=2,

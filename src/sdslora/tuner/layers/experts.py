@@ -120,7 +120,7 @@ def reject_parameters(model: nn.Module, targets: Iterable[str]) -> None:
                 _description(*name.rpartition(".")[::2], parameters[name]) for name in stacks
             }
             raise ValueError(
-                f"the model has no parameter {target!r}, which target_parameters names; its "
+                f"target_parameters names {target!r}, which is no parameter of the model; its "
                 f"stacks of weights are {', '.join(sorted(descriptions)) or 'none'}"
             )
         for name in matches:

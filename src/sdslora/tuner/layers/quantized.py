@@ -52,8 +52,8 @@ def merge_error_warning(model: nn.Module) -> Iterator[None]:
         f"merging into {len(errors)} quantized layers rounds their weights again: the error is "
         f"{_relative(error, change):.1%} of what the adapter changes (‖W' − (W + ΔW)‖ / ‖ΔW‖), and "
         f"{_relative(*errors[worst]):.1%} in {worst}. Merge into the full-precision base model, "
-        "loaded without its quantization_config, or let the adapter stand beside the quantized one "
-        "(sdslora.to_plain_lora)",
+        "loaded without its quantization_config, or keep the adapter unmerged beside the quantized "
+        "one (sdslora.to_plain_lora)",
         UserWarning,
         stacklevel=4,
     )

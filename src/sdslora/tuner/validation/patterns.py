@@ -74,8 +74,8 @@ def reject_invalid(config: Any) -> None:
             re.compile(pattern.expression)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
-                f"{pattern.option}: {_short(pattern.text)} is no regular expression that can be "
-                f"used ({error})"
+                f"{pattern.option}: {_short(pattern.text)} is not a valid regular "
+                f"expression ({error})"
             ) from error
 
 

@@ -19,7 +19,7 @@ def reject_unknown_tokens(config: Any, model: nn.Module) -> None:
         beyond = [token for token in tokens if token >= size]
         if beyond:
             raise ValueError(
-                f"trainable_token_indices has {beyond[0]}, and {name} has {size} tokens"
+                f"trainable_token_indices has {beyond[0]}, and {name} has only {size} tokens"
             )
 
 
@@ -42,6 +42,8 @@ def _embeddings(
             name for name in modules if name.endswith(target) and hasattr(modules[name], "weight")
         ]
         if not names:
-            raise ValueError(f"trainable_token_indices names {target!r}, which the model has not")
+            raise ValueError(
+                f"trainable_token_indices names {target!r}, which is no module of the model"
+            )
         embeddings += [(name, modules[name], tokens) for name in names]
     return embeddings

@@ -29,7 +29,7 @@ class TableSpec:
         rank: One rank only.
         seeds: Number of seeds; by default the table's.
         max_steps: Steps of a run; by default it is trained to its end.
-        limit: Evaluate at most so many rows of each task.
+        limit: Evaluate at most this many rows of each task.
         data_dir: Read training sets, tasks and images from files below this directory instead of
             the Hub.
         allow_code_execution: Run the programs that the models write, in a sandbox.
