@@ -8,7 +8,7 @@ from pathlib import Path
 
 from page import main
 from sdslora import SdsLoraConfig, cli
-from sdslora.app.config.spec import TrainingConfig
+from sdslora.app.config.training_config import TrainingConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
 WIDTH = 96

@@ -44,6 +44,14 @@ def test_phase_k_refreshes_every_kth_step():
     ]
 
 
+def test_the_phases_are_numbered_from_the_warmup_to_tau():
+    schedule = RefreshSchedule(100, warmup_steps=10, phases=5)
+    phases = [schedule.phase(step) for step in range(101)]
+    assert phases == [0] * 10 + [1] * 10 + [2] * 20 + [3] * 20 + [4] * 20 + [5] * 21
+    uniform = RefreshSchedule(100, warmup_steps=10, every=3)
+    assert [uniform.phase(step) for step in (9, 10, 60, 100)] == [0, 1, 1, 1]
+
+
 def test_reparameterizes_once_at_the_end_of_the_warmup():
     schedule = RefreshSchedule(100, warmup_steps=10)
     assert [step for step in range(101) if schedule.action(step) == "reparameterize"] == [10]

@@ -15,7 +15,7 @@ from trainings import KINDS
 from kill_trials import Trial
 from sdslora.app.errors import UserError
 from sdslora.app.files import write_json
-from sdslora.app.run import checkpoints, record
+from sdslora.app.run import checkpoints, run_directory
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +155,10 @@ def test_killed_before_its_record_was_written(tmp_path):
         write_json(run / "run.json", {})
     path.unlink()
     assert list(run.iterdir()) == temporary
-    assert record.claim(run, {}, dict, resume=True) is None
+    assert run_directory.earlier_run(run, resume=True) is None
     (run / "notes.txt").touch()
     with pytest.raises(UserError, match="no run of ours"):
-        record.claim(run, {}, dict, resume=True)
+        run_directory.earlier_run(run, resume=True)
 
 
 def test_going_on_from_the_last_step_takes_no_other(trials):

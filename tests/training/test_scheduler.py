@@ -131,7 +131,7 @@ def test_two_peft_models_in_one_module_are_both_driven():
 
 
 def test_its_figures(tiny_llama):
-    """Phase: 0, then the interval. Refreshes: from the first one. Steps: the optimizer's."""
+    """Phase: 0, then 1 to τ. Refreshes: from the first one. Steps: the optimizer's."""
     model = sds_model(tiny_llama)
     optimizer = adamw(model)
     scheduler = SdsLoraScheduler(model, optimizer, 12)
@@ -144,7 +144,7 @@ def test_its_figures(tiny_llama):
         figures.append((scheduler.phase, scheduler.refresh_count, scheduler.completed_steps))
     assert figures == [
         (0, 0, 1), (0, 0, 2), (2, 0, 3), (2, 1, 4), (3, 1, 5), (3, 2, 6),
-        (3, 2, 7), (4, 3, 8), (4, 3, 9), (5, 4, 10), (5, 4, 11), (6, 5, 12),
+        (3, 2, 7), (4, 3, 8), (4, 3, 9), (5, 4, 10), (5, 4, 11), (5, 5, 12),
     ]  # fmt: skip
 
 

@@ -51,6 +51,16 @@ class RefreshSchedule:
         # ⌊τ t / T⌋ + 1
         return self.phases * step // self.total_steps + 1
 
+    def phase(self, step: int) -> int:
+        """Return the phase, from 1 to ``phases``, once ``step`` steps are completed.
+
+        It is 0 in the warm-up, and 1 from then on where the interval is uniform.
+        """
+        if step < self.warmup_steps:
+            return 0
+        # only after the last step is the interval τ + 1
+        return 1 if self.every is not None else min(self.interval(step), self.phases)
+
     def action(self, step: int) -> Action:
         """Return the action that follows ``step`` completed optimizer steps."""
         if step < max(self.warmup_steps, 1):

@@ -27,7 +27,7 @@ class SdsLoraCallback(TrainerCallback):
     have the position in the schedule, so that a resumed run continues exactly. At each logging step
     it adds to the log:
 
-    - ``sds/phase``: 0 in the warm-up, then the interval between refreshes
+    - ``sds/phase``: 0 in the warm-up, then 1 to ``refresh_phases``; 1 with ``refresh_every``
     - ``sds/refreshes``: number of refreshes so far
     - ``sds/ramp``, with ``ramp_steps``: the factor of the last step of A and B; 1 after the ramp
     - ``sds/basis_drift``: 1 − tr(QᵀQ')/r at the last measured refresh, averaged over layers

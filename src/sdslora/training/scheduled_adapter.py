@@ -50,7 +50,7 @@ class ScheduledAdapter:
         steps.require_parameters(optimizer, adapter.parameters, adapter.name)
 
     def phase(self, step: int) -> int:
-        return 0 if self.in_warmup else self.schedule.interval(step)
+        return 0 if self.in_warmup else self.schedule.phase(step)
 
     def ramp(self, step: int) -> float:
         """Return the factor of the optimizer step that is number ``step``."""

@@ -135,7 +135,7 @@ class SdsLoraScheduler:
 
     @property
     def phase(self) -> int:
-        """0 in the warm-up, then the interval between refreshes; of the first adapter."""
+        """0 in the warm-up, then 1 to τ, or 1 with ``refresh_every``; of the first adapter."""
         return self._scheduled_adapters[0].phase(self._last_step)
 
     @property

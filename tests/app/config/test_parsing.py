@@ -70,6 +70,9 @@ def test_printed_config_is_a_recipe(recipe: MakeRecipe, sdslora: Run, tmp_path) 
         ("adapter.refresh_phase", "adapter.refresh_phases"),
         ("data.sorce", "data.source"),
         ("outputdir", "output_dir"),
+        ("evaluation.batch", "evaluation.batch_size"),  # its own section comes first
+        ("adapter.module_to_save", "adapter.modules_to_save"),
+        ("learning_rate", "training.learning_rate"),
     ],
 )
 def test_unknown_key(recipe: MakeRecipe, sdslora: Run, tmp_path, key: str, nearest: str) -> None:
@@ -87,8 +90,17 @@ def test_unknown_key(recipe: MakeRecipe, sdslora: Run, tmp_path, key: str, neare
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("--training.learning_rate=abc", ["`training.learning_rate`", "float", "abc"]),
-        ("--data.overlong=cut", ["`data.overlong`", "cut"]),
+        ("--training.learning_rate=abc", ["`training.learning_rate` expects a number, not 'abc'"]),
+        ("--data.overlong=cut", ["`data.overlong` expects one of: error, drop, not 'cut'"]),
+        ("--data.mix={a: b}", ["`data.mix` expects keys and values, each value a number, not"]),
+        ("--data.holdout=x", ["`data.holdout` expects a number, not 'x'"]),
+        ("--training.max_steps=1.5", ["`training.max_steps` expects a whole number, not '1.5'"]),
+        ("--training.fp16=maybe", ["`training.fp16` expects true or false, not 'maybe'"]),
+        ("--show=x", ["`show` expects a whole number or null, not 'x'"]),
+        ("--checks=[bass]", ["`checks` expects a list, each entry one of: loaded, gradients"]),
+        ("--training.eval_strategy=foo",
+         ["`training.eval_strategy` expects one of: no, steps, epoch, not foo"]),
+        ("--config={data: {size: many}}", ["`data.size` expects a whole number or null, not"]),
         ("--data.holdout=1.5", ["data.holdout", "1.5"]),
         ("--data.size=0", ["data.size", "0"]),
         ("--evaluation.batch_size=0", ["evaluation.batch_size", "0"]),
@@ -99,13 +111,15 @@ def test_unknown_key(recipe: MakeRecipe, sdslora: Run, tmp_path, key: str, neare
         ("--training.model_init_kwargs={a: 1}", ["training.model_init_kwargs", "model.options"]),
         ("--training.resume_from_checkpoint=x", ["no effect", "resume"]),
     ],
-)
+)  # fmt: skip
 def test_bad_value(recipe: MakeRecipe, sdslora: Run, argument: str, words: list[str]) -> None:
     result = sdslora("train", recipe(), argument)
     assert result.status == 2
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert all(word in result.err for word in words), result.err
+    assert "class" not in result.err
+    assert "typing" not in result.err
 
 
 def test_missing_keys(recipe: MakeRecipe, sdslora: Run) -> None:

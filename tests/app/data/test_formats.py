@@ -105,7 +105,7 @@ def test_it_trains_without_another_option(
         data={},
         model__name_or_path=str(chat_dir),
         training__max_steps=5,
-        evaluation={"before": False, "max_new_tokens": 2},
+        evaluation={"before": False, "exact_match": True, "max_new_tokens": 2},
         training__per_device_train_batch_size=2,
     )
     result = sdslora("train", path, f"--data.source={tmp_path / file.name}")

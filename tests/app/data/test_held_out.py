@@ -110,7 +110,10 @@ def test_missing_field(tmp_path) -> None:
 def test_null_field_and_empty_answer(tmp_path) -> None:
     rows = [{"question": "a", "answer": None}]
     message = refused(DataSpec(str(tiny.save_rows(tmp_path / "null.json", rows)), holdout=0))
-    assert "row 0 has no field `answer`" in message
+    assert "has null in `answer`, which the format question_answer needs: leave such" in message
+    spec = DataSpec(str(tmp_path / "null.json"), prompt="{question}?", holdout=0)
+    message = refused(spec)
+    assert "field `answer`, which data.completion needs, is null: leave such rows out" in message
     rows = [{"question": "a", "answer": "b"}, {"question": "a", "answer": "  "}]
     message = refused(DataSpec(str(tiny.save_rows(tmp_path / "blank.json", rows)), holdout=0))
     assert "row 1: the completion is empty" in message

@@ -68,7 +68,7 @@ def test_loss_is_the_mean_over_completion_tokens(model) -> None:
 def test_mode_and_gradients_are_left_as_they_were(model) -> None:
     model.train()
     try:
-        m.measure(model, TOKENIZER, ROWS, EvalSpec(max_new_tokens=2))
+        m.measure(model, TOKENIZER, ROWS, EvalSpec(exact_match=True, max_new_tokens=2))
         assert model.training
         assert torch.is_grad_enabled()
     finally:
@@ -76,7 +76,7 @@ def test_mode_and_gradients_are_left_as_they_were(model) -> None:
 
 
 def test_measure(model) -> None:
-    spec = EvalSpec(max_new_tokens=3, limit=4)
+    spec = EvalSpec(exact_match=True, max_new_tokens=3, limit=4)
     result = m.measure(model, TOKENIZER, ROWS, spec, rule=lambda answer, row: row["n"] == 3)
     assert result.metrics["rows"] == len(result.records) == 4
     assert result.metrics["task_score"] == 0.25

@@ -1,7 +1,10 @@
 import re
 
 import pytest
+import yaml
 
+import tiny
+from sdslora.app.run import plan
 from sdslora.app.run.dry_run import fold_names, fold_steps
 from tiny import MakeRecipe, Run
 
@@ -52,16 +55,75 @@ def test_without_weights(recipe: MakeRecipe, sdslora: Run, outline_dir, tmp_path
 def test_estimated_memory(recipe: MakeRecipe, sdslora: Run, outline_dir) -> None:
     path = recipe(model__name_or_path=str(outline_dir))
     lines = sdslora("train", path, "--dry_run").out.splitlines()
-    terms = [line.strip() for line in lines if line.startswith("  ") and "iB" in line]
-    assert [term.partition(":")[0] for term in terms[-6:]] == [
-        "base weights",
-        "adapter",
-        "bases Q_A, Q_B",
-        "gradients",
-        "optimizer state",
-        "activations",
-    ]
-    assert any("rows * tokens * layers" in line for line in lines)
+    [line] = [line for line in lines if line.startswith("estimated memory: ")]
+    amount = r"[\d.]+ [GM]iB"
+    terms = "base weights,adapter,bases Q_A, Q_B,gradients,optimizer state,activations"
+    terms = terms.replace("Q_A, Q_B", "Q").split(",")
+    pattern = ", ".join(f"{term} {amount}" for term in terms).replace("Q ", "Q_A, Q_B ")
+    assert re.fullmatch(rf"estimated memory: {amount} of {amount} free \({pattern}\)", line)
+
+
+def test_the_useful_lines_come_first_and_only_what_differs_follows(
+    recipe: MakeRecipe, sdslora: Run, outline_dir
+) -> None:
+    path = recipe(
+        model__name_or_path=str(outline_dir), adapter__preset="tuned", adapter__ramp_steps=9
+    )
+    result = sdslora("train", path, "--dry_run")
+    assert result.status == 0, result.err
+    useful, _, rest = result.out.partition("settings that differ from the defaults")
+    assert len(useful.splitlines()) < 30
+    assert useful.startswith(f"model: {outline_dir}, float32\n")
+    assert "rows a step: 8; 2 epochs" in useful
+    characters = [len(row["question"] + row["answer"]) + 1 for row in tiny.rows(100)]
+    [tokens] = re.findall(
+        r"^tokens: ([\d,]+) in the training rows, about ([\d,]+) to", useful, re.M
+    )
+    of_rows, trained_on = (int(number.replace(",", "")) for number in tokens)
+    assert min(characters) * 80 <= of_rows <= max(characters) * 80
+    assert trained_on == 2 * of_rows
+    assert re.search(
+        r"^a row of (\d+) tokens; the \d between >>> and <<< bear loss:\n"
+        r"  \d+\+\d+=>>>\d+</s><<<$",
+        useful,
+        re.MULTILINE,
+    )
+    settings = yaml.safe_load(rest.partition("\n")[2])
+    assert settings["adapter"].pop("target_modules") == "all-linear"
+    # what the preset sets is not repeated
+    assert settings["adapter"] == {"r": 4, "warmup_steps": 3, "preset": "tuned", "ramp_steps": 9}
+    assert settings["training"]["learning_rate"] == 1e-3
+    assert "weight_decay" not in settings["training"]
+    assert "evaluation" not in settings
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--training.learning_rate=-1"], "training: Invalid learning rate: -1"),
+        (["--training.report_to=clearml"], "clearml"),
+        (["--adapter.preset=tuned", "--training.optim=adafactor"],
+         "SDS-LoRA does not support the optimizer Adafactor"),
+        (["--training.lr_scheduler_type=cosine_with_min_lr"], "min_lr"),
+        (["--training.push_to_hub=true"], "training.push_to_hub needs a token"),
+        (["--training.bf16=true", "--training.fp16=true"], "fp16"),
+    ],
+)  # fmt: skip
+def test_what_the_training_would_reject(
+    recipe: MakeRecipe,
+    sdslora: Run,
+    outline_dir,
+    tmp_path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(plan, "get_token", lambda: None)
+    result = sdslora("train", recipe(model__name_or_path=str(outline_dir)), "--dry_run", *options)
+    assert result.status == 2, result.out
+    assert words in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_trained_tokens_beside_the_layers(recipe: MakeRecipe, sdslora: Run, outline_dir) -> None:

@@ -212,7 +212,7 @@ def test_dry_run_loads_no_weights(given: Train, sdslora: Run, tmp_path) -> None:
     # q, k, v, o 32x32; fc1, fc2 32x48: r (m + n) each, two layers; and the head
     assert f"trainable parameters: {2 * 2 * (4 * 64 + 2 * 80) + 5 * 33:,} of" in result.out
     # 16 rows, 17 patches, 2 layers, float32
-    assert f"activations: {16 * 17 * 2 * (9 * 32 + 4 * 48) * 4 / 2**20:.1f} MiB" in result.out
+    assert f"activations {16 * 17 * 2 * (9 * 32 + 4 * 48) * 4 / 2**20:.1f} MiB" in result.out
 
 
 def test_head_of_a_model_that_tells_the_classes_already(vit_dir: Path) -> None:

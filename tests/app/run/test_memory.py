@@ -30,6 +30,29 @@ def test_exact_terms(prepared: plan.Plan) -> None:
     assert terms["bases Q_A, Q_B"] == pytest.approx(trained, rel=0.02)
 
 
+def test_a_quantized_base_and_checkpoints_need_less(recipe: MakeRecipe, tmp_path) -> None:
+    model = tiny.save_model(tmp_path / "model", hidden_size=64, intermediate_size=192)
+
+    def terms(**changes: object) -> dict[str, int]:
+        path = recipe(
+            model__name_or_path=str(model), training__per_device_train_batch_size=BATCH, **changes
+        )
+        return memory.estimate(plan.make(parse(TrainSpec, [path], "sdslora train")))
+
+    whole = terms()
+    # q, o: 64x64; k, v: 32x64; gate, up, down: 192x64; in two layers, float32
+    linears = 4 * 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 192 * 64)
+    for option, share in (("load_in_4bit", 1 / 8), ("load_in_8bit", 1 / 4)):
+        quantized = terms(model__options={"quantization_config": {option: True}})
+        saved = whole["base weights"] - quantized["base weights"]
+        assert saved == pytest.approx(linears * (1 - share))
+        assert quantized["adapter"] == whole["adapter"]
+    # a block's numbers once, and the inputs of both
+    checkpointed = terms(training__gradient_checkpointing=True)["activations"]
+    one_block = whole["activations"] // 2
+    assert checkpointed == one_block + 2 * BATCH * TOKENS * 64 * 4
+
+
 def test_activations_are_of_the_right_size(prepared: plan.Plan) -> None:
     """Against what autograd keeps for the backward pass of the transformer's layers."""
     assert prepared.work.positions == TOKENS

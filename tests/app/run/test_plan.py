@@ -7,7 +7,7 @@ import time
 import pytest
 
 import tiny
-from sdslora.app.config.spec import TrainingConfig
+from sdslora.app.config.training_config import TrainingConfig
 from tiny import MakeRecipe, Run
 
 
@@ -50,8 +50,8 @@ def test_no_layer_matched(refused) -> None:
 
 def test_training_within_the_warmup(refused) -> None:
     message = refused(training__max_steps=3)
-    assert "total_steps=3" in message
-    assert "warmup_steps=3" in message
+    assert "the training has 3 steps, and the adapter's warm-up takes 3 of them" in message
+    assert "set adapter.warmup_steps to 1, or training.max_steps to 12" in message
 
 
 def test_overlong_rows(refused) -> None:

@@ -38,7 +38,9 @@ def recorded(spec: TrainSpec) -> Path:
 
 def test_a_training_again(recipe: MakeRecipe, sdslora: Run, tmp_path: Path) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
-    path = recipe(adapter__lora_dropout=0.1, training__logging_steps=1)
+    path = recipe(
+        adapter__lora_dropout=0.1, training__logging_steps=1, evaluation__exact_match=True
+    )
     assert sdslora("train", path).status == 0
     result = sdslora("train", run / "run.json", f"--output_dir={again}")
     assert result.status == 0, result.err

@@ -46,7 +46,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_run(recipe: MakeRecipe, sdslora: Run, tmp_path) -> None:
     run = tmp_path / "run"
-    result = sdslora("train", recipe(training__num_train_epochs=8))
+    result = sdslora("train", recipe(training__num_train_epochs=8, evaluation__exact_match=True))
     assert result.status == 0, result.err
     assert "before training: loss" in result.out
     assert "after training: loss" in result.out
@@ -87,11 +87,12 @@ def test_base_weights_are_untouched_and_before_is_the_base(
     recipe: MakeRecipe, sdslora: Run, tmp_path, model_dir, data_file
 ) -> None:
     before = (model_dir / "model.safetensors").read_bytes()
-    assert sdslora("train", recipe()).status == 0
+    assert sdslora("train", recipe(evaluation__exact_match=True)).status == 0
     assert (model_dir / "model.safetensors").read_bytes() == before
     result = sdslora(
         *("evaluate", f"--model.name_or_path={model_dir}", f"--data.source={data_file}"),
-        *("--data.holdout=20", f"--output_dir={tmp_path / 'base'}"),
+        *("--data.holdout=20", "--evaluation.exact_match=true"),
+        f"--output_dir={tmp_path / 'base'}",
     )
     assert result.status == 0, result.err
     base = json.loads((tmp_path / "base" / "metrics.json").read_text())["metrics"]
@@ -327,7 +328,7 @@ def test_chat_and_procedural_data(recipe: MakeRecipe, sdslora: Run, tmp_path) ->
         "holdout": 8,
         "chat": True,
     }
-    result = sdslora("train", recipe(data=data))
+    result = sdslora("train", recipe(data=data, evaluation__exact_match=True))
     assert result.status == 0, result.err
     assert record(tmp_path / "run")["metrics"]["after"].keys() >= {"exact_match", "task_score"}
 
@@ -350,7 +351,7 @@ def test_last_whole_checkpoint(tmp_path, recipe: MakeRecipe, sdslora: Run) -> No
 def test_train_evaluate_export_merge(recipe: MakeRecipe, sdslora: Run, tmp_path, model_dir) -> None:
     run, plain, compact = tmp_path / "run", tmp_path / "plain", tmp_path / "compact"
     merged, figures = tmp_path / "merged", tmp_path / "figures"
-    assert sdslora("train", recipe()).status == 0
+    assert sdslora("train", recipe(evaluation__exact_match=True)).status == 0
     after = record(run)["metrics"]["after"]
 
     # The run brings its data and model with it.
@@ -377,6 +378,7 @@ def test_train_evaluate_export_merge(recipe: MakeRecipe, sdslora: Run, tmp_path,
     assert json.loads((merged / "config.json").read_text())["dtype"] == "float64"
     assert sdslora("merge", run, merged).status == 2
     source = ["--data.source", record(run)["config"]["data"]["source"], "--data.holdout", 20]
+    source.append("--evaluation.exact_match=true")
     for model, adapter in ((merged, None), (model_dir, plain)):
         argv = [f"--model.name_or_path={model}"] + ([f"--adapter_dir={adapter}"] if adapter else [])
         target = tmp_path / f"figures-of-{model.name}"

@@ -9,6 +9,7 @@ from ..config.arguments import adapter_or_recipe
 from ..config.outline import RECIPE
 from ..config.parsing import parse
 from ..config.spec import DataSpec, EvalSpec
+from ..config.training_recipe import to_evaluate
 from ..errors import UserError
 from ..evaluation.inference import to_accelerator
 from ..evaluation.text_metrics import Measurement, require_rows, summary
@@ -44,12 +45,13 @@ class EvaluateSpec:
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora evaluate`` with these arguments.
 
-    The first argument may be a recipe, or an adapter's directory in the place of
-    ``--adapter_dir``. A run's directory sets the data and the model too.
+    The first argument may be a recipe, also that of a training, or an adapter's directory in the
+    place of ``--adapter_dir``. A run's directory sets the data and the model too.
     """
     places = adapter_or_recipe(argv)
     run = record.of_adapter(Path(argv[0])) if places != (RECIPE,) else None
-    evaluate(parse(EvaluateSpec, argv, "sdslora evaluate", places, _defaults(run) if run else None))
+    defaults = _defaults(run) if run else None
+    evaluate(parse(EvaluateSpec, argv, "sdslora evaluate", places, defaults, to_evaluate))
 
 
 def evaluate(spec: EvaluateSpec) -> Measurement:

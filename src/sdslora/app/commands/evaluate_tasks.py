@@ -13,6 +13,7 @@ import torch
 
 from ..config.arguments import adapter_recipe_or_model
 from ..config.parsing import parse
+from ..config.training_recipe import to_evaluate
 from ..errors import UserError
 from ..evaluation.inference import to_accelerator
 from ..evaluation.tasks import harness
@@ -67,7 +68,8 @@ def command(argv: Sequence[str]) -> None:
 
     The first argument may be a recipe, an adapter's or a run's directory, or a model.
     """
-    evaluate(parse(TasksSpec, argv, "sdslora evaluate", adapter_recipe_or_model(argv)))
+    places = adapter_recipe_or_model(argv)
+    evaluate(parse(TasksSpec, argv, "sdslora evaluate", places, convert=to_evaluate))
 
 
 def evaluate(spec: TasksSpec) -> TaskResults:

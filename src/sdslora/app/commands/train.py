@@ -24,11 +24,11 @@ from ..models import model_card, trained_adapter
 from ..models.base_models import LanguageModel
 from ..processes import is_first, only_first_prints, shared_errors
 from ..recording import DiagnosticsRecorder
-from ..run import checkpoints, dry_run, modality, plan, training_rows
+from ..run import checkpoints, dry_run, memory, modality, plan, run_directory, training_rows
 from ..run.plan import Plan
-from ..run.printed import Printed
-from ..run.record import Record
-from ..run.trainer import StopOnInterrupt
+from ..run.printed import Forecast, Printed
+from ..run.record import Record, as_json
+from ..run.trainer import ChosenIntervals, EarlyStopping, StopOnInterrupt
 
 
 def command(argv: Sequence[str]) -> None:
@@ -54,12 +54,16 @@ def train(spec: TrainSpec) -> dict[str, Any]:
         return {}
     with shared_errors():
         run_plan = plan.make(spec)
+    with shared_errors():
+        plan.check_trainer(run_plan)
     if spec.dry_run:
         print(dry_run.describe(run_plan))
         return {}
     if run_plan.earlier_record and run_plan.earlier_record["status"] == "finished":
         print(f"{spec.output_dir} holds a finished run; nothing is left to do")
         return run_plan.earlier_record
+    with shared_errors():
+        memory.require(run_plan)
     trained = run(run_plan)
     if is_first():
         model_card.of_run(Path(spec.output_dir))
@@ -79,6 +83,8 @@ def run(run_plan: Plan) -> Trained:
     """Carry out a plan. Raises as :func:`train` does."""
     spec, output_dir = run_plan.spec, Path(run_plan.spec.output_dir)
     schedule, interrupt = SdsLoraCallback(checks=spec.checks), StopOnInterrupt()
+    for note in run_plan.notes:
+        print(f"note: {note}")
     if run_plan.earlier_record:
         _say_where_from(run_plan)
     model = _model(run_plan)
@@ -86,8 +92,12 @@ def run(run_plan: Plan) -> Trained:
         run_plan.work,
         model,
         replace(spec.training, output_dir=spec.output_dir),
-        [schedule, interrupt, *_diagnostics(run_plan), Printed()],
+        [schedule, interrupt, ChosenIntervals(), *_more_callbacks(run_plan), Forecast(), Printed()],
     )
+    if run_plan.replaces:
+        with shared_errors():
+            if is_first():
+                run_directory.clear(output_dir)
     record = _record(run_plan)
     metrics = record.data["metrics"]
     with _outcome(record, output_dir):
@@ -104,6 +114,9 @@ def run(run_plan: Plan) -> Trained:
         if interrupt.interrupted and step < run_plan.schedule.total_steps:
             raise KeyboardInterrupt
         metrics["train"] = {"steps": step, "seconds": round(time.perf_counter() - start, 2)}
+        if spec.training.load_best_model_at_end:
+            metrics["train"]["best_step"] = trainer.state.best_global_step
+            print(f"the adapter is that of step {trainer.state.best_global_step}, the best one")
         record.update(metrics=metrics, log_history=trainer.state.log_history)
 
         trained_adapter.require_finite(model, step)
@@ -114,6 +127,8 @@ def run(run_plan: Plan) -> Trained:
         if run_plan.work.size("validation") and spec.evaluation.after:
             metrics["after"] = _evaluate(model, run_plan, "after training")
         record.update(status="finished", metrics=metrics)
+        if spec.training.push_to_hub:  # again, with the results in the card
+            trainer.push_to_hub(commit_message="Results")
     return Trained(model, record.data)
 
 
@@ -121,7 +136,7 @@ def _record(run_plan: Plan) -> Record:
     """Return the run's record, started for a new run and updated for one that is resumed."""
     output_dir = Path(run_plan.spec.output_dir)
     record = (
-        Record(output_dir, run_plan.earlier_record)
+        Record(output_dir, run_plan.earlier_record | {"config": as_json(run_plan.config)})
         if run_plan.earlier_record
         else Record.start(output_dir, run_plan.config, run_plan.spec.training.seed)
     )
@@ -157,19 +172,18 @@ def _model(run_plan: Plan) -> PeftModel:
     return model
 
 
-def _diagnostics(run_plan: Plan) -> list[TrainerCallback]:
-    """Return the callback that records the diagnostics, if the specification requests any."""
+def _more_callbacks(run_plan: Plan) -> Iterator[TrainerCallback]:
+    """Yield the callbacks for early stopping and diagnostics, if the specification asks for any."""
     spec = run_plan.spec
-    if spec.diagnostics.every is None:
-        return []
-    return [
-        DiagnosticsRecorder(
+    if spec.training.early_stopping_patience is not None:
+        yield EarlyStopping(spec.training.early_stopping_patience)
+    if spec.diagnostics.every is not None:
+        yield DiagnosticsRecorder(
             sds_method(spec.adapter),
             run_plan.work.batch("validation", slice(spec.diagnostics.rows)),
             spec.diagnostics.every,
             Path(spec.output_dir) / recording.NAME,
         )
-    ]
 
 
 def _evaluate(model: PeftModel, run_plan: Plan, title: str) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 :mod:`.parsing` builds the specification later, whose own checks need its modules.
 """
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
 from . import paths
 from .outline import RECIPE, Outline, help_text
+from .training_recipe import is_key_of_training
 
 Places = tuple[str, ...]
 """The keys that arguments without ``--`` set, in order."""
@@ -76,28 +78,25 @@ def check(
     if {"--help", "-h"} & set(options):
         print(help_text(shape, prog, places), end="")
         raise SystemExit(0)
-    settings = dict(_settings(options))
-    keys = shape.keys
-    sections = shape.sections.keys()
-    for key in settings:
-        parts = key.split(".")
-        # A value may be a mapping whose keys are its own; a section's keys are all known.
-        parents = {".".join(parts[:n]) for n in range(1, len(parts))}
-        if key not in keys and not parents & (keys - sections | shape.unread):
-            raise UserError(f"unknown key `{key}`{nearest(key, [*keys, RECIPE])}")
+    values = dict(settings(options))
+    on_the_line = dict(settings(option for option in options if not is_recipe(option)))
+    for key in values:
+        # a training's recipe may be given to any command, which names what it does not use
+        if not shape.has(key) and (key in on_the_line or not is_key_of_training(key)):
+            raise UserError(f"unknown key `{key}`{_nearest_key(key, [*shape.keys, RECIPE])}")
     elsewhere = "--print_config" in options or any(map(_is_record, options))
     missing = [
         option.key
         for option in shape.options
-        if option.required and option.key not in settings and (whole or "." not in option.key)
+        if option.required and option.key not in values and (whole or "." not in option.key)
     ]
     if missing and not elsewhere:
         be = "is" if len(missing) == 1 else "are"
         raise UserError(
             f"{', '.join(missing)} {be} required: set it in the recipe, or by --{missing[0]}"
         )
-    paths.check(settings)
-    return settings
+    paths.check(values)
+    return values
 
 
 def adapter_or_recipe(argv: Sequence[str]) -> Places:
@@ -113,11 +112,23 @@ def adapter_recipe_or_model(argv: Sequence[str]) -> Places:
     return (RECIPE if first.endswith((".yaml", ".yml")) else "model.name_or_path",)
 
 
+def _nearest_key(key: str, keys: Sequence[str]) -> str:
+    """Return the suggestion for an unknown key: of its section first, then of all."""
+    section, _, leaf = key.rpartition(".")
+    own = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == section}
+    leaves = {k.rpartition(".")[2]: k for k in keys}
+    if close := difflib.get_close_matches(leaf, own, n=1, cutoff=0.6):
+        return f"; did you mean `{own[close[0]]}`?"
+    if leaf in leaves:
+        return f"; did you mean `{leaves[leaf]}`?"
+    return nearest(key, keys)
+
+
 def _unescape(value: str) -> str:
     return re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape.group()], value)
 
 
-def _settings(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def settings(options: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Yield each dotted key and its value, as the options and the recipes in them set it."""
     for option in options:
         key, _, value = option.removeprefix("--").partition("=")
@@ -128,12 +139,12 @@ def _settings(options: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if key != RECIPE:
             yield key.removesuffix("+"), value  # jsonargparse appends to a list by KEY+
         elif not _is_record(option):
-            yield from _leaves(_recipe(value))
+            yield from _leaves(read_recipe(value))
         elif not Path(value).is_file():
             raise UserError(f"recipe {value!r} cannot be read: there is no such file")
 
 
-def _recipe(path: str) -> dict[Any, Any]:
+def read_recipe(path: str) -> dict[Any, Any]:
     """Read a YAML file, or the text itself where it is a mapping."""
     import yaml  # comes with an extra; --help works without it
 
@@ -151,9 +162,14 @@ def _recipe(path: str) -> dict[Any, Any]:
     return tree
 
 
+def is_recipe(option: str) -> bool:
+    """Return whether an option names a recipe."""
+    return option.startswith(f"--{RECIPE}=")
+
+
 def _is_record(option: str) -> bool:
     """Return whether an option names a run's record, whose keys the run has checked."""
-    return option.startswith(f"--{RECIPE}=") and Path(option.partition("=")[2]).name == RECORD
+    return is_recipe(option) and Path(option.partition("=")[2]).name == RECORD
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

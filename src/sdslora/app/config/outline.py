@@ -58,6 +58,12 @@ class Outline:
         """Every key, dotted, those of sections included."""
         return {option.key for option in self.options} | self.sections.keys()
 
+    def has(self, key: str) -> bool:
+        """Return whether ``key`` can be set; a value may be a mapping whose keys are its own."""
+        parts = key.split(".")
+        parents = {".".join(parts[:n]) for n in range(1, len(parts))}
+        return key in self.keys or bool(parents & (self.keys - self.sections.keys() | self.unread))
+
 
 @cache
 def outline(module: str, name: str) -> Outline:

@@ -21,8 +21,11 @@ from ..errors import UserError
 from ..models.trained_adapter import make_config
 from ..run import record
 from . import arguments
-from .outline import RECIPE, outline
-from .spec import TrainingConfig
+from .outline import RECIPE, Outline, outline
+from .spec import Recipe
+from .training_config import TrainingConfig
+from .training_recipe import Convert, for_command
+from .value_words import words
 
 SpecT = TypeVar("SpecT")
 
@@ -36,6 +39,7 @@ def parse(
     prog: str,
     positionals: Sequence[str] = (RECIPE,),
     defaults: Mapping[str, Any] | None = None,
+    convert: Convert = lambda tree: [],
 ) -> SpecT:
     """Build ``spec`` (a dataclass, sections being dataclasses too) from command-line arguments.
 
@@ -45,6 +49,7 @@ def parse(
         prog: the command as typed, for the help.
         positionals: the keys that arguments without ``--`` set, in order.
         defaults: values that precede the recipe, nested as a recipe is.
+        convert: what the command makes of a training's recipe.
 
     Raises:
         UserError: for an unknown key, a value of the wrong type or one that a section rejects,
@@ -57,12 +62,18 @@ def parse(
         options.insert(0, f"--{RECIPE}={json.dumps(dict(defaults), default=str)}")
     options = [_record_as_recipe(option) for option in options]
     arguments.check(options, shape, prog, positionals)
-    parser = _parser(spec)
+    options = [_for_command(option, shape, prog, convert) for option in options]
+    parser, settings = _parser(spec), dict(arguments.settings(options))
     try:
         values = parser.parse_args(options)
-    except Exception as error:
-        raise UserError(_readable(error)) from error
-    return _build(spec, parser, values)
+        result = _build(spec, parser, values)
+    except UserError:
+        raise
+    except Exception as error:  # of jsonargparse, or of a section's own checks
+        raise UserError(_readable(error, spec, settings)) from error
+    if isinstance(result, Recipe):
+        result.given = frozenset(settings)
+    return result
 
 
 def _parser(spec: type) -> ArgumentParser:
@@ -83,6 +94,8 @@ def _parser(spec: type) -> ArgumentParser:
 def _fields(spec: type) -> Iterator[tuple[str, Any, Any]]:
     hints = typing.get_type_hints(spec)
     for field in fields(spec):
+        if not field.init:
+            continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         yield field.name, hints[field.name], default
 
@@ -94,6 +107,18 @@ def _record_as_recipe(option: str) -> str:
         run = record.read(Path(path).parent)
         return option if run is None else f"{name}={json.dumps(_settable(run['config']))}"
     return option
+
+
+def _for_command(option: str, shape: Outline, prog: str, convert: Convert) -> str:
+    """Return the option with a training's recipe as the command takes it; name what it leaves."""
+    if not arguments.is_recipe(option):
+        return option
+    name, _, path = option.partition("=")
+    tree = arguments.read_recipe(path)
+    converted, unused = for_command(tree, shape, convert)
+    if unused:
+        print(f"not used by `{prog}`: {', '.join(unused)}")
+    return option if converted is tree else f"{name}={json.dumps(converted)}"
 
 
 def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,24 +139,33 @@ def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
     return sections | {"training": training}
 
 
-def _readable(error: Exception) -> str:
-    """Return jsonargparse's message on one line, with the key first."""
+def _readable(error: Exception, spec: type, settings: Mapping[str, Any]) -> str:
+    """Return the message on one line, with the key and the values that it takes."""
     text = " ".join(str(error).split())
+    if wrong := re.match(r'Parser key "([^"]+)":', text):
+        key = wrong.group(1)
+        kind, value = _kind(spec, key.split(".")), settings.get(key)
+        if kind is not None and value is not None:
+            return f"`{key}` expects {words(kind)}, not {value!r}"
+    if wrong := re.match(r"(\S+) is not a valid \w+, please select one of \[(.*)\]", text):
+        key = next((k for k, value in settings.items() if str(value) == wrong.group(1)), "")
+        return f"`{key}` expects one of: {wrong.group(2)}, not {wrong.group(1)}".replace("'", "")
     return re.sub(r'^Parser key "([^"]+)": ?', r"`\1`: ", text)
 
 
+def _kind(spec: Any, names: Sequence[str]) -> Any:
+    """Return the type of a dotted key, or None where it is none of a dataclass."""
+    kind = typing.get_type_hints(spec).get(names[0])
+    return _kind(kind, names[1:]) if names[1:] and is_dataclass(kind) else kind
+
+
 def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> SpecT:
-    try:
-        ready = parser.instantiate(values)
-        arguments = {name: ready[name] for name, _, _ in _fields(spec)}
-        for name, kind, _ in _fields(spec):
-            if kind is SdsLoraConfig:
-                arguments[name] = make_config(_changed_options(values[name]))
-        return spec(**arguments)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a section's own checks raise
-        raise UserError(" ".join(str(error).split())) from error
+    ready = parser.instantiate(values)
+    sections = {name: ready[name] for name, _, _ in _fields(spec)}
+    for name, kind, _ in _fields(spec):
+        if kind is SdsLoraConfig:
+            sections[name] = make_config(_changed_options(values[name]))
+    return spec(**sections)
 
 
 def _changed_options(values: Namespace) -> dict[str, Any]:

@@ -1,33 +1,19 @@
 """The specification of an experiment: the keys of a recipe, with their defaults.
 
 Plain dataclasses; :mod:`.parsing` fills them from YAML and the command line. The adapter's section
-is :class:`sdslora.SdsLoraConfig` itself, the training's is TRL's ``SFTConfig`` with our defaults,
-so that every argument of either can be set.
+is :class:`sdslora.SdsLoraConfig` itself, the training's is TRL's ``SFTConfig`` with our defaults
+(:mod:`.training_config`), so that every argument of either can be set.
 """
 
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
-import torch
-from trl import SFTConfig
-
 from ... import SdsLoraConfig
 from ...training import CHECKS, Check
 from ..errors import UserError
+from .training_config import TrainingConfig
 
 SpecT = TypeVar("SpecT")
-
-# Arguments of SFTConfig that have no effect here, each with the key to set instead.
-_ELSEWHERE = {
-    "model_init_kwargs": "model.options",
-    "trust_remote_code": "model.trust_remote_code",
-    "chat_template_path": "data.chat_template",
-    "dataset_text_field": "data.prompt and data.completion",
-    "dataset_kwargs": "the data section",
-    "assistant_only_loss": "data.completion (only the completion bears loss)",
-    "resume_from_checkpoint": "resume",
-    "pad_token": "the tokenizer's own files",
-}
 
 
 @dataclass
@@ -140,8 +126,8 @@ class EvalSpec:
     Args:
         before: Evaluate the base model before training.
         after: Evaluate the trained model.
-        exact_match: Generate greedily and compare; otherwise only the loss is computed. For an
-            image classifier, the share of right answers is always computed.
+        exact_match: Also generate greedily and compare, which takes minutes. For an image
+            classifier, the share of right answers is always computed.
         max_new_tokens: Longest answer to generate; the longest expected one plus 8 if not given.
         batch_size: Rows in each forward pass.
         limit: Evaluate at most this many rows; null for all.
@@ -149,7 +135,7 @@ class EvalSpec:
 
     before: bool = True
     after: bool = True
-    exact_match: bool = True
+    exact_match: bool = False
     max_new_tokens: int | None = None
     batch_size: int = 32
     limit: int | None = 256
@@ -182,50 +168,26 @@ class DiagnosticsSpec:
 
 
 @dataclass
-class TrainingConfig(SFTConfig):
-    """All arguments of TRL's SFTTrainer, with this project's defaults."""
+class Recipe:
+    """A recipe, which knows the keys that its user set."""
 
-    output_dir: str | None = None
-    num_train_epochs: float = 1.0
-    per_device_train_batch_size: int = 32
-    per_device_eval_batch_size: int = 32
-    learning_rate: float = 2e-4
-    lr_scheduler_type: str = "cosine"
-    weight_decay: float = 0.0
-    # None: off. Its default is "on" in TRL, which would trade a third of the speed for memory.
-    gradient_checkpointing: bool | None = None  # type: ignore[assignment]
-    # None: on where the GPU has it.
-    bf16: bool | None = None  # type: ignore[assignment]
-    # Every A and B gets a gradient in every step; a search for others costs a pass over the graph.
-    ddp_find_unused_parameters: bool | None = False
-    logging_steps: float = 10
-    save_total_limit: int | None = 2
-    report_to: str | list[str] | None = "none"
-    completion_only_loss: bool | None = True
-    seed: int = 0
+    given: frozenset[str] | None = field(default=None, init=False, repr=False, compare=False)
+    """The dotted keys; None for a recipe built in Python, all of whose values count as set."""
 
-    def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
-        if not torch.cuda.is_available():
-            self.dataloader_pin_memory = False
-        super().__post_init__()
-        for name, place in _ELSEWHERE.items():
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise UserError(f"training.{name} has no effect here: set {place} instead")
-
-
-def _gpu_has_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    def is_given(self, key: str) -> bool:
+        """Return whether the user set ``key``, or its whole section."""
+        return self.given is None or bool({key, key.partition(".")[0]} & self.given)
 
 
 @dataclass
-class TrainSpec:
+class TrainSpec(Recipe):
     """One training run.
 
     Args:
         output_dir: Directory of the run: checkpoints, the adapter, run.json.
         resume: Continue the run that output_dir holds from its last whole checkpoint.
+        overwrite: Start anew in the place of the run that output_dir holds.
+        yes: Go on without asking where the memory is estimated to be too small.
         checks: Checks during training. Each costs at most a thousandth of its time.
         dry_run: Print the plan of the run, and stop before any weight is loaded.
         show: Print this many training rows as the model sees them, and stop before any weight is
@@ -240,6 +202,8 @@ class TrainSpec:
     evaluation: EvalSpec
     diagnostics: DiagnosticsSpec = field(default_factory=DiagnosticsSpec)
     resume: bool = False
+    overwrite: bool = False
+    yes: bool = False
     checks: list[Check] = field(default_factory=lambda: list(CHECKS))
     dry_run: bool = False
     show: int | None = None

@@ -109,6 +109,11 @@ def _mismatch(row: Row, formats: Sequence[Format]) -> str:
         flaw = f"has no list in `{nearest.lists[0]}`, which the format {nearest.name} needs"
     elif len(missing) == len(nearest.fields) and len(formats) > 1:
         flaw = f"is in none of the formats {', '.join(f.name for f in formats)}"
+    elif missing[0] in row:
+        flaw = (
+            f"has null in `{missing[0]}`, which the format {nearest.name} needs: leave such rows "
+            "out, or fill them in"
+        )
     else:
         flaw = f"has no field `{missing[0]}`, which the format {nearest.name} needs"
     return f"{flaw}; {it_has}. Name other fields with data.prompt and data.completion"

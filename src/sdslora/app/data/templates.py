@@ -10,6 +10,8 @@ from ..errors import UserError, first_line
 from .conversations import Conversation, reject_half_characters
 from .readers import Row
 
+_NULL = "null: leave such rows out, or fill them in"
+
 
 @dataclass(frozen=True)
 class Example:
@@ -68,7 +70,11 @@ class Template:
     def _fill(self, name: str, row: Row, number: int) -> str:
         template = getattr(self, name)
         for field in _fields(name, template):
-            if row.get(field) is None:
+            if field in row and row[field] is None:
+                raise UserError(
+                    f"data row {number}: field `{field}`, which data.{name} needs, is {_NULL}"
+                )
+            if field not in row:
                 present = ", ".join(key for key, value in row.items() if value is not None)
                 raise UserError(
                     f"data row {number} has no field `{field}`, which data.{name} needs; "
@@ -98,7 +104,7 @@ class _TextFormatter(Formatter):
 def _no_text(value: Any) -> str | None:
     """Return why a value has no text (Python would write "None", "nan" ...), or None."""
     if value is None:
-        return "null: leave such rows out, or fill them in"
+        return _NULL
     if isinstance(value, float) and not math.isfinite(value):
         return f"the number {value}, which is no text: leave such rows out, or fill them in"
     if isinstance(value, Mapping | list | tuple | set):

@@ -87,8 +87,10 @@ def read(spec: DataSpec, at_most: int | None) -> tuple[list[Row], dict[str, int]
             break
         missing = next((field for field in training_set.fields if row.get(field) is None), None)
         if missing is not None:
+            flaw = "null in" if missing in row else "no"
             raise UserError(
-                f"{spec.source}: row {number} has no field `{missing}`; it has: {', '.join(row)}"
+                f"{spec.source}: row {number} has {flaw} field `{missing}`; it has: "
+                f"{', '.join(row)}"
             )
         result = training_set.prepare(row)
         if isinstance(result, str):

@@ -224,3 +224,16 @@ def seconds(
     again = 1 * (model.linear_parameters + model.vocabulary * model.hidden) * checkpointing
     operations = 2 * tokens * (multiply_adds(model, rank) + again)
     return operations / (gpu.flops * gpu.share)
+
+
+def size(number: float) -> str:
+    """Write a number of bytes in GiB or MiB."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time in its two largest units: ``3 h 20 min``, ``5 min``, ``40 s``."""
+    minutes, hours = round(seconds / 60), round(seconds / 60) // 60
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

@@ -1,27 +1,60 @@
-"""The description of a planned run, as text."""
+"""The description of a planned run, as text: what matters first, then what was changed."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
+from ...tuner import PRESETS
+from ..config.spec import unset
 from ..models.trained_adapter import layers, tensors
-from .memory import ACTIVATION_FORMULA, estimate
+from . import training_rows
+from .capacity import size
+from .memory import available, estimate
 from .plan import Plan
+from .record import as_json
 
 
 def describe(plan: Plan) -> str:
-    """Describe the resolved configuration, layers, parameters, memory, rows and schedule."""
+    """Describe model, rows, steps, parameters, memory, schedule, and the settings that differ."""
+    spec, work = plan.spec, plan.work
+    changed = _changed(as_json(plan.config), as_json(unset(spec).to_dict()))
+    adapter = changed.get("adapter", {})
+    for name, value in PRESETS.get(adapter.get("preset"), {}).items():
+        if adapter.get(name) == value:
+            del adapter[name]
     return "\n".join(
         [
-            yaml.safe_dump(_plain(plan.config), sort_keys=False, allow_unicode=True),
+            f"model: {spec.model.name_or_path}, {str(work.source.dtype).removeprefix('torch.')}",
+            f"data: {spec.data.source}",
+            f"output directory: {spec.output_dir}",
+            f"rows: {work.size('train')} to train on, {work.size('validation')} to "
+            f"evaluate on; {work.remark}",
+            *_steps(plan),
+            *(f"note: {note}" for note in plan.notes),
             *_layers(plan),
-            *_memory(plan),
-            f"rows: {plan.work.size('train')} to train on, {plan.work.size('validation')} to "
-            f"evaluate on; {plan.work.remark}",
+            _memory(plan),
             *_schedule(plan),
+            *training_rows.example(work),
+            "",
+            "settings that differ from the defaults (--print_config lists all):",
+            yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).rstrip(),
         ]
     )
+
+
+def _steps(plan: Plan) -> list[str]:
+    training, work, total = plan.spec.training, plan.work, plan.schedule.total_steps
+    rows = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    epochs = total * rows / work.size("train")
+    lines = [f"total steps: {total}", f"rows a step: {rows}; {epochs:.3g} epochs"]
+    if work.tokens is not None:
+        lines.append(
+            f"tokens: {work.tokens:,} in the training rows, about {epochs * work.tokens:,.0f} to "
+            "train on"
+        )
+    return lines
 
 
 def _layers(plan: Plan) -> list[str]:
@@ -29,20 +62,21 @@ def _layers(plan: Plan) -> list[str]:
     trainable = sum(p.numel() for p in tensors(plan.skeleton).values())
     total = sum(p.numel() for p in plan.skeleton.parameters())
     return [
+        f"adapter: rank {plan.spec.adapter.r}, preset {plan.spec.adapter.preset}",
+        f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
         f"layers with an adapter: {len(names)}",
         *(f"  {line}" for line in fold_names(names)),
-        f"trainable parameters: {trainable:,} of {total:,} ({trainable / total:.2%})",
     ]
 
 
-def _memory(plan: Plan) -> list[str]:
+def _memory(plan: Plan) -> str:
     terms = estimate(plan)
-    return [
-        f"estimated memory: {size(sum(terms.values()))}",
-        *(f"  {name}: {size(number)}" for name, number in terms.items()),
-        f"  (activations{'' if 'activations' in terms else ', not estimated for this model'}: "
-        f"{ACTIVATION_FORMULA})",
-    ]
+    parts = [f"{name} {size(number)}" for name, number in terms.items()]
+    parts += [] if "activations" in terms else ["without activations"]
+    return (
+        f"estimated memory: {size(sum(terms.values()))} of {size(available(plan))} free "
+        f"({', '.join(parts)})"
+    )
 
 
 def _schedule(plan: Plan) -> list[str]:
@@ -51,10 +85,23 @@ def _schedule(plan: Plan) -> list[str]:
     refreshes = [step for step, action in actions.items() if action == "refresh"]
     start = [step for step, action in actions.items() if action == "reparameterize"]
     return [
-        f"total steps: {schedule.total_steps}",
         f"re-parameterization after step: {', '.join(map(str, start))}",
         f"refreshes after steps ({len(refreshes)}): {', '.join(fold_steps(refreshes)) or 'none'}",
     ]
+
+
+def _changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that differ, nested as they are."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _changed(value, default)
+            if value:
+                result[key] = value
+        elif value != default:
+            result[key] = value
+    return result
 
 
 def fold_names(names: Sequence[str]) -> list[str]:
@@ -87,19 +134,3 @@ def fold_steps(steps: Sequence[int]) -> list[str]:
         by = f" by {stride}" if stride > 1 else ""
         ranges.append(f"{run[0]}-{run[-1]}{by}" if length > 1 else str(run[0]))
     return ranges
-
-
-def size(number: int) -> str:
-    """Write a number of bytes in GiB or MiB."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
-
-
-def _plain(value: object) -> object:
-    """Convert a value to the types that YAML has a plain form for."""
-    if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    return str(value)

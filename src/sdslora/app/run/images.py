@@ -34,6 +34,7 @@ class Images:
     """
 
     trainer_type = ImageTrainer
+    tokens = None
     left_out: Mapping[str, int] = {}
 
     def __init__(
@@ -70,9 +71,10 @@ class Images:
         """Return the number of images."""
         return len(self._splits[split])
 
-    def dataset(self, split: str) -> Dataset[tuple[Tensor, Any]]:
-        """Return the images, which are read when they are needed."""
-        return self._splits[split]
+    def dataset(self, split: str, limit: int | None = None) -> Dataset[tuple[Tensor, Any]]:
+        """Return the images, or the first ``limit``; they are read when they are needed."""
+        images = self._splits[split]
+        return images if limit is None else Subset(images, range(min(limit, len(images))))
 
     def batch(self, split: str, rows: slice) -> dict[str, Tensor]:
         """Return ``pixel_values`` (number, channels, height, width) and ``labels`` (number,)."""

@@ -46,6 +46,10 @@ class Work(Protocol):
         """The positions of the longest training row, or None if they are unknown."""
 
     @property
+    def tokens(self) -> int | None:
+        """The tokens of all training rows, or None if a row has none."""
+
+    @property
     def remark(self) -> str:
         """A remark on the rows, in a few words."""
 
@@ -63,8 +67,8 @@ class Work(Protocol):
     def collate(self) -> Callable[[list[Any]], dict[str, Tensor]] | None:
         """The function that makes a batch from a list of rows, or None for the trainer's own."""
 
-    def dataset(self, split: Split) -> Any:
-        """Return the rows as the trainer takes them."""
+    def dataset(self, split: Split, limit: int | None = None) -> Any:
+        """Return the rows, or the first ``limit``, as the trainer takes them."""
 
     def measure(
         self, model: nn.Module, split: Split, spec: EvalSpec, title: str = "evaluating"

@@ -1,19 +1,25 @@
 """The plan of a run: every check that needs no weights, and what follows from the settings."""
 
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from huggingface_hub import get_token
 from peft import PeftModel
+from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
-from ... import RefreshSchedule
-from ..config.spec import TrainingConfig, TrainSpec, unset
+from ... import RefreshSchedule, SdsLoraConfig
+from ...training.rehearsal import rehearse
+from ..config.spec import TrainSpec, unset
+from ..config.training_config import TrainingConfig
 from ..errors import UserError
 from ..models import base_models, trained_adapter
-from . import checkpoints, modality, record
+from . import checkpoints, modality, run_directory, small_data
 from .modality import Work
 
 
@@ -22,12 +28,14 @@ class Plan:
     """A run that has passed every check.
 
     Attributes:
+        spec: the specification, with defaults that suit the number of rows.
         config: the whole specification, resolved, as ``run.json`` keeps it.
         work: the base model, which is not loaded yet, and the rows.
         skeleton: the base model with its adapter, on the meta device.
         schedule: the schedule of the refreshes; its ``total_steps`` are the run's.
         earlier_record: the record of the run to continue, or None for a new one.
         checkpoint: the checkpoint to continue from, or None for the beginning.
+        notes: what the user should know, a line each.
     """
 
     spec: TrainSpec
@@ -37,20 +45,26 @@ class Plan:
     schedule: RefreshSchedule
     earlier_record: dict[str, Any] | None
     checkpoint: Path | None
+    notes: list[str]
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an earlier run in the directory is removed first."""
+        return self.spec.overwrite or (self.spec.resume and self.earlier_record is None)
 
 
 def make(spec: TrainSpec) -> Plan:
-    """Check the whole specification, cheapest checks first.
+    """Check the specification but for the trainer, cheapest checks first.
 
     Raises:
         UserError: if anything would keep the run from working.
     """
     output_dir = Path(spec.output_dir)
-    config = spec.to_dict()
-    earlier_record = record.claim(output_dir, config, lambda: unset(spec).to_dict(), spec.resume)
+    earlier_record = run_directory.earlier_run(
+        output_dir, resume=spec.resume, overwrite=spec.overwrite, dry_run=spec.dry_run
+    )
     _reject_unsupported(spec.training)
     work = find_work(spec)
-    skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
     rows, validation = work.size("train"), work.size("validation")
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
@@ -65,12 +79,23 @@ def make(spec: TrainSpec) -> Plan:
             f"diagnostics.every needs a single process, not {spec.training.world_size}: leave it "
             "out, or train in one"
         )
-    try:
-        schedule = spec.adapter.schedule(total_steps(rows, spec.training))
-    except ValueError as error:
-        raise UserError(f"{error} (adapter.warmup_steps, training.max_steps)") from error
+    spec, notes = small_data.fitted(spec, rows)
+    config = spec.to_dict()
     checkpoint = checkpoints.last_whole(output_dir) if earlier_record else None
-    return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint)
+    if earlier_record:
+        keys = run_directory.changes(earlier_record, config, unset(spec).to_dict())
+        if keys and (checkpoint or earlier_record["status"] == "finished"):
+            raise UserError(
+                f"cannot resume: {output_dir} holds a run with another configuration, whose "
+                f"numbers would be others: {', '.join(keys)}. Take the change back, choose "
+                "another output_dir, or start anew with --overwrite in place of --resume"
+            )
+        if keys:
+            notes.append(f"no whole checkpoint, beginning anew with changed {', '.join(keys)}")
+            earlier_record = None
+    skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
+    schedule = spec.adapter.schedule(small_data.total_steps(rows, spec.training))
+    return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint, notes)
 
 
 def find_work(spec: TrainSpec) -> Work:
@@ -84,16 +109,6 @@ def find_work(spec: TrainSpec) -> Work:
     if spec.training.eos_token is not None:
         _set_eos(work.processor, spec.training.eos_token)
     return work
-
-
-def total_steps(rows: int, training: TrainingConfig) -> int:
-    """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
-    if training.max_steps > 0:
-        return training.max_steps
-    batch = training.train_batch_size * training.world_size
-    batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
-    per_epoch = max(math.ceil(batches / training.gradient_accumulation_steps), 1)
-    return math.ceil(training.num_train_epochs * per_epoch)
 
 
 def _set_eos(tokenizer: Any, token: str) -> None:
@@ -120,3 +135,56 @@ def _reject_unsupported(training: TrainingConfig) -> None:
                 f"`sdslora train` does not shard the model with {engine}: its processes hold a "
                 "copy each. Use SdsLoraCallback in a training script of your own"
             )
+
+
+def check_trainer(plan: Plan) -> None:
+    """Make the trainer of a run on the model without weights, and rehearse its optimizer.
+
+    All processes of a run call this, as the trainer waits for all.
+
+    Raises:
+        UserError: for a setting that the training would reject: a learning rate below 0, an
+            optimizer that does not suit the adapter's preset, a tracker that is not installed ...
+    """
+    spec, work, skeleton = plan.spec, plan.work, plan.skeleton
+    _require_token(spec)
+    with TemporaryDirectory() as folder:
+        arguments = replace(spec.training, output_dir=folder, push_to_hub=False, disable_tqdm=True)
+        try:
+            trainer = work.trainer_type(
+                model=skeleton,
+                args=arguments,
+                data_collator=work.collate,
+                train_dataset=work.dataset("train", 1),
+                eval_dataset=work.dataset("validation", 1) if work.size("validation") else None,
+                processing_class=work.processor,
+            )
+            trainer.create_optimizer_and_scheduler(plan.schedule.total_steps)
+            if "reset" in spec.checks and trainer.optimizer is not None:
+                _rehearse(trainer.optimizer, spec.adapter, trained_adapter.tensors(skeleton))
+        except UserError:
+            raise
+        except Exception as error:  # of Transformers, TRL, a tracker or an optimizer
+            raise UserError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _rehearse(
+    optimizer: Optimizer, adapter: SdsLoraConfig, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Check that the optimizer suits the adapter, as the schedule does at its start."""
+    # the preset "paper" resets all states, others those of A and B
+    resets_all = adapter.preset == "paper"
+    rehearse(
+        optimizer,
+        [p for name, p in parameters.items() if resets_all or ".lora_" in name],
+        rewrites=adapter.refresh_mode != "qr" or bool(adapter.ramp_steps),
+        transports=bool(adapter.transport_momentum),
+    )
+
+
+def _require_token(spec: TrainSpec) -> None:
+    if spec.training.push_to_hub and not (spec.training.hub_token or get_token()):
+        raise UserError(
+            "training.push_to_hub needs a token of the Hugging Face Hub: log in with "
+            "`hf auth login`, or set HF_TOKEN. Without it, leave push_to_hub out"
+        )

@@ -1,12 +1,18 @@
-"""What a training prints: a bar, or a line now and then, with the time left; and what it logs."""
+"""What a training prints: a bar or lines with the time left, a forecast, and what it logs."""
 
+import time
 from collections.abc import Mapping, Sized
 from typing import Any
 
+import psutil
+import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..progress import Progress
+from .capacity import duration, size
+
+_MEASURED_STEPS = 3
 
 
 class Printed(TrainerCallback):
@@ -80,9 +86,53 @@ class Printed(TrainerCallback):
         self._training = None
 
 
+class Forecast(TrainerCallback):
+    """A callback that prints the time left and the memory in use, once three steps are measured.
+
+    The first step, which allocates and compiles, is not measured.
+    """
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._seconds: list[float] = []
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._start = _now() if len(self._seconds) <= _MEASURED_STEPS else 0.0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock; print the forecast after the last measured step."""
+        if len(self._seconds) > _MEASURED_STEPS:
+            return
+        self._seconds.append(_now() - self._start)
+        left = state.max_steps - state.global_step
+        if len(self._seconds) > _MEASURED_STEPS and left and state.is_world_process_zero:
+            step = sum(self._seconds[1:]) / _MEASURED_STEPS
+            tqdm.write(
+                f"{step:.3g} s a step: about {duration(left * step)} for the {left:,} steps left, "
+                f"without evaluations; {_memory()}"
+            )
+
+
 def _figures(logs: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in logs.items()
         if name != "total_flos"
     )
+
+
+def _now() -> float:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _memory() -> str:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f"{size(torch.cuda.max_memory_allocated())} of GPU memory in use at most"
+    return f"{size(psutil.Process().memory_info().rss)} of memory in use"

@@ -7,7 +7,7 @@ far it came: running, finished, interrupted or failed.
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from ... import __version__
 from ..errors import UserError
-from ..files import is_used, new_directory, read_json, reject_links_out, write_json, write_jsonl
+from ..files import new_directory, read_json, write_json, write_jsonl
 from ..processes import is_first
 from ..secrets import mask_secrets, without_secrets
 
@@ -30,24 +30,6 @@ _PACKAGES = (
     "datasets",
     "pillow",
     "reasoning-gym",
-)
-# Keys that may differ between a run and its continuation: they change no weight.
-_FREE = (
-    "output_dir",
-    "adapter.task_type",
-    "adapter.peft_version",
-    "checks",
-    "diagnostics",
-    "training.logging_",
-    "training.log_",
-    "training.save_",
-    "training.report_to",
-    "training.disable_tqdm",
-    "training.run_name",
-    "training.dataloader_num_workers",
-    "training.dataloader_pin_memory",
-    "training.hub_",
-    "training.push_to_hub",
 )
 
 
@@ -103,45 +85,6 @@ def read(directory: Path) -> dict[str, Any] | None:
 def of_adapter(directory: Path) -> dict[str, Any] | None:
     """Return the record of an adapter's run, from its folder or the one above a checkpoint's."""
     return read(directory) or read(directory.parent)
-
-
-def claim(
-    output_dir: Path,
-    config: Mapping[str, Any],
-    defaults: Callable[[], Mapping[str, Any]],
-    resume: bool,
-) -> dict[str, Any] | None:
-    """Check that a run may write to ``output_dir``, and return the record to continue, if any.
-
-    Args:
-        output_dir: the run's directory.
-        config: the run's configuration.
-        defaults: makes the configuration with no option set; called if the directory has a run.
-        resume: whether to continue the run in the directory.
-
-    Raises:
-        UserError: if the directory holds another run or other files. With ``resume``, if it holds
-            a run with another configuration (the message names the keys that differ), or a link
-            that leads out of it.
-    """
-    if not is_used(output_dir):
-        return None
-    if not resume:
-        raise UserError(
-            f"output directory {output_dir} exists and is not empty; choose another output_dir, "
-            "or set resume: true to continue the run that it holds"
-        )
-    earlier_record = read(output_dir) if output_dir.is_dir() else None
-    if earlier_record is None:
-        raise UserError(f"cannot resume: {output_dir} holds no {NAME}, so no run of ours")
-    reject_links_out(output_dir)
-    keys = differing_keys(earlier_record["config"], as_json(config), as_json(defaults()), _FREE)
-    if keys:
-        raise UserError(
-            f"cannot resume: {output_dir} holds a run with another configuration; it differs in "
-            f"{', '.join(keys)}"
-        )
-    return earlier_record
 
 
 def write_figures(

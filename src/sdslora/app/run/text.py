@@ -46,6 +46,11 @@ class Text:
         return max(map(len, self.rows("train")))
 
     @property
+    def tokens(self) -> int:
+        """The tokens of all training rows."""
+        return sum(map(len, self.rows("train")))
+
+    @property
     def remark(self) -> str:
         """The longest row."""
         return f"longest {self.positions} tokens"
@@ -77,8 +82,10 @@ class Text:
         """Return the number of rows."""
         return len(self.rows(split))
 
-    def dataset(self, split: str) -> Dataset:
-        """Return the rows as TRL takes them; they are converted once."""
+    def dataset(self, split: str, limit: int | None = None) -> Dataset:
+        """Return the rows, or the first ``limit``, as TRL takes them; all are converted once."""
+        if limit is not None:
+            return Dataset.from_list([r.training_row() for r in self.rows(split)[:limit]])
         if split not in self._datasets:
             self._datasets[split] = Dataset.from_list([r.training_row() for r in self.rows(split)])
         return self._datasets[split]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
+from torch import nn
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -46,6 +47,10 @@ class Guarded(Trainer):
         self.callback_handler.callbacks.sort(key=lambda callback: callback not in own)
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        if not any(p.is_meta for p in model.parameters()):  # a model without weights stays
+            super()._move_model_to_device(model, device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run forward and backward for one batch."""
@@ -135,3 +140,40 @@ class StopOnInterrupt(TrainerCallback):
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(signal.SIGINT, self._former)
+
+
+class ChosenIntervals(TrainerCallback):
+    """A callback that lets a resumed run log, save and evaluate at the steps that are set now.
+
+    The trainer takes these intervals from the checkpoint.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Compute the intervals anew."""
+        state.compute_steps(args, state.max_steps)
+
+
+class EarlyStopping(TrainerCallback):
+    """A callback that stops after ``patience`` evaluations without a better metric.
+
+    It counts in the trainer's history, which checkpoints have, so that a resumed run stops at the
+    same step. Transformers' own callback starts to count anew.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Request the end of the training if the best evaluation is long ago."""
+        assert args.metric_for_best_model is not None
+        key = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        values = [entry[key] for entry in state.log_history if key in entry]
+        best = max(values) if args.greater_is_better else min(values)
+        since_best = len(values) - 1 - values.index(best)
+        if since_best >= self.patience:
+            print(f"stopping early: no better {key} in {since_best} evaluations")
+            control.should_training_stop = True

@@ -12,6 +12,8 @@ from .text import Text
 
 _COLOUR = ("\033[1;32m", "\033[0m")  # bold green, and back
 _MARKS = (">>>", "<<<")
+_SHOWN = 80
+"""Characters at each end of a piece that is shown in short."""
 
 
 def describe(work: Work, number: int) -> str:
@@ -34,6 +36,23 @@ def describe(work: Work, number: int) -> str:
         parts.append(f"--- row {i} of {len(rows)}: {len(row)} tokens, {sum(row.mask)} bear loss")
         parts.append("".join(_pieces(row, work, marks)))
     return "\n".join(parts)
+
+
+def example(work: Work) -> list[str]:
+    """Return the first training row in short, on lines of its own; none of images."""
+    if not isinstance(work, Text):
+        return []
+    row = work.rows("train")[0]
+    text = "".join(_shortened(piece) for piece in _pieces(row, work, _MARKS))
+    head = f"a row of {len(row)} tokens; the {sum(row.mask)} between >>> and <<< bear loss:"
+    return [head, f"  {text}"]
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning and the end of a text, on one line."""
+    if len(text) > 2 * _SHOWN:
+        text = f"{text[:_SHOWN]} ... {text[-_SHOWN:]}"
+    return text.replace("\n", "\\n")
 
 
 def _pieces(row: Encoded, work: Text, marks: tuple[str, str]) -> Iterable[str]:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ...app.errors import RunFailed, UserError
 from ...app.files import read_json, reject_links_out, write_json, write_jsonl, write_text
 from ...app.progress import Progress
 from ...app.run.record import as_json, differing_keys
+from ...app.run.small_data import fitted_training
 from ...methods import Settings
 from ..grid.contenders import Contender, contenders, next_rate, rates
 from ..grid.engines import Engine, engine
@@ -25,6 +27,7 @@ from ..grid.spec import CompareSpec, metric_of
 from ..statistics.rates import Rate, best, end_of_grid, rates_of
 from ..statistics.statistics import Comparison, compare
 from . import plots
+from .from_training import to_compare
 from .report import markdown, summary, table
 
 CONFIG = "compare.json"
@@ -33,7 +36,7 @@ _FINAL = ("finished", "diverged")
 
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora compare`` with these arguments."""
-    run_comparison(parse(CompareSpec, argv, prog="sdslora compare"))
+    run_comparison(parse(CompareSpec, argv, "sdslora compare", convert=to_compare))
 
 
 def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison | None:
@@ -55,6 +58,12 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     """
     field = contenders(spec)
     work = workload(spec)
+    training, changes = fitted_training(spec.training, work.work.size("train"), spec.is_given)
+    if changes:
+        text = ", ".join(f"training.{name} {value:g}" for name, value in changes.items())
+        print(f"note: for {work.work.size('train')} rows: {text} (set them to choose)")
+        spec = replace(spec, training=training)
+        work = workload(spec)
     for note in work.notes:
         print(f"note: {note}")
     skeleton = work.skeleton()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ...app.config.spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
+from ...app.config.spec import DataSpec, EvalSpec, ModelSpec, Recipe
+from ...app.config.training_config import TrainingConfig
 from ...app.errors import UserError, nearest
 from ...methods import METHODS
 from ..statistics.statistics import HIGHER_IS_BETTER, OURS, Metric
@@ -112,7 +113,7 @@ TUNED = [{"method": name, "preset": "tuned"} for name in OURS]
 
 
 @dataclass
-class CompareSpec:
+class CompareSpec(Recipe):
     """Methods compared on one task, each at its own best learning rate, over several seeds.
 
     Args:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, set_seed
 from ...app.config.spec import EvalSpec
 from ...app.errors import UserError
 from ...app.run.modality import Work
-from ...app.run.plan import total_steps
+from ...app.run.small_data import total_steps
 from ...methods import Batches, Settings
 from .spec import CompareSpec
 

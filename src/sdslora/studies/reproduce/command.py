@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ...app.config.parsing import parse
-from ...app.config.spec import TrainingConfig
+from ...app.config.training_config import TrainingConfig
 from ...app.errors import UserError
 from ...app.run.record import as_json
 from . import contents

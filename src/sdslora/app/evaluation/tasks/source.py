@@ -48,8 +48,10 @@ def splits(task: str, rows: Iterable[Row], fields: Sequence[str]) -> dict[str, d
     for number, row in enumerate(rows):
         for field in fields:
             if row.get(field) is None:
+                flaw = "null in" if field in row else "no"
                 raise UserError(
-                    f"task {task}: row {number} has no field `{field}`; it has: {', '.join(row)}"
+                    f"task {task}: row {number} has {flaw} field `{field}`; it has: "
+                    f"{', '.join(row)}"
                 )
         records.append({field: row[field] for field in fields})
     return {"test": datasets.Dataset.from_list(records)}

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig, unset
+from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, unset
+from ....app.config.training_config import TrainingConfig
 from ....app.errors import RunFailed, UserError, first_line
 from ....app.files import read_json
 from ....app.progress import Progress

@@ -7,8 +7,7 @@ import torch
 
 from ....app.errors import UserError
 from ....app.run import capacity
-from ....app.run.capacity import DECODERS, VISION, Gpu, Shape
-from ....app.run.dry_run import size
+from ....app.run.capacity import DECODERS, VISION, Gpu, Shape, size
 from ...statistics.numbers import count
 from .grid import Cell
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, TrainingConfig
+from ....app.config.spec import DataSpec, EvalSpec, ModelSpec
+from ....app.config.training_config import TrainingConfig
 from ....app.data.training_sets import TRAINING_SETS
 from ....app.errors import UserError, first_line, nearest
 from ....app.progress import Progress

@@ -1,0 +1,109 @@
+"""Defaults that suit 200 rows and 200,000: batch, epochs, and the adapter's warm-up and ramp.
+
+A value that the user set stays as it is.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from ... import SdsLoraConfig
+from ..config.spec import TrainSpec
+from ..config.training_config import TrainingConfig
+from ..errors import UserError
+
+_BATCHES = (32, 16, 8)
+"""The default batches, for many rows and for few."""
+_STEPS_AN_EPOCH = 30
+"""The least steps of an epoch that a default batch leaves, where it is not the smallest."""
+_FEW_STEPS = 100
+"""An epoch of fewer steps is repeated."""
+_EPOCHS_OF_FEW_ROWS = 3
+_LARGEST_SHARE = 0.75
+"""Of all steps, the most that the default warm-up and ramp may take."""
+
+
+def total_steps(rows: int, training: TrainingConfig) -> int:
+    """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
+    if training.max_steps > 0:
+        return training.max_steps
+    return math.ceil(training.num_train_epochs * _steps_an_epoch(rows, training))
+
+
+def fitted_training(
+    training: TrainingConfig, rows: int, is_given: Callable[[str], bool]
+) -> tuple[TrainingConfig, dict[str, Any]]:
+    """Return the training with defaults for this number of rows, and those that changed."""
+    changes: dict[str, Any] = {}
+    if not is_given("training.per_device_train_batch_size"):
+        processes = training.world_size * training.gradient_accumulation_steps
+        fits = (b for b in _BATCHES if rows >= _STEPS_AN_EPOCH * b * processes)
+        batch = next(fits, _BATCHES[-1])
+        if batch != training.per_device_train_batch_size:
+            changes["per_device_train_batch_size"] = batch
+    epochs_count = training.max_steps <= 0 and not is_given("training.num_train_epochs")
+    if epochs_count and _steps_an_epoch(rows, replace(training, **changes)) < _FEW_STEPS:
+        changes["num_train_epochs"] = float(_EPOCHS_OF_FEW_ROWS)
+    return replace(training, **changes), changes
+
+
+def fitted(spec: TrainSpec, rows: int) -> tuple[TrainSpec, list[str]]:
+    """Return the specification with defaults for this number of rows, and a line if any changed.
+
+    Raises:
+        UserError: where the adapter's warm-up, as set, is as long as the training.
+    """
+    training, changes = fitted_training(spec.training, rows, spec.is_given)
+    steps = total_steps(rows, training)
+    adapter, shares = _fitted_adapter(spec.adapter, steps, spec.is_given)
+    _require_main_stage(adapter, training, steps)
+    values = {f"training.{name}": value for name, value in changes.items()}
+    values |= {f"adapter.{name}": value for name, value in shares.items()}
+    text = ", ".join(f"{key} {value:g}" for key, value in values.items())
+    notes = [f"for {rows} rows, {steps} steps: {text} (set them to choose)"] if values else []
+    resolved = replace(spec, training=training, adapter=adapter)
+    resolved.given = spec.given
+    return resolved, notes
+
+
+def _fitted_adapter(
+    adapter: SdsLoraConfig, steps: int, is_given: Callable[[str], bool]
+) -> tuple[SdsLoraConfig, dict[str, int]]:
+    """Shorten the default warm-up to a sixth of the steps and the default ramp to a third."""
+    assert adapter.ramp_steps is not None
+    if adapter.warmup_steps + adapter.ramp_steps <= _LARGEST_SHARE * steps:
+        return adapter, {}
+    shares = {"warmup_steps": max(1, steps // 6), "ramp_steps": steps // 3}
+    shares = {
+        name: share
+        for name, share in shares.items()
+        if not is_given(f"adapter.{name}") and share < getattr(adapter, name)
+    }
+    adapter = copy.copy(adapter)
+    for name, share in shares.items():
+        setattr(adapter, name, share)
+    return adapter, shares
+
+
+def _require_main_stage(adapter: SdsLoraConfig, training: TrainingConfig, steps: int) -> None:
+    warmup = adapter.warmup_steps
+    if warmup < steps:
+        return
+    if training.max_steps > 0:
+        longer = f"training.max_steps to {4 * warmup}"
+    else:
+        epochs = math.ceil(4 * warmup * training.num_train_epochs / max(steps, 1))
+        longer = f"training.num_train_epochs to {epochs}"
+    shorter = f"adapter.warmup_steps to {max(1, steps // 6)}, or " if steps > 1 else ""
+    raise UserError(
+        f"the training has {steps} steps, and the adapter's warm-up takes {warmup} of them, so "
+        f"that its main stage never begins: set {shorter}{longer}"
+    )
+
+
+def _steps_an_epoch(rows: int, training: TrainingConfig) -> int:
+    batch = training.train_batch_size * training.world_size
+    batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
+    return max(math.ceil(batches / training.gradient_accumulation_steps), 1)
