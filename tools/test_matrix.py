@@ -89,7 +89,7 @@ _HUB = ["huggingface_hub==1.33.0", "httpx", "httpcore"]
 _OLDEST = ["peft==0.20.0", "transformers==5.16.1", *_HUB, "trl==1.9.0", "accelerate==1.13.0"]
 
 CELLS = {
-    "oldest": Cell("the lower bounds", [*_OLDEST, "datasets==4.8.0"]),
+    "oldest": Cell("the lower bounds, torch apart", [*_OLDEST, "datasets==4.8.0"]),
     "axolotl-0.19": Cell("Axolotl 0.19", [*_OLDEST, "datasets==4.8.4"]),
     "axolotl-0.21": Cell(
         "Axolotl 0.21", ["peft==0.21.2", "transformers==5.20.1", *_HUB, "trl==1.14.1"]
