@@ -70,9 +70,9 @@ REPORTS: list[tuple[str, str, str, str]] = [
         f"{_VERIFIED}test_tied_embeddings",
     ),
     (
-        "Diffusers loads what its own training scripts wrote, and draws something else",
+        "Diffusers loads what its own training scripts wrote, and draws something else, or fails",
         "a loader that knows LoRA alone, given the tensors and no scaling",
-        "with metadata the loader builds our configuration; without, an error names the ways out",
+        "with metadata the loader gets our configuration; without, an error names the ways out",
         "tests/export/test_image_models.py::test_what_the_scripts_write_is_read_by_the_stock_loader",
     ),
     (
@@ -82,7 +82,7 @@ REPORTS: list[tuple[str, str, str, str]] = [
         "tests/app/data/test_held_out.py::test_values_below_the_top_level_that_are_no_text",
     ),
     (
-        "an answer with </s> in its HTML is cut there",
+        "an answer with `</s>` in its HTML is cut there",
         "the text of the end-of-sequence token in an answer",
         "error before training, with file and row",
         "tests/app/data/test_encoding.py::test_an_answer_that_contains_the_end_is_not_cut_there",

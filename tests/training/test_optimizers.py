@@ -99,6 +99,20 @@ class StartsInTheConstructor(torch.optim.Optimizer):
                 assert state["seed"] > 0
 
 
+class PulledToTheStart(torch.optim.SGD):
+    """Keeps the values that its parameters began with, and goes back towards them (MADGRAD)."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        for p in parameters:
+            self.state[p]["x0"] = p.detach().clone()
+
+    def step(self, closure: object = None) -> None:
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            p.data.lerp_(self.state[p]["x0"], 0.5)
+
+
 class SlowWeights(torch.optim.SGD):
     """Goes half of the way back to older weights at every fifth step (Lookahead)."""
 
@@ -186,6 +200,17 @@ def test_what_the_constructor_made_is_made_again():
         assert torch.equal(state["total"], torch.full_like(p, 0.5))
         numbers.append(state["seed"])
     assert len(set(numbers)) == len(numbers)
+
+
+def test_a_start_that_the_optimizer_remembers_is_the_reparameterized_one():
+    """Also where the smallest parameters, on which it is tried out, are all zero at first."""
+    model = sds_model(make_llama()).train()
+    smallest = sorted(adapter_parameters(model), key=lambda p: p.numel())[:2]
+    assert not any(p.any() for p in smallest)
+    optimizer = PulledToTheStart(trainable(model), lr=1e-2)
+    train(model, optimizer, 3)
+    assert all(torch.equal(optimizer.state[p]["x0"], p) for p in adapter_parameters(model))
+    assert all(p.any() for p in smallest)
 
 
 def test_where_an_optimizer_starts_is_in_its_checkpoint():

@@ -35,14 +35,19 @@ def random_values(like: Tensor, generator: torch.Generator) -> Tensor:
     return numbers.to(device, factorization_dtype(like.dtype))
 
 
-def copied_entries(optimizer: Optimizer, parameters: list[nn.Parameter]) -> set[str]:
+def copied_entries(optimizer: Optimizer) -> set[str]:
     """Return the entries of states that begin as copies of the parameters.
 
-    Zero parameters, such as B at first, show nothing and are skipped.
+    All parameters are compared: zero ones, such as B at first, show nothing and are skipped.
     """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states = {p: optimizer.state[p] for p in parameters if p in optimizer.state and p.any()}
     names = {name for state in states.values() for name in state}
-    return {n for n in names if all(is_copy(state.get(n), p) for p, state in states.items())}
+    return {
+        name
+        for name in names
+        if all(is_copy(state[name], p) for p, state in states.items() if name in state)
+    }
 
 
 def copied_optimizer(

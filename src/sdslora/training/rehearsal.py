@@ -60,8 +60,8 @@ def rehearse(
     try:
         if any(isinstance(value, nn.Module) for value in vars(optimizer).values()):
             raise Unsuitable(
-                "it holds the model: it can update it in the backward pass and remember outside "
-                "of its states"
+                "it holds the model, which it can update in the backward pass, and remember "
+                "outside of its states"
             )
         if not getattr(type(optimizer).step, "hooked", False):
             raise Unsuitable("its step() runs none of torch's hooks, so that no step is counted")
@@ -167,7 +167,7 @@ class _Twin:
         self.others = [memo[id(p)] for group in samples for p in group if id(p) not in our_ids]
         if start_elsewhere:
             self.place()
-        self.copies = copied_entries(optimizer, [p for group in samples for p in group])
+        self.copies = copied_entries(optimizer)
         self.optimizer = copied_optimizer(optimizer, samples, memo, self.copies)
         self.has_moved = False
 
