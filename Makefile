@@ -60,10 +60,11 @@ test-torchao: install ## bases that torchao quantized; apart, since PEFT imports
 	$(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PYTEST) tests/tuner/test_quantized.py
 
-lint: install ## style and types
+lint: install ## style, types and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/docs/test_prose.py
 
 bench: install ## what it costs, side by side, then docs/costs.md
 	for name in step_cost profile_step memory hira_cost refresh_cost refresh_share scaling checks_cost; do \
