@@ -398,7 +398,7 @@ def test_a_run_brings_its_data(
 )
 def test_outcomes(lost: float, gain: float | None, outcome: str) -> None:
     layer = dict.fromkeys(["condition_A", "condition_B"], 7.0)
-    layer |= {"rank_lost": lost, "singular_values": [1.0]}
+    layer |= {"rank_lost": lost, "singular_values": [1.0], "rank": 1.0, "numerical_rank": 1.0}
     if gain is not None:
         ranks = [f"{kind}_rank_{side}" for kind in ("gradient", "direction") for side in "AB"]
         layer |= dict.fromkeys(ranks, 2.0)

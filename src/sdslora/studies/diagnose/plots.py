@@ -80,7 +80,8 @@ def by_layer(layers: Mapping[str, Figures], panels: Mapping[str, Mapping[str, st
         axes.set_title(title, fontsize=10)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=2.5, fontsize=8)
         axes.invert_yaxis()
-        if title.startswith("Condition"):
+        # without a condition number there is nothing to put on a logarithmic axis
+        if title.startswith("Condition") and np.isfinite(axes.dataLim.x1):
             axes.set_xscale("log")
     _name_rows(grid[0], short_names(names))
     for axes in grid[1:]:
