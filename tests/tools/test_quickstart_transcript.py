@@ -1,4 +1,4 @@
-"""The transcript in the quickstart is what the program printed, of the run whose record is there."""
+"""The quickstart shows what the program printed, of the run whose record is there."""
 
 import json
 import re
