@@ -82,12 +82,12 @@ ROOMS = [
 """The folders and files that keep the rules for first lines."""
 
 VERBS = """
-Add Adjust Arrange Assign Average Build Call Carry Cast Check Close Compare Compute Continue Convert
-Copy Count Create Cut Describe Draw Drop Encode Estimate Evaluate Export Fill Filter Find Gather
-Generate Give Group Hold Import Keep Kill List Load Log Make Mark Measure Merge Move Open Prepare
-Pretrain Print Queue Raise Read Reduce Register Reject Remove Render Replace Request Reset Resolve
-Restore Return Run Save Score Send Set Show Silence Sort Split Start Step Stop Submit Subtract Train
-Update Verify Visit Wait Warn Wrap Write Yield
+Add Adjust Answer Arrange Ask Assign Average Build Call Carry Cast Change Check Close Compare
+Compute Continue Convert Copy Count Create Cut Describe Draw Drop Encode Estimate Evaluate Export
+Extend Fill Filter Find Gather Generate Give Group Hold Import Keep Kill List Load Log Make Mark
+Measure Merge Move Open Prepare Pretrain Print Queue Raise Read Reduce Register Reject Remove Render
+Replace Request Reset Resolve Restore Return Run Save Score Send Set Show Silence Sort Split Start
+Step Stop Submit Subtract Train Update Verify Visit Wait Warn Wrap Write Yield
 """
 """What a function's first line may begin with."""
 HEADLESS = """

@@ -96,7 +96,8 @@ def sources() -> set[str]:
     files = [file for file in (source / PACKAGE).rglob("*") if file.is_file()]
     files += [source / f"{PACKAGE}_command.py"]
     names = {f.relative_to(source).as_posix() for f in files if "__pycache__" not in f.parts}
-    yaml = [*recipes.glob("*.yaml"), *recipes.glob("studies/*"), *recipes.glob("paper/*/*")]
+    parts = ("*.yaml", "ready/*", "studies/*", "paper/*/*")
+    yaml = [file for part in parts for file in recipes.glob(part)]
     return names | {f"{PACKAGE}/recipes/{file.relative_to(recipes).as_posix()}" for file in yaml}
 
 

@@ -271,10 +271,3 @@ def test_model_status():
     assert status.num_adapter_layers == 14
     assert status.requires_grad == {"default": True}
     assert status.devices == {"default": ["cpu"]}
-
-
-def test_mixed_peft_models_are_refused():
-    from peft import get_peft_model
-
-    with pytest.raises(ValueError, match="'SDSLORA' is not compatible with the `PeftMixedModel`"):
-        get_peft_model(make_llama(), SdsLoraConfig(target_modules=["q_proj"]), mixed=True)

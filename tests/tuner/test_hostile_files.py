@@ -226,8 +226,8 @@ def test_a_name_for_an_adapter_that_leaves_the_folder(tmp_path: Path) -> None:
     ("indices", "message"),
     [
         ([0], "has no tensor for .*trainable_tokens_delta"),
-        ([64, 3], "trainable_token_indices has 64, and the input embedding has 64 tokens"),
-        ({"embed_tokens": [3, 99]}, "has 99, and model.embed_tokens has 64 tokens"),
+        ([64, 3], "trainable_token_indices has 64, and the input embedding has only 64 tokens"),
+        ({"embed_tokens": [3, 99]}, "has 99, and model.embed_tokens has only 64 tokens"),
         ({"wte": [3]}, "names 'wte', which is no module of the model"),
     ],
 )

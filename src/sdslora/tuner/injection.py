@@ -1,4 +1,4 @@
-"""What a tuner does with an SDS-LoRA configuration: checks, adoption of layers, merging."""
+"""A tuner's work with an SDS-LoRA configuration: checks, adoption of layers, merging."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext

@@ -84,7 +84,7 @@ def test_recipes(recipe: MakeRecipe, sdslora: Run, outline_dir: Path) -> None:
     base = {"model__name_or_path": str(outline_dir)}
     for adapter, words in (
         ({"r": 1000}, "larger than layer"),
-        ({"r": 10**12}, "1048576 at most"),
+        ({"r": 10**12}, "at most 1048576"),
         ({"r": 4, "rank_pattern": {r"((\w+\.?)+)+!": 2}}, "takes more than 1 s"),
     ):
         result = sdslora("train", recipe(adapter=adapter, **base))

@@ -108,8 +108,11 @@ def test_the_cost_is_printed(runs) -> None:
 def test_off_is_nothing(runs) -> None:
     assert not (runs.folder / "off" / NAME).exists()
     assert runs.out.count("diagnostics:") == 2
-    spec = SimpleNamespace(diagnostics=SimpleNamespace(every=None))
-    assert train._diagnostics(SimpleNamespace(spec=spec)) == []
+    spec = SimpleNamespace(
+        diagnostics=SimpleNamespace(every=None),
+        training=SimpleNamespace(early_stopping_patience=None),
+    )
+    assert list(train._more_callbacks(SimpleNamespace(spec=spec))) == []
 
 
 def test_the_training_is_bit_identical(runs) -> None:

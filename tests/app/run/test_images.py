@@ -176,7 +176,7 @@ def test_merged_and_exported(trained: Path, vit_dir: Path, sdslora: Run, tmp_pat
     torch.testing.assert_close(plain(pixels).logits, own(pixels).logits)
     for more, words in (
         (["--format=gguf"], "type 'vit'"),
-        (["--format=kohya", "--component=unet"], "no place for what was trained beside"),
+        (["--format=kohya", "--component=unet"], "kohya cannot hold what was trained beside"),
     ):
         result = sdslora("export", trained, tmp_path / "no", *more)
         assert result.status == 2

@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def replaces(self) -> bool:
-        """Whether an earlier run in the directory is removed first."""
+        """True where an earlier run in the directory is removed first."""
         return self.spec.overwrite or (self.spec.resume and self.earlier_record is None)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ...app.config import arguments
@@ -65,7 +66,8 @@ def check(prog: str, argv: Sequence[str]) -> None:
     shape = outline(f"{__package__}.{module}", spec)
     options = arguments.as_options(argv[1:], shape, ())
     # The scale sets every required option.
-    arguments.check(options, shape, f"{prog} {name}", (), whole=False)
+    optional = [option._replace(required=False) for option in shape.options]
+    arguments.check(options, replace(shape, options=optional), f"{prog} {name}", ())
 
 
 def _parser() -> argparse.ArgumentParser:
