@@ -49,6 +49,10 @@ def outcomes(family: str, only: list[str]) -> Iterator[tuple[str, dict[str, str]
         yield name, tried
 
 
+def _was_tried(by_preset: dict[str, str] | None) -> bool:
+    return by_preset is not None and not by_preset["paper"].startswith("not tried")
+
+
 def main() -> None:
     """Try them all."""
     warnings.simplefilter("ignore")
@@ -63,7 +67,7 @@ def main() -> None:
         known = families.setdefault(family, {})
         try:
             for name, by_preset in outcomes(family, sys.argv[1:]):
-                if name not in known or not by_preset["paper"].startswith("not tried"):
+                if not (_was_tried(known.get(name)) and not _was_tried(by_preset)):
                     known[name] = by_preset
                 write_json(RESULT, {"versions": versions, "optimizers": families})
         except ImportError:

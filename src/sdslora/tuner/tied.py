@@ -1,6 +1,8 @@
-"""Embeddings tied to the output layer, where an adapter changes only one of the two."""
+"""Weights that several layers of the base model share, such as tied embeddings, and merging."""
 
+import copy
 import warnings
+from collections import defaultdict
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -8,40 +10,40 @@ from torch import nn
 
 
 def untie_adapted(model: nn.Module) -> None:
-    """Give input embedding and output layer weights of their own, where merging needs it.
+    """Give every layer a weight of its own, where merging would change a shared one.
 
-    The two may be one tensor, while an adapter changes only one layer, or each in another way.
-    A change merged into that tensor would affect both. A ``UserWarning`` reports that the merged
-    model is larger.
+    Input embedding and output layer may be one tensor, and those of an encoder and a decoder too.
+    An adapter changes one of the layers only, or each in another way: merged into the shared
+    tensor, its change would affect all. ``tie_word_embeddings`` stands for all ties of a model, so
+    that all are undone. A ``UserWarning`` reports that the merged model is larger.
 
     Args:
         model: the base model with adapters in its layers.
     """
-    layers = [_layer(model, "get_input_embeddings"), _layer(model, "get_output_embeddings")]
-    bases = [x.get_base_layer() if isinstance(x, BaseTunerLayer) else x for x in layers]
-    weights = [getattr(base, "weight", None) for base in bases]
-    has_adapter = any(isinstance(layer, BaseTunerLayer) for layer in layers)
-    if not has_adapter or weights[0] is None or weights[0] is not weights[1]:
+    owners: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners[id(parameter)].append((module, name))
+    shared = [group for group in owners.values() if len(group) > 1]
+    adapted = {id(m.get_base_layer()) for m in model.modules() if isinstance(m, BaseTunerLayer)}
+    if not any(id(module) in adapted for group in shared for module, _ in group):
         return
-    bases[1].weight = nn.Parameter(weights[1].detach().clone(), weights[1].requires_grad)
+    for _, *others in shared:
+        for module, name in others:
+            setattr(module, name, copy.deepcopy(getattr(module, name)))
     for config in _configs(getattr(model, "config", None)):
         config.tie_word_embeddings = False
     warnings.warn(
-        "an adapter changes the input embedding or the output layer of a model in which they are "
-        "one tensor: merging gives each its own (tie_word_embeddings=False)",
+        "an adapter changes a layer whose weight others share, such as an embedding that is tied "
+        "to the output layer: merging gives each its own (tie_word_embeddings=False)",
         UserWarning,
         stacklevel=4,
     )
 
 
-def _layer(model: nn.Module, getter: str) -> Any:
-    try:
-        return getattr(model, getter)()
-    except (AttributeError, NotImplementedError):  # no language model of transformers'
-        return None
-
-
 def _configs(config: Any) -> list[Any]:
     """Return the configuration and those of its parts that tie embeddings (text_config, ...)."""
+    if not hasattr(config, "tie_word_embeddings"):
+        return []
     inner = [value for value in vars(config).values() if hasattr(value, "tie_word_embeddings")]
     return [config, *inner]

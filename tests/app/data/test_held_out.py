@@ -132,6 +132,11 @@ def test_unreadable_files(tmp_path) -> None:
         "broken.json.gz": (b"not gzip", "cannot be read"),
         "short.csv": (b"a,b\n1,2\n\n3\n", "line 4: 1 cells, but 2 columns"),
         "twice.csv": (b"a,a\n1,2\n", "two columns have one name"),
+        "twice.json": (b'[{"a": 1, "a": 2}]', "an object has two fields 'a'"),
+        "twice.jsonl": (
+            b'{"a": 1}\n{"m": {"b": 1, "b": 1}}',
+            "line 2: an object has two fields 'b'",
+        ),
     }
     for name, (content, words) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -229,6 +234,24 @@ def test_numbers_and_words_stay_text(tmp_path) -> None:
     spec = DataSpec(str(path), prompt="{question} {m[a][0][b]}", completion="{answer}", holdout=0)
     [example] = load_examples(spec).train
     assert (example.prompt, example.completion) == ("1.5 7", "True")
+
+
+def test_numbers_of_single_precision_are_written_as_they_were(tmp_path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    numbers = [0.1, -2.5, 1e8, 3e-7, 33.0]
+    columns = {
+        "q": pa.array(numbers, pa.float32()),
+        "a": pa.array(numbers, pa.float64()),
+        "m": pa.array([{"x": number} for number in numbers], pa.struct([("x", pa.float32())])),
+    }
+    pq.write_table(pa.table(columns), path)
+    spec = DataSpec(str(path), prompt="{q} {m[x]} {q:.3f}", completion="{a}", holdout=0)
+    for number, example in zip(numbers, load_examples(spec).train, strict=True):
+        assert example.prompt == f"{number} {number} {number:.3f}"
+        assert example.completion == str(number)
 
 
 def test_half_a_character_below_the_top_level(tmp_path) -> None:

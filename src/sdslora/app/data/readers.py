@@ -96,11 +96,25 @@ def _content(path: Path) -> bytes:
 def _json(text: str) -> Any:
     """Return one JSON value, or the list of one a line, which many files called .json hold."""
     try:
-        return json.loads(text)
+        return _value(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise
         return _lines(text)
+
+
+def _value(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; of two fields of one name, Python would drop the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has two fields {twice!r}: rename one, or take it out")
+    return fields
 
 
 def _lines(text: str) -> list[Any]:
@@ -109,7 +123,7 @@ def _lines(text: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(_value(line))
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     return rows

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+import numpy as np
+
 from ..errors import UserError, first_line
 from .conversations import Conversation, reject_half_characters
 from .readers import Row
@@ -99,6 +101,14 @@ class _TextFormatter(Formatter):
         if problem is not None:
             raise ValueError(f"`{field_name}` is {problem}")
         return value, first
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, float):
+            with np.errstate(over="ignore"):
+                single = np.float32(value)
+            if float(single) == value:  # 0.1 of a float32 column arrives as 0.10000000149011612
+                value = float(str(single))
+        return str(super().format_field(value, format_spec))
 
 
 def _no_text(value: Any) -> str | None:
