@@ -43,7 +43,7 @@ def register(config_class: type, model_class: type) -> None:
 
 
 def _rebuild_from_lora_options(config_class: type) -> None:
-    """Let ``LoraConfig(**options)`` return our configuration where the options are ours.
+    """Return our configuration from ``LoraConfig(**options)`` where the options are ours.
 
     Diffusers rebuilds the configuration in an adapter file's metadata with ``LoraConfig``, whatever
     its type. Without this change that is a ``TypeError``.

@@ -202,7 +202,7 @@ def _say_where_from(run_plan: Plan) -> None:
     if run_plan.checkpoint:
         print(f"going on from {run_plan.checkpoint}")
     else:
-        print("there is no whole checkpoint: beginning anew")
+        print("there is no whole checkpoint: beginning again")
 
 
 def _next_commands(run_plan: Plan) -> str:

@@ -186,7 +186,7 @@ class TrainSpec(Recipe):
     Args:
         output_dir: Directory of the run: checkpoints, the adapter, run.json.
         resume: Continue the run that output_dir holds from its last whole checkpoint.
-        overwrite: Start anew in the place of the run that output_dir holds.
+        overwrite: Start again in the place of the run that output_dir holds.
         yes: Go on without asking where the memory is estimated to be too small.
         checks: Checks during training. Each costs at most a thousandth of its time.
         dry_run: Print the plan of the run, and stop before any weight is loaded.

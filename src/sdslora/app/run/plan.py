@@ -88,10 +88,10 @@ def make(spec: TrainSpec) -> Plan:
             raise UserError(
                 f"cannot resume: {output_dir} holds a run with another configuration, whose "
                 f"numbers would be others: {', '.join(keys)}. Take the change back, choose "
-                "another output_dir, or start anew with --overwrite in place of --resume"
+                "another output_dir, or start again with --overwrite in place of --resume"
             )
         if keys:
-            notes.append(f"no whole checkpoint, beginning anew with changed {', '.join(keys)}")
+            notes.append(f"no whole checkpoint, beginning again with changed {', '.join(keys)}")
             earlier_record = None
     skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
     schedule = spec.adapter.schedule(small_data.total_steps(rows, spec.training))

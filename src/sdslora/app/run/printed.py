@@ -1,4 +1,4 @@
-"""What a training prints: a bar or lines with the time left, a forecast, and what it logs."""
+"""The output of a training: a bar or lines with the time left, a forecast, and what it logs."""
 
 import time
 from collections.abc import Mapping, Sized
@@ -16,7 +16,7 @@ _MEASURED_STEPS = 3
 
 
 class Printed(TrainerCallback):
-    """Prints in place of Transformers' callbacks, whose lines are dictionaries of Python.
+    """A callback that prints in place of Transformers' callbacks, whose lines are dictionaries of Python.
 
     It comes after the callbacks that add figures to the log.
     """
@@ -60,7 +60,7 @@ class Printed(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The next evaluation counts from the beginning."""
+        """Count the next evaluation from the beginning."""
         if self._evaluation is not None:
             self._evaluation.close()
         self._evaluation = None
@@ -80,7 +80,7 @@ class Printed(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._training is not None:
             self._training.close()
         self._training = None

@@ -72,7 +72,7 @@ def earlier_run(
     Args:
         output_dir: the run's directory.
         resume: whether to continue the run in the directory.
-        overwrite: whether to start anew in its place.
+        overwrite: whether to start again in its place.
         dry_run: whether nothing will be written.
 
     Raises:
@@ -80,13 +80,13 @@ def earlier_run(
             or replaced and holds no run, or a link that leads out of it.
     """
     if resume and overwrite:
-        raise UserError("resume continues a run and overwrite starts it anew: set one of them")
+        raise UserError("resume continues a run and overwrite starts it again: set one of them")
     if not is_used(output_dir) or (dry_run and not resume and not overwrite):
         return None
     if not resume and not overwrite:
         raise UserError(
             f"output directory {output_dir} exists and is not empty; choose another output_dir, or "
-            "add --resume to continue the run that it holds, or --overwrite to start it anew"
+            "add --resume to continue the run that it holds, or --overwrite to start it again"
         )
     record = read(output_dir) if output_dir.is_dir() else None
     if record is None:

@@ -151,7 +151,7 @@ class ChosenIntervals(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Compute the intervals anew."""
+        """Compute the intervals again."""
         state.compute_steps(args, state.max_steps)
 
 
@@ -159,7 +159,7 @@ class EarlyStopping(TrainerCallback):
     """A callback that stops after ``patience`` evaluations without a better metric.
 
     It counts in the trainer's history, which checkpoints have, so that a resumed run stops at the
-    same step. Transformers' own callback starts to count anew.
+    same step. Transformers' own callback starts to count again.
     """
 
     def __init__(self, patience: int) -> None:

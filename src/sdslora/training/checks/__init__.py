@@ -3,7 +3,7 @@
 ==============  ====================================================================================
 ``loaded``      before the first step: a resumed training has the adapter that it stopped with
 ``gradients``   every A and B gets a gradient
-``reset``       after the re-parameterization: the optimizer starts anew, from the new A and B
+``reset``       after the re-parameterization: the optimizer starts again, from the new A and B
 ``base``        the frozen weights are unchanged, bit for bit
 ``bases``       QᵀQ = I
 ``changed``     every tensor of the optimizer has changed, frozen ones aside
