@@ -272,7 +272,7 @@ def test_checks_are_switched_one_by_one(recipe: MakeRecipe, sdslora: Run, tmp_pa
     assert record(tmp_path / "run")["status"] == "failed"
     result = sdslora("train", path, "--resume", "--checks=[base, bases]")
     assert result.status == 0, result.err
-    assert "beginning anew" in result.out
+    assert "beginning again" in result.out
     result = sdslora("train", path, "--checks=[bass]")
     assert result.status == 2
     assert "bass" in result.err

@@ -131,7 +131,7 @@ def test_what_changes_a_number_is_named_with_the_way_out(
     result = sdslora("train", path, f"--output_dir={run}", "--resume")
     assert result.status == 2
     assert "training.max_steps (-1 there, 30 now), evaluation.limit (256 there" in result.err
-    assert "start anew with --overwrite in place of --resume" in result.err
+    assert "start again with --overwrite in place of --resume" in result.err
 
 
 def test_a_corrected_setting_before_the_first_checkpoint(
@@ -141,7 +141,7 @@ def test_a_corrected_setting_before_the_first_checkpoint(
     assert sdslora("train", wrong).status == 1
     result = sdslora("train", recipe(), "--resume")
     assert result.status == 0, result.err
-    assert "beginning anew with changed training.learning_rate (1e+30 there" in result.out
+    assert "beginning again with changed training.learning_rate (1e+30 there" in result.out
     assert record(tmp_path / "run")["config"]["training"]["learning_rate"] == 1e-3
 
 

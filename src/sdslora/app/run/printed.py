@@ -16,7 +16,7 @@ _MEASURED_STEPS = 3
 
 
 class Printed(TrainerCallback):
-    """A callback that prints in place of Transformers' callbacks, whose lines are dictionaries of Python.
+    """A callback that prints in place of Transformers', whose lines are dictionaries of Python.
 
     It comes after the callbacks that add figures to the log.
     """
