@@ -71,7 +71,7 @@ def fitted(spec: TrainSpec, rows: int) -> tuple[TrainSpec, list[str]]:
 def _fitted_adapter(
     adapter: SdsLoraConfig, steps: int, is_given: Callable[[str], bool]
 ) -> tuple[SdsLoraConfig, dict[str, int]]:
-    """Shorten the default warm-up to a sixth of the steps and the default ramp to a third."""
+    """Reduce the default warm-up to a sixth of the steps and the default ramp to a third."""
     assert adapter.ramp_steps is not None
     if adapter.warmup_steps + adapter.ramp_steps <= _LARGEST_SHARE * steps:
         return adapter, {}
