@@ -32,7 +32,11 @@ def check(directory: Path, figures: dict, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_demo(recipe: MakeRecipe, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(training__num_train_epochs=6, training__eval_strategy="epoch")
+    path = recipe(
+        training__num_train_epochs=6,
+        training__eval_strategy="epoch",
+        evaluation__exact_match=True,
+    )
     demo.main([path])
     figures = json.loads((tmp_path / "run" / "demo.json").read_text())
     check(tmp_path / "run", figures, capsys)
