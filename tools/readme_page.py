@@ -1,11 +1,11 @@
-"""Fill the results of README.md and draw its chart, from the comparisons in docs/results."""
+"""Fill the results of README.md and docs/faq.md, and draw the chart, from docs/results."""
 
 import sys
 from functools import cache
 from pathlib import Path
 
 from keep_comparison import kept_runs
-from page import main, table
+from page import main_of, table
 from sdslora.studies.plotting import style
 from sdslora.studies.statistics.numbers import mean_std
 from sdslora.studies.statistics.statistics import Contender, compare
@@ -67,4 +67,5 @@ def draw() -> None:
 if __name__ == "__main__":
     if "--check" not in sys.argv:
         draw()
-    main(ROOT / "README.md", {"results": results()}, __doc__)
+    table_of_results = {"results": results()}
+    main_of(dict.fromkeys((ROOT / "README.md", ROOT / "docs/faq.md"), table_of_results), __doc__)

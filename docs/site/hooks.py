@@ -1,4 +1,4 @@
-"""MkDocs hooks: links that leave docs/ as plain text, and long names that break.
+"""MkDocs hooks: links that leave docs/ as plain text, and where lines break.
 
 The pages are written to be read in the repository. There a link to a source file works, on the site
 it would lead nowhere; the link's text names the file.
@@ -18,7 +18,11 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
-LONG = re.compile(r"(?<=<code>)[^<]{24,}(?=</code>)")
+BLOCK = re.compile(r"(<pre\b.*?</pre>)", re.DOTALL)
+CODE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+OPTION = re.compile(r"--\w[\w.]*")
+LONG = 24
+"""Characters of a name that may break."""
 log = logging.getLogger("mkdocs.hooks.links")
 
 
@@ -46,5 +50,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let long paths and names break after a slash, a colon or an underscore."""
-    return LONG.sub(lambda code: re.sub(r"(?<=[/:_])(?=[^/:_])", "<wbr>", code.group()), html)
+    """Say where lines of text break; blocks of code stay as they are."""
+    parts = BLOCK.split(html)
+    parts[::2] = [CODE.sub(breaking, text.replace(" ± ", "&nbsp;±&nbsp;")) for text in parts[::2]]
+    return "".join(parts)
+
+
+def breaking(code: re.Match[str]) -> str:
+    """Let a long name break after a slash, a colon or an underscore, not within ``--option``."""
+    name = code.group()
+    if len(name) >= LONG:
+        name = re.sub(r"(?<=[/:_])(?=[^/:_])", "<wbr>", name)
+    return OPTION.sub(r'<span class="option">\g<0></span>', name)
