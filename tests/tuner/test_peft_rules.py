@@ -135,8 +135,9 @@ def test_layers_taken_from_a_state_dictionary():
         model = inject_adapter_in_model(config, make_llama(), state_dict=missing)
     assert layer not in sds_layers(model)
     assert len(sds_layers(model)) == 3
-    with pytest.raises(ValueError, match="layer that has no adapter here"):
-        set_peft_model_state_dict(model, missing)
+    if PEFT_SAVES_BY_HOOK:  # PEFT 0.20 does not ask a method before it loads
+        with pytest.raises(ValueError, match="layer that has no adapter here"):
+            set_peft_model_state_dict(model, missing)
     narrow = SdsLoraConfig(r=2, target_modules=["q_proj", "v_proj"], exclude_modules=[layer])
     with pytest.warns(RuntimeWarning, match="state_dict contained.*additional.*" + layer):
         model = inject_adapter_in_model(narrow, make_llama(), state_dict=tensors)
