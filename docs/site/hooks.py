@@ -1,7 +1,7 @@
-"""MkDocs hooks: links that leave docs/ as plain text, and where lines break.
+"""MkDocs hooks: links to source files and folders as plain text, and where lines break.
 
-The pages are written to be read in the repository. There a link to a source file works, on the site
-it would lead nowhere; the link's text names the file.
+The pages are written to be read in the repository. There a link to a source file or a folder works, on
+the site it would lead nowhere; the link's text names it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             log.warning("%s links to %s, which does not exist", uri, target)
         if path == "README.md":
             path = "docs/index.md"
-        if not path.startswith("docs/"):
+        if not path.startswith("docs/") or (ROOT / path).is_dir():
             return text
         new = posixpath.relpath(path.removeprefix("docs/"), posixpath.dirname(uri) or ".")
         return f"{mark}[{text}]({new}{'#' + parts.fragment if parts.fragment else ''})"

@@ -25,7 +25,7 @@ PARTS = {
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "--quiet", "build", "--strict", "--site-dir", folder]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     return folder, subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
 
@@ -36,7 +36,7 @@ def site(built: tuple[Path, subprocess.CompletedProcess]) -> Path:
 
 
 def test_it_builds_without_a_warning(built: tuple[Path, subprocess.CompletedProcess]) -> None:
-    assert (built[1].returncode, built[1].stderr) == (0, "")
+    assert (built[1].returncode, re.findall("^WARNING.*", built[1].stderr, re.MULTILINE)) == (0, [])
 
 
 def test_nothing_is_fetched(site: Path) -> None:
