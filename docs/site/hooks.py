@@ -1,7 +1,7 @@
 """MkDocs hooks: links to source files and folders as plain text, and where lines break.
 
-The pages are written to be read in the repository. There a link to a source file or a folder works, on
-the site it would lead nowhere; the link's text names it.
+The pages are written to be read in the repository. There a link to a source file or a folder
+works, on the site it would lead nowhere; the link's text names it.
 """
 
 from __future__ import annotations
