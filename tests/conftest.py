@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,12 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c() -> None:
+    """A shell lets what it starts in the background ignore Ctrl-C, which some tests send."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
