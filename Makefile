@@ -109,9 +109,11 @@ release: wheel ## check sdist and wheel in an empty environment; print what rema
 	$(BIN)/python -m twine check --strict dist/*
 	$(VENV)/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd $(VENV)/release && bin/sdslora --version && bin/python -c "import sdslora; print(sdslora.__all__)"
-	@echo "Left to do by hand: the repository's address in [project.urls] and before README's links, \
-		which a package index cannot follow otherwise; date the version in CHANGELOG.md; git tag v$$($(BIN)/python -c \
-		'from sdslora._version import __version__ as v; print(v)'); git push --tags; twine upload dist/*"
+	@echo "Left to do by hand:"
+	@echo "- the repository's address in [project.urls], and before README's links: a package index has no files"
+	@echo "- the date of the version in CHANGELOG.md"
+	@echo "- git tag v$$($(BIN)/python -c 'from sdslora._version import __version__ as v; print(v)');" \
+		"git push --tags; twine upload dist/*"
 
 nightly: test test-matrix reliability distribution ## all tests, and the longer trials
 
