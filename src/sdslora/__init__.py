@@ -2,7 +2,7 @@
 
 # ruff: noqa: E402 (what is too old is named before an import from it fails)
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._tested import reject_older as _reject_older
 from ._tested import warn_of_untested as _warn_of_untested
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "type[SdsLoraCallback]":
     """Return the callback, which :mod:`.training` imports on first use."""
     if name != "SdsLoraCallback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -100,7 +100,8 @@ def _expected_error(inverse: Tensor, rows: int) -> Tensor:
     S = inverse.mT @ inverse
     S2 = S @ S
     norm = torch.linalg.matrix_norm(S2 @ S2) ** 0.25
-    return torch.finfo(inverse.dtype).eps * (4 + 0.3 * rows**0.5) * norm
+    error: Tensor = torch.finfo(inverse.dtype).eps * (4 + 0.3 * rows**0.5) * norm
+    return error
 
 
 def _careful_basis(M: Tensor, previous: Tensor | None) -> Tensor:

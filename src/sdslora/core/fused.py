@@ -11,11 +11,11 @@ then costs four products for the gradients, as in plain LoRA, and only ``x`` is 
 """
 
 import os
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from .factors import LowRankPair, SdsFactors, gated, plain_pair
 from .precision import autocast_dtype
@@ -59,8 +59,21 @@ def fused_sds_linear(
     x, x_dropout = in_working_dtype(x, x_dropout)
     rank = factors.A.shape[0]
     merge = x_dropout is None and torch.is_grad_enabled() and _merging_pays(x, weight, rank)
-    out: Tensor = _FusedSdsLinear.apply(x, x_dropout, weight, bias, *factors, scaling, gate, merge)
+    out: Tensor = _FusedSdsLinear.apply(  # type: ignore[no-untyped-call]
+        x, x_dropout, weight, bias, *factors, scaling, gate, merge
+    )
     return out
+
+
+class _Saved(FunctionCtx):
+    """The values that the forward pass leaves for the backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    scaling: float
+    merge: bool
+    drops: bool
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype | None]
 
 
 class _FusedSdsLinear(torch.autograd.Function):
@@ -68,7 +81,7 @@ class _FusedSdsLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Saved,
         x: Tensor,
         x_dropout: Tensor | None,
         weight: Tensor,
@@ -88,7 +101,7 @@ class _FusedSdsLinear(torch.autograd.Function):
         d = x if x_dropout is None else x_dropout
         rows = d.reshape(-1, d.shape[-1])
         if merge:
-            h = None
+            h: Tensor | None = None
             out = F.linear(x, _whole_weight(weight_, up, down, scaling), bias_)
         else:
             out = F.linear(x, weight_, bias_)
@@ -99,13 +112,15 @@ class _FusedSdsLinear(torch.autograd.Function):
             # h = (Q_Aᵀ + gate A) d; a tensor without dimensions does not promote the dtype
             h = torch.addcmul(hidden[:, r:], gate[0], hidden[:, :r])
         # casts are saved, as autocast saves them; uncast factors are packed again in backward
-        ctx.save_for_backward(d, h, weight, gate, *(factors if dtype == A.dtype else pair))
+        saved = factors if dtype == A.dtype else pair
+        # h may be None
+        ctx.save_for_backward(d, h, weight, gate, *saved)  # type: ignore[arg-type]
         ctx.scaling, ctx.merge, ctx.drops = scaling, merge, x_dropout is not None
         ctx.dtypes = A.dtype, B.dtype, None if bias is None else bias.dtype
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
         reject_gradient_of_gradient()
         d, h, weight, gate, *factors = ctx.saved_tensors
         up, down = factors if len(factors) == 2 else _cast_pair(SdsFactors(*factors), gate, d.dtype)

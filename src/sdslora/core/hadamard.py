@@ -4,11 +4,10 @@
 Eq. (5). The division by the root mean square of W keeps the size of ΔW about the same.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from .factors import LowRankPair, SdsFactors, gated, plain_pair
 from .fused import in_working_dtype, product, reject_gradient_of_gradient
@@ -50,16 +49,27 @@ def fused_hadamard_linear(
     x, x_dropout = in_working_dtype(x, x_dropout)
     # in half precision a small change would be rounded away, if it were added to W
     one = x_dropout is None and x.dtype.itemsize >= 4
-    out: Tensor = _HadamardLinear.apply(
+    out: Tensor = _HadamardLinear.apply(  # type: ignore[no-untyped-call]
         x, x_dropout, weight, bias, *factors, scaling, gate, rms, one
     )
     return out
 
 
+class _Saved(FunctionCtx):
+    """The values that the forward pass leaves for the backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    scaling: float
+    one: bool
+    drops: bool
+    bias_dtype: torch.dtype | None
+
+
 class _HadamardLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Saved,
         x: Tensor,
         x_dropout: Tensor | None,
         weight: Tensor,
@@ -92,7 +102,7 @@ class _HadamardLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Saved, grad: Tensor) -> tuple[Tensor | None, ...]:
         reject_gradient_of_gradient()
         d, weight, A, B, Q_A, Q_B, gate, rms = ctx.saved_tensors
         need_x, need_d, _, need_bias, need_A, need_B, *_ = ctx.needs_input_grad

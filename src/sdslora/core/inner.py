@@ -36,4 +36,5 @@ def in_pieces(X: Tensor, Y: Tensor, piece: int) -> Tensor:
     # Σ_i X_iᵀ Y_i,  X and Y cut into rows of blocks
     left = X.contiguous().unflatten(-2, (-1, piece))
     right = left if Y is X else Y.contiguous().unflatten(-2, (-1, piece))
-    return (left.mT @ right).sum(dim=-3)
+    total: Tensor = (left.mT @ right).sum(dim=-3)
+    return total

@@ -21,7 +21,8 @@ def gradient_alignment(G: Tensor, G_eff: Tensor) -> Tensor:
     """
     (G, size), (G_eff, size_eff) = _scaled(G), _scaled(G_eff)
     sizes = size * size_eff
-    return (torch.linalg.vecdot(G, G_eff) / sizes.where(sizes != 0, 1)).clamp(-1, 1)
+    cosine: Tensor = torch.linalg.vecdot(G, G_eff) / sizes.where(sizes != 0, 1)
+    return cosine.clamp(-1, 1)
 
 
 def _scaled(M: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ..core import upcast
 def visit_full_gradients(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    batch: Mapping[str, Any],
+    batch: Mapping[str, object],
     visit: Callable[[str, Tensor], None],
 ) -> None:
     """Call ``visit(name, G)`` for each layer with its ``G = dL/dW`` (m, n), float32 or better.
@@ -67,7 +66,7 @@ class _Gradients:
         # and computing it alone leaves the parameters' own gradients unchanged.
         self._anchor = torch.zeros((), device=device, requires_grad=True)
 
-    def enter(self, name: str, layer: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+    def enter(self, name: str, layer: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Arrange in the forward pass that ``δ = dL/dy`` is reported."""
         self.calls[name] += 1
         y = y + self._anchor

@@ -39,4 +39,5 @@ def stable_rank(M: Tensor) -> Tensor:
     S = torch.linalg.svdvals(upcast(M))
     largest = S[..., :1]
     # Σ (σ_i / σ_1)²
-    return (S / largest.where(largest != 0, 1)).square().sum(dim=-1)
+    rank: Tensor = (S / largest.where(largest != 0, 1)).square().sum(dim=-1)
+    return rank

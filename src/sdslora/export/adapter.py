@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from .._peft import name_in_base
@@ -16,6 +16,9 @@ from .low_rank_layer import LowRankLayer, low_rank_layers
 LINEAR_KEYS = ("lora_A.weight", "lora_B.weight")
 
 Rank = Literal["exact", "compact"] | int
+
+Carrier = Any
+"""The module with the adapters: PEFT's model, or one that another library put them into."""
 
 
 class PlainLayer(NamedTuple):
@@ -131,7 +134,7 @@ def plain_adapter(
 
 
 def adapter_of_pairs(
-    carrier: Any,
+    carrier: Carrier,
     adapter: str,
     pairs: Mapping[str, LowRankPair],
     keys: tuple[str, str] = LINEAR_KEYS,
@@ -154,13 +157,13 @@ def adapter_of_pairs(
     return PlainAdapter(config, layers, others, rank, relative_error=0.0)
 
 
-def check_rank(rank: Any) -> None:
+def check_rank(rank: object) -> None:
     """Raise ``ValueError`` where ``rank`` is no rank of an export."""
     if rank not in ("exact", "compact") and not (type(rank) is int and rank >= 1):
         raise ValueError(f"rank must be 'exact', 'compact' or a positive integer, not {rank!r}")
 
 
-def find_carrier(model: nn.Module) -> Any:
+def find_carrier(model: nn.Module) -> Carrier:
     """Return the module that has the adapters, inside wrappers such as DDP or ``torch.compile``.
 
     Raises:
@@ -173,7 +176,7 @@ def find_carrier(model: nn.Module) -> Any:
     raise ValueError("the model has no adapter to export")
 
 
-def is_hira(config: Any) -> bool:
+def is_hira(config: PeftConfig) -> bool:
     """Return whether ΔW is multiplied with the weights: ``use_hira`` of SdsLoraConfig."""
     return bool(getattr(config, "use_hira", False))
 
@@ -205,7 +208,7 @@ def other_tensors(carrier: nn.Module, adapter: str, layers: list[str]) -> dict[s
     return {key: tensor.contiguous() for key, tensor in tensors.items() if not key.startswith(own)}
 
 
-def choose_adapter(model: Any, adapter: str | None) -> str:
+def choose_adapter(model: Carrier, adapter: str | None) -> str:
     """Return the adapter to export: ``adapter``, or the only one, or the active one.
 
     Raises:

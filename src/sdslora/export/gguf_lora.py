@@ -2,10 +2,11 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from .adapter import LoraExport, PlainLayer, Rank, find_carrier, plain_adapter
 from .whole_directory import whole_directory
@@ -73,10 +74,11 @@ def interleave_heads(up: Tensor, heads: int) -> Tensor:
 
     Transformers rotates row i of a head with row i + d/2. llama.cpp rotates rows 2i and 2i + 1.
     """
-    return up.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    pairs: Tensor = up.unflatten(0, (heads, 2, -1)).transpose(1, 2)
+    return pairs.flatten(0, 2)
 
 
-def _architecture(config: Any) -> Architecture:
+def _architecture(config: PreTrainedConfig) -> Architecture:
     kind = getattr(config, "model_type", None)
     if kind not in ARCHITECTURES:
         raise ValueError(
@@ -88,7 +90,7 @@ def _architecture(config: Any) -> Architecture:
 
 
 def _tensors(
-    layers: dict[str, PlainLayer], config: Any, architecture: Architecture
+    layers: dict[str, PlainLayer], config: PreTrainedConfig, architecture: Architecture
 ) -> dict[str, Tensor]:
     """Return the tensors in float32, with llama.cpp's names and its order of rows."""
     import gguf

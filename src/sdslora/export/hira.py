@@ -3,11 +3,11 @@
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from peft import HiraConfig
+from peft import HiraConfig, PeftConfig
 from torch import nn
 
+from .._peft import LoraLayer
 from ..core import LowRankPair
 from .adapter import (
     LoraExport,
@@ -79,13 +79,13 @@ def to_hira(
     return HiraExport(Path(output_dir), hira.rank, max(errors))
 
 
-def _pair(layer: Any, adapter: str) -> LowRankPair:
+def _pair(layer: LoraLayer, adapter: str) -> LowRankPair:
     up, down = layer.plain_pair(adapter)
     # W ⊙ (s / rms(W) up down)
     return LowRankPair(up * (layer.scaling[adapter] / layer.adapter_state(adapter).rms), down)
 
 
-def _hira_config(config: Any, rank: int) -> HiraConfig:
+def _hira_config(config: PeftConfig, rank: int) -> HiraConfig:
     """Return the configuration of HiRA on the same modules, of one rank."""
     hira_options = {
         field.name: getattr(config, field.name)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig, PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from .._peft import PEFT_PREFIX
 from ..core import LowRankPair
 from .adapter import (
+    Carrier,
     LoraExport,
     PlainAdapter,
     Rank,
@@ -146,7 +146,7 @@ def save_peft(folder: Path, plain: PlainAdapter, config: PeftConfig) -> None:
     config.save_pretrained(str(folder))
 
 
-def stock_config(plain: PlainAdapter, carrier: Any) -> LoraConfig:
+def stock_config(plain: PlainAdapter, carrier: Carrier) -> LoraConfig:
     """Return the configuration with which stock PEFT finds the same layers in the base model."""
     layers = [name for name, layer in plain.layers.items() if not layer.of_parameter]
     return without_misread_names(_plain_config(plain.config, plain.rank), layers, carrier)

@@ -2,14 +2,17 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 from peft import LoraConfig
+from torch import nn
 
 from .._peft import name_in_base
+from .adapter import Carrier
 
 
-def without_misread_names(config: LoraConfig, layers: Sequence[str], carrier: Any) -> LoraConfig:
+def without_misread_names(
+    config: LoraConfig, layers: Sequence[str], carrier: Carrier
+) -> LoraConfig:
     """Return the configuration with names of layers that stock PEFT does not change.
 
     In models with a mixture of experts, PEFT reads ``gate_proj`` and the like as projections of
@@ -35,7 +38,7 @@ def without_misread_names(config: LoraConfig, layers: Sequence[str], carrier: An
     return stock
 
 
-def _is_misread(name: str, base: Any) -> bool:
+def _is_misread(name: str, base: nn.Module) -> bool:
     """Return whether PEFT's conversion of configurations removes or rejects a layer's name."""
     try:
         from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers

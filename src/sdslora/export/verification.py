@@ -3,7 +3,6 @@
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -11,8 +10,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import nn
 
+from .adapter import Carrier
 
-def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
+
+def require_readable(folder: Path, carrier: Carrier, *, always: bool) -> None:
     """Load the adapter in ``folder`` onto the bare architecture, and compare names and shapes.
 
     PEFT finds the tensors of a layer by its name. So where all names agree, all values do.
@@ -55,7 +56,7 @@ def require_readable(folder: Path, carrier: Any, *, always: bool) -> None:
         )
 
 
-def _skeleton(carrier: Any) -> nn.Module | None:
+def _skeleton(carrier: Carrier) -> nn.Module | None:
     """Build the base model's architecture on the meta device; None for other models."""
     base = carrier.get_base_model() if hasattr(carrier, "get_base_model") else None
     config = getattr(base, "config", None)

@@ -4,10 +4,10 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-from .base.factor_method import FactorMethod, LowRankMethod
+from .base.factor_method import AnyFactorMethod, FactorMethod, FactorState, LowRankMethod
 from .base.initial_pair import restore_base
 from .base.layers import LayerState
-from .base.method import Method
+from .base.method import AnyMethod, Method
 from .base.settings import Batches, Settings
 from .dora import Dora
 from .full import Full
@@ -22,7 +22,7 @@ from .projected import Loft, LoraTsd
 from .sds_hira import SdsHira
 from .sds_lora import SdsLora
 
-METHODS: dict[str, type[Method[Any]]] = {
+METHODS: dict[str, type[AnyMethod]] = {
     method.name: method
     for method in (
         Full,
@@ -48,7 +48,7 @@ METHODS: dict[str, type[Method[Any]]] = {
 """By name, in the order of the paper's tables."""
 
 
-def make_method(name: str, **options: Any) -> Method[Any]:
+def make_method(name: str, **options: Any) -> AnyMethod:
     """Return the method of that name.
 
     Raises:
@@ -73,8 +73,11 @@ def _nearest(name: str, names: list[str]) -> str:
 
 __all__ = [
     "METHODS",
+    "AnyFactorMethod",
+    "AnyMethod",
     "Batches",
     "FactorMethod",
+    "FactorState",
     "LayerState",
     "LowRankMethod",
     "Method",

@@ -1,11 +1,11 @@
 """DoRA: the norm of each row of the weight is trained beside its direction."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._peft import LoraLayer
 from ..core import lora_delta_weight, lora_effective_gradient, upcast
 from .base.factor_method import FactorMethod
 from .base.layers import ADAPTER, LayerState, base_weight, layer_state, lora_layers
@@ -32,7 +32,7 @@ class Dora(FactorMethod[DoraState]):
     lora_options = FactorMethod.lora_options | {"use_dora": True}
     way_out = f"{FactorMethod.way_out}, or merge it with merge_and_unload"
 
-    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+    def layer_states(self, model: nn.Module) -> dict[str, DoraState]:
         """Return the factors, the base weight and the magnitude of each layer."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
@@ -64,7 +64,7 @@ def _parts(state: DoraState) -> tuple[Tensor, Tensor, Tensor]:
     return V, torch.linalg.vector_norm(V, dim=1, keepdim=True), state.magnitude.unsqueeze(-1)
 
 
-def _state(layer: Any) -> DoraState:
+def _state(layer: LoraLayer) -> DoraState:
     plain = layer_state(layer)
     magnitude = layer.lora_magnitude_vector[ADAPTER].weight.detach()
     return DoraState(plain.A, plain.B, plain.scaling, upcast(base_weight(layer)), upcast(magnitude))

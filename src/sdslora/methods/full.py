@@ -1,7 +1,6 @@
 """Full fine-tuning of the same layers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -53,7 +52,7 @@ class Full(AnyUpdate[Tensor]):
         """Return the weights of the linear layers that are trained."""
         return [layer.weight for _, layer in _trained_layers(model)]
 
-    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+    def layer_states(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the trained weights as matrices (m, n), by name."""
         return {name: _matrix(layer) for name, layer in _trained_layers(model)}
 
@@ -66,7 +65,7 @@ class Full(AnyUpdate[Tensor]):
         return after - before
 
 
-def _trained_layers(model: nn.Module) -> list[tuple[str, Any]]:
+def _trained_layers(model: nn.Module) -> list[tuple[str, nn.Linear | Conv1D]]:
     return [
         (name, module)
         for name, module in model.named_modules()
@@ -74,6 +73,6 @@ def _trained_layers(model: nn.Module) -> list[tuple[str, Any]]:
     ]
 
 
-def _matrix(layer: Any) -> Tensor:
+def _matrix(layer: nn.Linear | Conv1D) -> Tensor:
     weight = upcast(layer.weight.detach())
     return weight.mT if isinstance(layer, Conv1D) else weight

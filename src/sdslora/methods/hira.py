@@ -1,12 +1,11 @@
 """HiRA: a factored change that is multiplied with the weight, entry by entry."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from peft import HiraConfig
 from torch import Tensor, nn
 
-from .._peft import adapted_layers, name_in_base
+from .._peft import BaseTunerLayer, adapted_layers, name_in_base
 from ..core import upcast
 from .base.factor_method import HadamardChange
 from .base.layers import ADAPTER, LayerState, base_weight
@@ -31,7 +30,7 @@ class Hira(HadamardChange[HiraState]):
         """Return PEFT's configuration of the adapter."""
         return HiraConfig(**settings.peft_options())
 
-    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+    def layer_states(self, model: nn.Module) -> dict[str, HiraState]:
         """Return the factors and the base weight of each layer, by name in the base model."""
         return {
             name_in_base(name): _state(layer)
@@ -40,6 +39,6 @@ class Hira(HadamardChange[HiraState]):
         }
 
 
-def _state(layer: Any) -> HiraState:
+def _state(layer: BaseTunerLayer) -> HiraState:
     A, B = (upcast(factor[ADAPTER].detach()) for factor in (layer.hira_A, layer.hira_B))
     return HiraState(A, B, 1.0, upcast(base_weight(layer)))

@@ -1,7 +1,7 @@
 """LoRA+: a larger learning rate for B than for A."""
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
@@ -40,7 +40,7 @@ class LoraPlus(LowRankMethod[LayerState]):
         )
         return optimizer
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: LayerState, G: Tensor) -> Tensor:
         """Return ``s² (B Bᵀ G + ρ G Aᵀ A)``, with η the rate of A, and ρ the ratio."""
         A, B = state.A, state.B
         # s² (B Bᵀ G + ρ G Aᵀ A)

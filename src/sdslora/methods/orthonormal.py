@@ -1,16 +1,17 @@
 """The ablation of Table 5: both factors orthonormal after every step, without singular values."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .._peft import LoraLayer
 from ..core import LowRankPair, factored_svd, lora_gradients, orthonormal_basis
 from ..training.forgetting import reset_state
 from ..training.steps import completed_steps, count_steps
@@ -71,11 +72,11 @@ class Orthonormal(ChangedBaseMethod[OrthonormalState]):
         """
         _require_longer(total_steps, self.warmup_steps)
 
-    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+    def layer_states(self, model: nn.Module) -> dict[str, OrthonormalState]:
         """Return the factors of each layer, and their phase."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: OrthonormalState, G: Tensor) -> Tensor:
         """Return the first-order change of W, including the return to orthonormal factors."""
         if not state.orthonormal:
             return super().effective_gradient(state, G)
@@ -90,7 +91,11 @@ class _LongEnough(TrainerCallback):
         self.warmup_steps = warmup_steps
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         _require_longer(state.max_steps, self.warmup_steps)
 
@@ -112,7 +117,7 @@ def follow(optimizer: Optimizer, model: nn.Module, warmup_steps: int) -> None:
 
 @torch.no_grad()
 def _after_step(
-    layers: list[Any], warmup_steps: int, optimizer: Optimizer, args: Any, kwargs: Any
+    layers: list[LoraLayer], warmup_steps: int, optimizer: Optimizer, args: object, kwargs: object
 ) -> None:
     if initial_pair.is_set(layers[0]):
         _orthonormalize(layers)
@@ -122,7 +127,7 @@ def _after_step(
         reset_state(optimizer, [factor for layer in layers for factor in factors(layer)])
 
 
-def _start(layer: Any) -> None:
+def _start(layer: LoraLayer) -> None:
     """Set the factors to ``U`` and ``Vᵀ`` without changing the function."""
     A, B = factors(layer)
     U, S, V = factored_svd(LowRankPair(up=B, down=A)).truncate(A.shape[0])
@@ -132,9 +137,9 @@ def _start(layer: Any) -> None:
     initial_pair.subtract(layer, V.mT, U * (1 - S))
 
 
-def _orthonormalize(layers: Sequence[Any]) -> None:
+def _orthonormalize(layers: Sequence[LoraLayer]) -> None:
     """Replace each factor by its orthonormal basis, all factors of one shape at once."""
-    groups: dict[Any, list[Tensor]] = defaultdict(list)
+    groups: dict[Hashable, list[Tensor]] = defaultdict(list)
     for layer in layers:
         for columns in (factors(layer)[0].mT, factors(layer)[1]):
             groups[columns.shape, columns.dtype, columns.device].append(columns)
@@ -151,6 +156,6 @@ def _basis_change(Q: Tensor, X: Tensor) -> Tensor:
     return X - Q @ inner + Q @ (lower - lower.mT)
 
 
-def _state(layer: Any) -> OrthonormalState:
+def _state(layer: LoraLayer) -> OrthonormalState:
     plain = layer_state(layer)
     return OrthonormalState(plain.A, plain.B, plain.scaling, initial_pair.is_set(layer))

@@ -1,7 +1,7 @@
 """Methods that precondition the gradient of each factor with the other's Gram matrix."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -43,12 +43,12 @@ class LoraPro(LowRankMethod[LayerState]):
         """Return LoRA-Pro's Adam, see :class:`sdslora.optim.LoraPro`."""
         return create_lora_pro_optimizer(model, learning_rate, mode=self.mode, **options)
 
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+    def factor_gradients(self, state: LayerState, G: Tensor) -> FactorGradients:
         """Return the gradients of the closed form."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         return lora_pro_gradient(state.A, state.B, g_A, g_B, state.scaling, self.mode)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: LayerState, G: Tensor) -> Tensor:
         """Return ``P_B G + G P_A − P_B G P_A``: G projected onto the tangent space at (A, B)."""
         return _change_along(state, self.factor_gradients(state, G))
 
@@ -59,12 +59,12 @@ class _Scaled(LowRankMethod[LayerState]):
 
     reg: float = 1e-6
 
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+    def factor_gradients(self, state: LayerState, G: Tensor) -> FactorGradients:
         """Return the preconditioned gradients."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         return scaled_gradient(state.A, state.B, g_A, g_B, self.reg)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: LayerState, G: Tensor) -> Tensor:
         """Return the change of W: ``s² (P_B G + G P_A)`` where λ is negligible."""
         return _change_along(state, self.factor_gradients(state, G))
 
@@ -147,12 +147,12 @@ class LoraRite(LowRankMethod[LayerState]):
         limits = {"clip_norm": self.clip_norm, "skip_rms": self.skip_rms}
         return create_lora_rite_optimizer(model, learning_rate, **limits, **options)
 
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+    def factor_gradients(self, state: LayerState, G: Tensor) -> FactorGradients:
         """Return the preconditioned gradients, (BᵀB)⁻¹ g_A and g_B (AAᵀ)⁻¹."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         return scaled_gradient(state.A, state.B, g_A, g_B, 0.0)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: LayerState, G: Tensor) -> Tensor:
         """Return ``s² (P_B G + G P_A)``."""
         return _change_along(state, self.factor_gradients(state, G))
 

@@ -1,7 +1,7 @@
 """Methods that take a step of full fine-tuning, projected onto what the factors of LoRA reach."""
 
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -41,13 +41,13 @@ class Loft(LowRankMethod[LayerState]):
         """Return LoFT's own optimizer, see :class:`sdslora.optim.Loft`."""
         return create_loft_optimizer(model, learning_rate, reg=self.reg, **options)
 
-    def factor_gradients(self, state: Any, G: Tensor) -> FactorGradients:
+    def factor_gradients(self, state: LayerState, G: Tensor) -> FactorGradients:
         """Return ``s⁻¹ (BᵀB)⁻¹ Bᵀ G`` and ``s⁻¹ G Aᵀ (AAᵀ)⁻¹``."""
         s = state.scaling
         g_A, g_B = lora_gradients(state.A, state.B, G, s)
         return scaled_gradient(s * state.A, s * state.B, g_A, g_B, 0.0)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: LayerState, G: Tensor) -> Tensor:
         """Return ``P_B G + G P_A``: the changes of W by a step of A and one of B, from one G."""
         gradients = self.factor_gradients(state, G)
         # s (B ĝ_A + ĝ_B A)
@@ -80,7 +80,7 @@ class LoraTsd(LowRankMethod[LayerState]):
             model, learning_rate, iterations=self.iterations, momentum=self.momentum, **options
         )
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: LayerState, G: Tensor) -> Tensor:
         """Return ``s² (P_B G + G P_A − P_B G P_A)``, from which the step is made."""
         g_A, g_B = lora_gradients(state.A, state.B, G, state.scaling)
         direction = lora_tsd_direction(state.A, state.B, g_A, g_B, iterations=0)

@@ -1,10 +1,11 @@
 """SDS-LoRA whose ΔW is multiplied with the weight, as HiRA's is."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from .._peft import LoraLayer
 from ..core import hadamard_multiplier, upcast
 from ..tuner import SdsLoraConfig, reject_without_weight
 from .base.factor_method import HadamardChange
@@ -42,7 +43,7 @@ class SdsHira(HadamardChange[SdsHiraState], SdsMethod[SdsHiraState]):
             reject_without_weight(layer, name)
         return layers
 
-    def layer_states(self, model: nn.Module) -> dict[str, Any]:
+    def layer_states(self, model: nn.Module) -> dict[str, SdsHiraState]:
         """Return SDS-LoRA's state of each layer with the multiplier of its ΔW."""
         layers = lora_layers(model)
         return {
@@ -58,5 +59,5 @@ def sds_method(config: SdsLoraConfig) -> SdsLora | SdsHira:
     return method(**{name: getattr(config, name) for name in options})
 
 
-def _multiplier(layer: Any) -> Tensor:
+def _multiplier(layer: LoraLayer) -> Tensor:
     return hadamard_multiplier(upcast(base_weight(layer)), layer.adapter_state(ADAPTER).rms)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback
 
+from .._peft import LoraLayer
 from ..core import (
     LowRankPair,
     RefreshMode,
@@ -22,7 +23,6 @@ from ..training import SdsLoraCallback, SdsLoraScheduler
 from ..tuner import Preset, SdsLoraConfig, complete
 from .base.factor_method import FactorMethod, LowRankMethod
 from .base.layers import ADAPTER, LayerState, lora_layers
-from .base.method import State
 from .base.settings import Settings
 from .base.update import AnyUpdate
 
@@ -46,8 +46,11 @@ class SdsLayerState:
         return self.factors.B
 
 
+SdsFactored = TypeVar("SdsFactored", bound=SdsLayerState)
+
+
 @dataclass(frozen=True)
-class SdsMethod(AnyUpdate[State], FactorMethod[State]):
+class SdsMethod(AnyUpdate[SdsFactored], FactorMethod[SdsFactored]):
     """A method whose gradients pass through orthonormal bases; see :class:`sdslora.SdsLoraConfig`.
 
     Args:
@@ -102,19 +105,19 @@ class SdsMethod(AnyUpdate[State], FactorMethod[State]):
         """Return the factors and bases of each layer, and their phase."""
         return {name: _state(layer) for name, layer in lora_layers(model).items()}
 
-    def gradient_factors(self, state: Any) -> LayerState:
+    def gradient_factors(self, state: SdsFactored) -> LayerState:
         """Return A and B in the warm-up, then the bases: Eq. (2), then (6)."""
         if state.in_warmup:
             return LayerState(state.A, state.B, state.scaling)
         return LayerState(state.factors.Q_A.mT, state.factors.Q_B, state.scaling)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: SdsFactored, G: Tensor) -> Tensor:
         """Return Eq. (3) in the warm-up, then Eq. (7) between refreshes."""
         if state.in_warmup:
             return lora_effective_gradient(state.A, state.B, G, state.scaling)
         return sds_effective_gradient(state.factors, G, state.scaling)
 
-    def pair(self, state: Any) -> LowRankPair:
+    def pair(self, state: SdsFactored) -> LowRankPair:
         """Return a pair of rank 2r, or r in the warm-up."""
         if state.in_warmup:
             return super().pair(state)
@@ -134,6 +137,6 @@ class SdsLora(SdsMethod[SdsLayerState], LowRankMethod[SdsLayerState]):
         return to_plain_lora(model, output_dir)
 
 
-def _state(layer: Any) -> SdsLayerState:
+def _state(layer: LoraLayer) -> SdsLayerState:
     bases = SdsFactors(*map(upcast, layer.sds_factors(ADAPTER)))
     return SdsLayerState(bases, layer.scaling[ADAPTER], layer.adapter_state(ADAPTER).in_warmup)

@@ -13,7 +13,7 @@ from ..core import gram_spectrum, upcast
 from .groups import parameter_groups
 from .inverse import damped_inverse
 from .pairs import Pair, PairOptimizer
-from .stacks import Group, advance, gradients, matrices, stack, write
+from .stacks import Group, State, advance, gradients, matrices, stack, write
 
 ALTERNATION = 10
 """Steps of the joint beginning, and of each later block of A or B alone.
@@ -169,7 +169,7 @@ class AltLora(PairOptimizer):
                 put(squares, second)
             write(previous, stack(partners))
 
-    def _memory_of(self, parameter: Tensor, partner: Tensor, plus: bool) -> dict[str, Any]:
+    def _memory_of(self, parameter: Tensor, partner: Tensor, plus: bool) -> State:
         """Return the moments of ``parameter`` and its last partner, zeros before the first step."""
         names = ("exp_avg", "exp_avg_sq") if plus else ("exp_avg",)
         state = self._memory(parameter, *names)

@@ -1,11 +1,12 @@
 """The parameter groups of a PEFT model: its LoRA pairs by scaling, and everything else."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from .._peft import adapted_layers
+from .._peft import BaseTunerLayer, adapted_layers
+from .stacks import Group
 
 ADAMW_EPS = 1e-8
 """ε of the parameters outside pairs, independent of the method's own."""
@@ -19,7 +20,7 @@ class ScaledPair(NamedTuple):
     scaling: float
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module) -> list[Group]:
     """Return one group ``[A, B, A, B, ...]`` for each scaling, and one for the other parameters.
 
     The pairs are those of linear, convolution and embedding layers, of every trainable adapter.
@@ -39,7 +40,7 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     by_scaling: dict[float, list[Tensor]] = {}
     for A, B, scaling in pairs:
         by_scaling.setdefault(scaling, []).extend((A, B))
-    groups: list[dict[str, Any]] = [
+    groups: list[Group] = [
         {"params": parameters, "scaling": scaling} for scaling, parameters in by_scaling.items()
     ]
     paired = {id(parameter) for group in groups for parameter in group["params"]}
@@ -65,7 +66,7 @@ def trainable_factors(model: nn.Module) -> list[Tensor]:
     return [p for _, _, _, A, B in _trained(model) for p in (A, B) if p.requires_grad]
 
 
-def _trained(model: nn.Module) -> Iterator[tuple[str, Any, str, Tensor, Tensor]]:
+def _trained(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer, str, Tensor, Tensor]]:
     """Yield name, layer, adapter, A and B wherever A or B is trainable."""
     for name, layer in adapted_layers(model):
         for adapter, A, B in _factors(layer):
@@ -73,7 +74,7 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, Any, str, Tensor, Tensor]]
                 yield name, layer, adapter, A, B
 
 
-def _factors(layer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _factors(layer: BaseTunerLayer) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield adapter, A and B for each adapter of a PEFT layer."""
     for adapter, down in getattr(layer, "lora_A", {}).items():
         up = layer.lora_B[adapter]
@@ -82,7 +83,7 @@ def _factors(layer: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield adapter, A, layer.lora_embedding_B[adapter]
 
 
-def _check(layer: Any, name: str, adapter: str, A: Tensor, B: Tensor) -> None:
+def _check(layer: BaseTunerLayer, name: str, adapter: str, A: Tensor, B: Tensor) -> None:
     where = f"layer {name!r}, adapter {adapter!r}"
     if adapter in getattr(layer, "lora_sds", {}):
         raise ValueError(

@@ -185,7 +185,8 @@ class Loft(PairOptimizer):
         options = {name: group[name] for name in ("betas", "eps", "reg")}
         direction = loft_direction(moments, step, **options)
         # θ ← (1 − η wd) θ − η d
-        return (1 - group["lr"] * group["weight_decay"]) * theta - group["lr"] * direction
+        moved: Tensor = (1 - group["lr"] * group["weight_decay"]) * theta - group["lr"] * direction
+        return moved
 
 
 def create_loft_optimizer(model: nn.Module, lr: float, **options: Any) -> Loft:

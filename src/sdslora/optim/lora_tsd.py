@@ -69,7 +69,7 @@ def lora_tsd_direction(
 def newton_schulz(M: Tensor, steps: int) -> Tensor:
     """Return about ``U Vᵀ`` of ``M = U S Vᵀ`` (..., a, b); a zero matrix stays zero."""
     a, b, c = NEWTON_SCHULZ
-    X = M / (torch.linalg.matrix_norm(M, keepdim=True) + 1e-7)
+    X: Tensor = M / (torch.linalg.matrix_norm(M, keepdim=True) + 1e-7)
     for _ in range(steps):
         # X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X
         S = X @ X.mT

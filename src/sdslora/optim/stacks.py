@@ -6,12 +6,17 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import ParamsT, StateDict
 
 from ..core import factorization_dtype, upcast
 from .adam import adam_direction
 
 Group = dict[str, Any]
+"""A parameter group: its parameters and their options, by name."""
+
+State = dict[str, Tensor]
+"""The entries of a parameter's state, by name."""
+
 T = TypeVar("T", bound=tuple[Tensor, ...])
 
 
@@ -29,7 +34,7 @@ class StackOptimizer(Optimizer):
     own: ClassVar[str]
     """The flag of a group that is the method's own."""
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: Group) -> None:
         super().__init__(params, {self.own: True} | defaults)
 
     def _prepare(self) -> None:
@@ -70,7 +75,7 @@ class StackOptimizer(Optimizer):
                     self._adamw(group, [parameter], stack([parameter.grad]))
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Restore the state of :meth:`state_dict`, bit for bit."""
         super().load_state_dict(state_dict)
         # torch casts the state to the parameter's dtype; ours is float32 or better
@@ -102,9 +107,9 @@ class StackOptimizer(Optimizer):
         for targets, values in ((parameters, theta), (first, m), (second, v)):
             write(targets, values)
 
-    def _memory(self, parameter: Tensor, *names: str, **shapes: tuple[int, ...]) -> dict[str, Any]:
+    def _memory(self, parameter: Tensor, *names: str, **shapes: tuple[int, ...]) -> State:
         """Return the state of ``parameter``, which begins with zeros of these names and shapes."""
-        state = self.state[parameter]
+        state: State = self.state[parameter]
         if not state:
             dtype = factorization_dtype(parameter.dtype)
             state["step"] = torch.tensor(0.0)
@@ -148,7 +153,7 @@ def write(targets: Iterable[Tensor], values: Tensor) -> None:
         target.copy_(value.reshape(target.shape))
 
 
-def advance(states: list[dict[str, Any]]) -> int:
+def advance(states: list[State]) -> int:
     """Count one step in each of the states, which are equally far; return the step's number."""
     for state in states:
         state["step"] += 1

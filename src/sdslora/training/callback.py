@@ -89,7 +89,11 @@ class SdsLoraCallback(TrainerCallback):
             self._report, self._has_report = report, True
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Check that the checkpoint has the whole adapter."""
         assert args.output_dir is not None
@@ -140,8 +144,8 @@ class SdsLoraCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
         """Add the figures to the entry and to the trainer's history."""
         if self.scheduler is None or logs is None or "loss" not in logs:

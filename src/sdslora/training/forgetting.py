@@ -7,7 +7,6 @@ first two that a step writes. It rejects an optimizer with memory elsewhere.
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from .distributed import local
-from .zero import ZERO_AT_FIRST, ZeroOptimizer
+from .zero import ZERO_AT_FIRST, State, ZeroOptimizer
 
 ORIGIN_KEY = "sds_lora_origin"
 """Entry of a parameter group for the start of a new optimizer, so that a checkpoint has it.
@@ -32,8 +31,6 @@ PARAMETER = "parameter"
 """The first value of an entry that is a copy of the parameter."""
 
 _NOT_MEMORY = {"params", "lr"}
-
-State = dict[str, Any]
 
 
 def is_new(optimizer: Optimizer) -> bool:
@@ -55,7 +52,7 @@ def _is_new(state: State, parameter: Tensor) -> bool:
     return all(not isinstance(as_number(t), Tensor) or is_copy(t, parameter) for t in sums)
 
 
-def is_copy(value: Any, parameter: Tensor) -> bool:
+def is_copy(value: object, parameter: Tensor) -> bool:
     """Return whether an entry of a state has the values of ``parameter``."""
     return (
         isinstance(value, Tensor)
@@ -64,7 +61,7 @@ def is_copy(value: Any, parameter: Tensor) -> bool:
     )
 
 
-def as_number(value: Any) -> Any:
+def as_number(value: object) -> object:
     """Return the number that fills a whole tensor, and any other value as it is.
 
     A mask (of booleans or integers) stays a tensor: it depends on the parameter.
@@ -182,7 +179,7 @@ def _groups(
             yield group, group.get(ORIGIN_KEY, {}), own
 
 
-def same(value: Any, other: Any) -> bool:
+def same(value: object, other: object) -> bool:
     """Return whether two entries are equal; a tensor of one number equals that number."""
     if isinstance(value, Tensor) or isinstance(other, Tensor):
         try:
@@ -195,14 +192,14 @@ def same(value: Any, other: Any) -> bool:
     return bool(value == other)
 
 
-def _is_nonzero(value: Any) -> bool:
+def _is_nonzero(value: object) -> bool:
     """Return whether an entry of an optimizer's state is a tensor or number other than zero."""
     if isinstance(value, Tensor):
         return bool(local(value).any())
     return isinstance(value, int | float) and value != 0
 
 
-def _like(current: Any, value: Any) -> Any:
+def _like(current: object, value: object) -> object:
     """Return ``value`` in a tensor like ``current``, where that is a tensor."""
     if not isinstance(current, Tensor):
         return value

@@ -4,7 +4,6 @@ It is not among the package's public names, because it needs Lightning.
 """
 
 import math
-from typing import Any
 
 try:
     from lightning import pytorch as pl
@@ -51,8 +50,8 @@ class SdsLoraLightningCallback(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: object,
         batch_idx: int,
     ) -> None:
         """Update the schedule after the optimizer step, if the batch ended with one."""

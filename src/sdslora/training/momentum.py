@@ -1,7 +1,6 @@
 """Transport of an optimizer's momentum of A and B into the new bases at a refresh."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..core import SdsFactors, transport
 from ..tuner import PhasedAdapter, SdsLayerMixin
-from .zero import ZeroOptimizer
+from .zero import State, ZeroOptimizer
 
 MOMENTUM = ("exp_avg", "momentum_buffer")
 """The names that torch's optimizers give their means of gradients."""
@@ -104,12 +103,12 @@ class MomentumTransport:
         )
 
 
-def momentum_of(state: dict[str, Any]) -> Tensor | None:
+def momentum_of(state: State) -> Tensor | None:
     """Return the mean of gradients in a parameter's state; None without one of a known name."""
     return next((state[name] for name in MOMENTUM if state.get(name) is not None), None)
 
 
-def obstacle_to_transport(state: dict[str, Any], parameter: nn.Parameter) -> str | None:
+def obstacle_to_transport(state: State, parameter: nn.Parameter) -> str | None:
     """Return, as a clause, the entry of a state that a change of bases makes wrong, or None."""
     momentum = momentum_of(state)
     if momentum is not None and (
@@ -124,7 +123,7 @@ def obstacle_to_transport(state: dict[str, Any], parameter: nn.Parameter) -> str
     return f"which remembers {', '.join(others)}" if others else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Return whether a value is one number, as counters and products of decay rates are."""
     return isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
 

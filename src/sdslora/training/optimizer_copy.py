@@ -3,7 +3,6 @@
 import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..core import factorization_dtype
 from .forgetting import is_copy
+from .zero import State
 
 _RATE = 1e-3
 """The rate of a copy whose rate is tiny, or 0 as at the start of a learning-rate warm-up."""
@@ -53,12 +53,12 @@ def copied_entries(optimizer: Optimizer) -> set[str]:
 def copied_optimizer(
     optimizer: Optimizer,
     samples: list[list[nn.Parameter]],
-    memo: dict[int, Any],
+    memo: dict[int, nn.Parameter],
     copies: set[str],
 ) -> Optimizer:
     """Return the optimizer without hooks, with stand-ins from ``memo`` for the samples."""
     twin = object.__new__(type(optimizer))
-    state: dict[Any, Any] = defaultdict(dict)
+    state: dict[object, State] = defaultdict(dict)
     state |= {
         key: copy.deepcopy(value)
         for key, value in optimizer.state.items()
@@ -88,7 +88,7 @@ def copied_optimizer(
     return twin
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
+def _options(group: State) -> State:
     """Return a group that moves its parameters by their gradients alone."""
     rate = group.get("lr")
     if rate is not None and float(rate) < _TINY:

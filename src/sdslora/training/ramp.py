@@ -7,7 +7,6 @@ step j of k is multiplied by j / k.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -75,13 +74,13 @@ def shorten_steps(
 
 
 @torch.no_grad()
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     for entry in _shortened_steps[optimizer]:
         entry.before = [value.clone() for value in entry.values_in(optimizer)]
 
 
 @torch.no_grad()
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     for entry in _shortened_steps[optimizer]:
         values = entry.values_in(optimizer)
         # θ ← θ₀ + c (θ − θ₀), exactly θ₀ where nothing moved

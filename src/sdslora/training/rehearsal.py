@@ -7,7 +7,6 @@ reset, the copy must move them exactly as a new optimizer does.
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from .forgetting import (
 )
 from .momentum import MOMENTUM, momentum_of, obstacle_to_transport
 from .optimizer_copy import copied_entries, copied_optimizer, random_values, sample_parameters
-from .zero import ZeroOptimizer
+from .zero import State, ZeroOptimizer
 
 _STEPS = 12
 """Steps before the reset, and after it: more than the period of any action every few steps."""
@@ -157,7 +156,7 @@ class _Twin:
         our_ids = {id(parameter) for parameter in ours}
         samples = [sample_parameters(group["params"], our_ids) for group in optimizer.param_groups]
         # parameters without a stand-in must not be reachable through an attribute
-        memo: dict[int, Any] = {
+        memo: dict[int, nn.Parameter] = {
             id(p): nn.Parameter(torch.empty(0)) for g in optimizer.param_groups for p in g["params"]
         }
         generator = torch.Generator().manual_seed(0)
@@ -171,18 +170,18 @@ class _Twin:
         self.optimizer = copied_optimizer(optimizer, samples, memo, self.copies)
         self.has_moved = False
 
-    def groups(self) -> list[dict[str, Any]]:
+    def groups(self) -> list[State]:
         return self.optimizer.param_groups
 
-    def stand_ins(self, group: dict[str, Any]) -> list[nn.Parameter]:
+    def stand_ins(self, group: State) -> list[nn.Parameter]:
         """Return our stand-ins in ``group``."""
         return [p for p in group["params"] if any(p is own for own in self.ours)]
 
-    def states(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+    def states(self, group: State) -> list[State]:
         """Return the states of our stand-ins in ``group``."""
         return [self.optimizer.state.get(p, {}) for p in self.stand_ins(group)]
 
-    def starts(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+    def starts(self, group: State) -> list[State]:
         """Return the same states in the form of :func:`state_origin`."""
         return [
             {n: PARAMETER if n in self.copies else as_number(v) for n, v in state.items()}

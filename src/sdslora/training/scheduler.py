@@ -1,10 +1,10 @@
 """``SdsLoraScheduler``: warm-up, re-parameterization and refreshes beside an optimizer."""
 
 from collections.abc import Collection
-from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
 
 from ..tuner import PhasedAdapter, RefreshReport, adapter_configs
 from . import steps, watchdog
@@ -14,7 +14,7 @@ from .partitioning import layer_partition_of
 from .ramp import shorten_steps
 from .rehearsal import rehearse
 from .scheduled_adapter import ScheduledAdapter
-from .zero import reject_partitioned_weights
+from .zero import State, reject_partitioned_weights
 
 _REFRESHES = "sds_lora_refreshes"
 """The key of the refreshes' count, in the optimizer's first parameter group."""
@@ -60,7 +60,7 @@ class SdsLoraScheduler:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Any,
+        optimizer: Optimizer,
         total_steps: int,
         *,
         completed_steps: int | None = None,
@@ -141,7 +141,8 @@ class SdsLoraScheduler:
     @property
     def refresh_count(self) -> int:
         """The steps that ended with a refresh; the optimizer's state has them, like the steps."""
-        return self._group.get(_REFRESHES, 0)
+        count: int = self._group.get(_REFRESHES, 0)
+        return count
 
     @property
     def figures(self) -> dict[str, float]:
@@ -252,7 +253,7 @@ class SdsLoraScheduler:
         return [parameter for adapter in self.adapters for parameter in adapter.parameters]
 
     @property
-    def _group(self) -> dict[str, Any]:
+    def _group(self) -> State:
         return self.optimizer.param_groups[0]
 
     def _follow(self, step: int) -> None:

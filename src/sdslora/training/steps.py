@@ -1,6 +1,6 @@
 """A count of the optimizer steps that really happened."""
 
-from typing import Any, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ _next_step: "WeakKeyDictionary[Optimizer, int]" = WeakKeyDictionary()
 """The number of the current or last step of every counted optimizer."""
 
 
-def innermost(optimizer: Any) -> Optimizer:
+def innermost(optimizer: object) -> Optimizer:
     """Return the torch optimizer inside wrappers such as Accelerate's.
 
     Raises:
@@ -87,12 +87,12 @@ def count_is_lost(optimizer: Optimizer) -> bool:
     return has_stepped and completed_steps(optimizer) is None
 
 
-def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     # Noted before: the hooks run twice where a step calls that of its parent class
     _next_step[optimizer] = (completed_steps(optimizer) or 0) + 1
 
 
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     # A gradient scaler calls a fused optimizer after an overflow too; the kernel then does nothing
     overflow = getattr(optimizer, "found_inf", None)
     if overflow is None or not overflow.item():

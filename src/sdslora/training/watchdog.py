@@ -2,7 +2,6 @@
 
 import warnings
 from functools import cache
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
@@ -29,7 +28,7 @@ def note_step(optimizer: Optimizer, step: int) -> None:
     _last_steps[optimizer] = step
 
 
-def _after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _after_step(optimizer: Optimizer, args: object, kwargs: object) -> None:
     """Warn once, at the first step past the warm-up that no scheduler follows."""
     # The scheduler acts after this hook, so it is at most one step behind
     if optimizer in _last_steps and (completed_steps(optimizer) or 0) <= _last_steps[optimizer] + 1:

@@ -1,11 +1,12 @@
 """DeepSpeed's ZeRO, with float32 masters and moments in partitions beside the parameters."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..tuner import PhasedAdapter
 from .distributed import DistributedPartition, mesh_of
@@ -14,6 +15,12 @@ ZERO_AT_FIRST = {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"}
 """The state entries of Adam's family, all of them zero before the first step."""
 
 FIRST_MOMENT = "exp_avg"
+
+State = dict[str, Any]
+"""A parameter group, or the state of a parameter: values that each optimizer defines, by name."""
+
+Hook = Callable[..., object]
+"""A function that an optimizer calls with itself and its step's arguments."""
 
 _ATTRIBUTE = "sds_lora_optimizer"
 """The attribute of DeepSpeed's optimizer that holds ours."""
@@ -34,19 +41,29 @@ def reject_partitioned_weights(adapter: PhasedAdapter) -> None:
             )
 
 
+class _DeepSpeedZero(Protocol):
+    """DeepSpeed's optimizer of any ZeRO stage: what the wrapper below uses of it."""
+
+    optimizer: Optimizer
+    overflow: bool
+    _hp_optimizer_states_linked: bool
+    step: Callable[..., object]
+    bit16_groups: list[list[nn.Parameter]]
+
+
 class ZeroOptimizer:
     """An optimizer of ZeRO with the interface that the scheduler needs. :meth:`of` returns it.
 
     ZeRO steps the torch optimizer inside once for every partition; a step here is one of ZeRO.
     """
 
-    def __init__(self, zero: Any) -> None:
+    def __init__(self, zero: _DeepSpeedZero) -> None:
         self.zero = zero
-        self._before: list[Callable[..., Any]] = []
-        self._after: list[Callable[..., Any]] = []
+        self._before: list[Hook] = []
+        self._after: list[Hook] = []
         step = zero.step
 
-        def step_with_hooks(*args: Any, **kwargs: Any) -> Any:
+        def step_with_hooks(*args: object, **kwargs: object) -> object:
             for hook in list(self._before):
                 hook(self, args, kwargs)
             result = step(*args, **kwargs)
@@ -57,7 +74,7 @@ class ZeroOptimizer:
         zero.step = step_with_hooks
 
     @classmethod
-    def of(cls, zero: Any) -> "ZeroOptimizer":
+    def of(cls, zero: object) -> "ZeroOptimizer":
         """Return the one wrapper of DeepSpeed's optimizer ``zero``.
 
         Raises:
@@ -69,17 +86,17 @@ class ZeroOptimizer:
                 "2 or 3 (zero_optimization.stage)"
             )
         if _ATTRIBUTE not in vars(zero):
-            setattr(zero, _ATTRIBUTE, cls(zero))
+            setattr(zero, _ATTRIBUTE, cls(cast(_DeepSpeedZero, zero)))
         wrapper: ZeroOptimizer = getattr(zero, _ATTRIBUTE)
         return wrapper
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
+    def param_groups(self) -> list[State]:
         """The groups of the torch optimizer inside."""
         return self.zero.optimizer.param_groups
 
     @property
-    def state(self) -> dict[Any, Any]:
+    def state(self) -> Mapping[Tensor, State]:
         """The state of the torch optimizer inside, by partition."""
         return self.zero.optimizer.state
 
@@ -99,11 +116,11 @@ class ZeroOptimizer:
         groups = getattr(self.zero, "fp16_groups", None) or self.zero.bit16_groups
         return [parameter for group in groups for parameter in group]
 
-    def register_step_pre_hook(self, hook: Callable[..., Any]) -> "_Handle":
+    def register_step_pre_hook(self, hook: Hook) -> "_Handle":
         """Register a hook before each step, as torch's optimizers do."""
         return _Handle(self._before, hook)
 
-    def register_step_post_hook(self, hook: Callable[..., Any]) -> "_Handle":
+    def register_step_post_hook(self, hook: Hook) -> "_Handle":
         """Register a hook after each step, as torch's optimizers do."""
         return _Handle(self._after, hook)
 
@@ -168,7 +185,7 @@ class ZeroOptimizer:
 
 
 class _Handle:
-    def __init__(self, hooks: list[Callable[..., Any]], hook: Callable[..., Any]) -> None:
+    def __init__(self, hooks: list[Hook], hook: Hook) -> None:
         self._hooks, self._hook = hooks, hook
         hooks.append(hook)
 
@@ -180,9 +197,9 @@ class _Handle:
 class ZeroPartition(DistributedPartition):
     """A partition of replicas: while it works, whole masters replace the parameters."""
 
-    def __init__(self, parameter: Any) -> None:
-        group = parameter.ds_process_group if hasattr(parameter, "ds_id") else parameter._dp_group
-        super().__init__(mesh_of(group, parameter.device))
+    def __init__(self, parameter: nn.Parameter) -> None:
+        attribute = "ds_process_group" if hasattr(parameter, "ds_id") else "_dp_group"
+        super().__init__(mesh_of(getattr(parameter, attribute), parameter.device))
 
     @contextmanager
     def available(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard, TypeVar
 
 from peft import LoraConfig
 
@@ -32,6 +33,8 @@ _UNSUPPORTED = {
     "ensure_weight_tying": "untie the weights, or leave the tied layers out of target_modules",
     "megatron_config": "use a model without Megatron layers",
 }
+T = TypeVar("T")
+
 FORMAT = 1
 """Version of the files of an adapter. Files without a version are of the first."""
 _LARGEST_RANK = 2**20
@@ -219,14 +222,14 @@ class SdsLoraConfig(LoraConfig):
             )
 
 
-def _entries(name: str, pattern: dict[str, Any] | None) -> dict[str, Any]:
+def _entries(name: str, pattern: Mapping[str, T] | None) -> dict[str, T]:
     return {f"{name}[{key!r}]": value for key, value in (pattern or {}).items()}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_integer(name: str, value: Any, at_least: int) -> None:
+def _check_integer(name: str, value: object, at_least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise ValueError(f"{name} must be an integer of {at_least} or more, not {value!r}")

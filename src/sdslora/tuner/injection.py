@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -29,7 +30,7 @@ class SdsInjection(BaseTuner):
     """A mixin for PEFT's tuners; adapters of other methods are treated as the tuner does."""
 
     def inject_adapter(
-        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+        self, model: nn.Module, adapter_name: str, *args: object, **kwargs: Any
     ) -> None:
         """Add an adapter; one named ``ref`` with the configuration of ``default`` is its copy.
 
@@ -55,7 +56,7 @@ class SdsInjection(BaseTuner):
         elif not configs[adapter_name].inference_mode:
             log_coverage(model, adapter_name)
 
-    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+    def merge_adapter(self, *args: object, **kwargs: object) -> None:
         """Merge as PEFT does; a ``UserWarning`` gives the error of merging into quantized weights.
 
         Where an adapter changes an embedding that is tied to the output layer, it is untied first.
@@ -64,7 +65,7 @@ class SdsInjection(BaseTuner):
             super().merge_adapter(*args, **kwargs)
 
     def _unload_and_optionally_merge(
-        self, merge: bool = True, *args: Any, **kwargs: Any
+        self, merge: bool = True, *args: object, **kwargs: object
     ) -> nn.Module:
         with self._merging() if merge else nullcontext():
             base: nn.Module = super()._unload_and_optionally_merge(merge, *args, **kwargs)
@@ -76,7 +77,7 @@ class SdsInjection(BaseTuner):
         untie_adapted(self.model)
         return merge_error_warning(self.model)
 
-    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         super()._prepare_model(peft_config, model)
         if not isinstance(peft_config, SdsLoraConfig):
             return
@@ -97,7 +98,7 @@ class SdsInjection(BaseTuner):
                 targets[name] = base
         reject_larger_than_file(peft_config, targets)
 
-    def _check_new_adapter_config(self, config: Any) -> None:
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
         if isinstance(config, SdsLoraConfig):
             config.validate()
             reject_slow(config, (name for name, _ in self.model.named_modules()))
@@ -105,13 +106,13 @@ class SdsInjection(BaseTuner):
 
     def _create_and_replace(
         self,
-        config: Any,
+        config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **parameter: Any,
+        **parameter: object,
     ) -> None:
         super()._create_and_replace(
             config, adapter_name, target, target_name, parent, current_key, **parameter

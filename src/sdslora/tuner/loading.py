@@ -12,11 +12,11 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import peft.utils.save_and_load
 import torch
-from peft import PeftMixedModel, PeftModel
+from peft import PeftConfig, PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import _get_in_out_features
 from peft.utils import CONFIG_NAME
 from peft.utils.other import get_pattern_key
@@ -27,6 +27,8 @@ from .adapted_layers import adapter_layers
 from .adapter_file import numbers_in_file, reject_pickle
 from .config import SdsLoraConfig
 from .registration import SdsPeftType
+
+T = TypeVar("T")
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BASES = ".lora_sds."
@@ -174,9 +176,15 @@ def without_mismatched_tensors(
     return tensors | {k: t.detach() for k, t in replacements.items()}
 
 
-def _check_before_loading(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+def _check_before_loading(from_pretrained: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(from_pretrained)
-    def load(cls: type[PeftModel], model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
+    def load(
+        cls: type[PeftModel],
+        model: nn.Module,
+        model_id: str | PathLike[str],
+        *args: object,
+        **kwargs: Any,
+    ) -> T:
         folder = Path(model_id, kwargs.get("subfolder") or "")
         with adapter_from(folder) if _is_ours(folder) else nullcontext():
             return from_pretrained(cls, model, model_id, *args, **kwargs)
@@ -184,9 +192,15 @@ def _check_before_loading(from_pretrained: Callable[..., Any]) -> Callable[..., 
     return load
 
 
-def _load_whole_or_undo(load_adapter: Callable[..., Any]) -> Callable[..., Any]:
+def _load_whole_or_undo(load_adapter: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(load_adapter)
-    def load(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    def load(
+        self: PeftModel,
+        model_id: str | PathLike[str],
+        adapter_name: str,
+        *args: object,
+        **kwargs: Any,
+    ) -> T:
         existing_config = self.peft_config.get(adapter_name)
         # from_pretrained has added the adapter already, and has loaded nothing into it yet
         is_new = existing_config is None or _room.get() is not None
@@ -219,14 +233,14 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _reject_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
+def _reject_bases(inject: Callable[..., T]) -> Callable[..., T]:
     """Reject files of Diffusers' training scripts that are loaded as plain LoRA.
 
     Without metadata these files have no scaling, and their bases make A and B another function.
     """
 
     @functools.wraps(inject)
-    def inject_lora(peft_config: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def inject_lora(peft_config: PeftConfig, model: nn.Module, *args: object, **kwargs: Any) -> T:
         tensors = kwargs.get("state_dict") or {}
         if not isinstance(peft_config, SdsLoraConfig) and any(BASES in key for key in tensors):
             raise ValueError(
@@ -240,9 +254,9 @@ def _reject_bases(inject: Callable[..., Any]) -> Callable[..., Any]:
     return inject_lora
 
 
-def _reject_pickles(torch_load: Callable[..., Any]) -> Callable[..., Any]:
+def _reject_pickles(torch_load: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(torch_load)
-    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
+    def load(file: str | PathLike[str], *args: object, **kwargs: object) -> T:
         if _is_ours(Path(file).parent):  # downloaded from a Hub repository without safetensors
             reject_pickle(Path(file).parent)
         return torch_load(file, *args, **kwargs)

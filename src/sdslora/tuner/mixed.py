@@ -1,9 +1,8 @@
 """``SdsMixedModel``: the tuner of PEFT's ``PeftMixedModel``, which this method can share."""
 
-from typing import Any
-
 import peft.mixed_model
 import peft.tuners.mixed.model
+from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_MIXED_MODEL_MAPPING
 from peft.tuners.mixed import MixedModel
 
@@ -19,7 +18,7 @@ class SdsMixedModel(SdsInjection, MixedModel):
     and the like, or inside them.
     """
 
-    def _check_new_adapter_config(self, config: Any) -> None:
+    def _check_new_adapter_config(self, config: PeftConfig) -> None:
         if isinstance(config, SdsLoraConfig) and config.use_hira:
             raise ValueError(
                 "SDS-LoRA does not support use_hira=True in a mixed model: ΔW is multiplied with "

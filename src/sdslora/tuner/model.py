@@ -1,9 +1,9 @@
 """``SdsLoraModel``: the tuner that PEFT calls."""
 
 import copy
-from typing import Any
+from typing import NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from .config import SdsLoraConfig
 from .injection import SdsInjection
@@ -38,21 +38,25 @@ class SdsLoraModel(SdsInjection, WeightedAdapterModel):
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: SdsLoraConfig, adapter_name: str, state_dict: dict[str, Any]
-    ) -> dict[str, Any]:
+        cls,
+        model: nn.Module,
+        config: SdsLoraConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
         if not any(BASES in key for key in state_dict):
             raise ValueError(
                 "the adapter file has no bases (`lora_sds` tensors), without which A and B are "
                 "another function: it is not an SDS-LoRA adapter, or an incomplete one"
             )
-        tensors: dict[str, Any] = super()._remap_adapter_state_dict_for_load(
+        tensors: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
         tensors = without_mismatched_tensors(model, adapter_name, tensors)
         require_all(model, adapter_name, tensors)
         return tensors
 
-    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
+    def subtract_mutated_init(self, *args: object, **kwargs: object) -> NoReturn:
         """Raise ``ValueError``: no initialisation of SDS-LoRA changes the base weights.
 
         Raises:

@@ -5,7 +5,7 @@ The module is separate from the tuner, because a model with injected adapters ha
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,6 +33,10 @@ LayerFactors = list[tuple[SdsLayerMixin, SdsFactors]]
 
 Follow = Callable[[Sequence[SdsLayerMixin], SdsFactors, SdsFactors], None]
 """A function called with layers of one shape, and this process's factors before and after."""
+
+
+_BasisKind = tuple[str, int, torch.Size, torch.dtype, torch.device, Hashable]
+"""What the bases of one stack have in common."""
 
 
 class RefreshReport(NamedTuple):
@@ -157,7 +161,7 @@ class PhasedAdapter:
     def _replace_bases(self, layers: LayerFactors) -> None:
         """Replace each basis by itself, since A and B stay in the paper's refresh."""
         partition = self.layer_partition
-        alike: dict[Any, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        alike: dict[_BasisKind, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for _, (A, B, Q_A, Q_B) in layers:
             rank = basis_rank(A, B)
             for side, factor, basis in (("A", A, Q_A), ("B", B, Q_B)):
@@ -195,7 +199,7 @@ class PhasedAdapter:
 
     def _groups(self, layers: LayerFactors) -> list[tuple[list[SdsLayerMixin], "_Group"]]:
         """Group the layers of one shape."""
-        groups: dict[Any, LayerFactors] = defaultdict(list)
+        groups: dict[Hashable, LayerFactors] = defaultdict(list)
         for layer, factors in layers:
             A, B, _, _ = factors
             kinds = map(self.layer_partition.layout, (A, B))

@@ -1,10 +1,10 @@
 """The presets: the options of refreshes and of the main stage's start, in one word."""
 
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 Preset = Literal["paper", "tuned"]
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, str | int | None]] = {
     "paper": {
         "refresh_mode": "qr",
         "refresh_every": None,
@@ -25,7 +25,13 @@ and has a ramp.
 """
 
 
-def complete(options: Any) -> None:
+class _HasPreset(Protocol):
+    @property
+    def preset(self) -> Preset:
+        """The name of the preset."""
+
+
+def complete(options: _HasPreset) -> None:
     """Set every option that is None to its value in ``options.preset``.
 
     Args:

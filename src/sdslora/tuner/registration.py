@@ -2,7 +2,6 @@
 
 import enum
 import inspect
-from typing import Any
 
 import peft.utils.hotswap
 from peft import LoraConfig
@@ -49,7 +48,7 @@ def _rebuild_from_lora_options(config_class: type) -> None:
     its type. Without this change that is a ``TypeError``.
     """
 
-    def new(cls: type, *args: Any, **options: Any) -> Any:
+    def new(cls: type, *args: object, **options: object) -> object:
         ours = cls is LoraConfig and "sds_format" in options
         return object.__new__(config_class if ours else cls)
 

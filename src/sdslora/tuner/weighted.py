@@ -1,7 +1,6 @@
 """``add_weighted_adapter`` for SDS-LoRA: correct combinations of ΔW only."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from peft.tuners.lora import LoraModel
@@ -20,7 +19,7 @@ class WeightedAdapterModel(LoraModel):
         adapter_name: str,
         combination_type: str = "svd",
         svd_rank: int | None = None,
-        **others: Any,
+        **others: object,
     ) -> None:
         """Add ``Σ weight · ΔW`` of ``adapters`` as a new adapter, inactive and frozen.
 

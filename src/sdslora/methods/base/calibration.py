@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +56,8 @@ def _accumulating(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator
     try:
         model.requires_grad_(False)
         for name, layer in layers.items():
-            weight: Any = layer.weight.requires_grad_(True)
+            weight = layer.weight.requires_grad_(True)
+            assert isinstance(weight, Tensor)
             hooks.append(weight.register_post_accumulate_grad_hook(_into(sums, name)))
         yield sums
     finally:
@@ -81,5 +81,5 @@ def _as_matrix(layer: nn.Module, gradient: Tensor) -> Tensor:
     return gradient.mT if isinstance(layer, Conv1D) else gradient
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def _on(device: torch.device, value: object) -> object:
     return value.to(device) if isinstance(value, Tensor) else value

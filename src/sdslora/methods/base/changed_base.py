@@ -7,15 +7,14 @@ from torch import nn
 
 from ...core import LowRankPair
 from . import initial_pair
-from .factor_method import LowRankMethod
+from .factor_method import Factored, LowRankMethod
 from .layers import lora_layers
-from .method import State
 from .settings import Settings
 from .target_modules import require_dense, require_rank
 
 
 @dataclass(frozen=True)
-class ChangedBaseMethod(LowRankMethod[State]):
+class ChangedBaseMethod(LowRankMethod[Factored]):
     """A method whose factors start away from zero and are subtracted from the base weights.
 
     ``disable_adapter()`` gives the reduced base weights, not the original ones. Adapters saved by

@@ -8,15 +8,34 @@ from torch import Tensor, nn
 
 from ...core import LowRankPair, lora_effective_gradient, low_rank_change
 from .layers import LayerState, layer_state, lora_layers
-from .method import Method, State
+from .method import Method
 from .settings import Settings
 
 
+class FactorState(Protocol):
+    """The state of a layer with ``A`` (r, n) and ``B`` (m, r), float32 or better, and a scaling."""
+
+    @property
+    def A(self) -> Tensor:
+        """The trained factor (r, n)."""
+
+    @property
+    def B(self) -> Tensor:
+        """The trained factor (m, r)."""
+
+    @property
+    def scaling(self) -> float:
+        """The factor s of ``B A``."""
+
+
+Factored = TypeVar("Factored", bound=FactorState)
+
+
 @dataclass(frozen=True)
-class FactorMethod(Method[State]):
+class FactorMethod(Method[Factored]):
     """A method that trains A and B; whatever it does not override is LoRA."""
 
-    lora_options: ClassVar[dict[str, Any]] = {"lora_alpha": 4, "use_rslora": True}
+    lora_options: ClassVar[dict[str, int | bool]] = {"lora_alpha": 4, "use_rslora": True}
     """The options of PEFT's configuration beside the settings."""
 
     def config(self, settings: Settings) -> PeftConfig:
@@ -27,26 +46,25 @@ class FactorMethod(Method[State]):
         """Return the factors of each layer, by name in the base model."""
         return {name: layer_state(layer) for name, layer in lora_layers(model).items()}
 
-    def gradient_factors(self, state: Any) -> LayerState:
+    def gradient_factors(self, state: Factored) -> LayerState:
         """Return the factors themselves."""
-        factors: LayerState = state
-        return factors
+        return LayerState(state.A, state.B, state.scaling)
 
-    def effective_gradient(self, state: Any, G: Tensor) -> Tensor:
+    def effective_gradient(self, state: Factored, G: Tensor) -> Tensor:
         """Return Eq. (3)."""
         return lora_effective_gradient(state.A, state.B, G, state.scaling)
 
-    def weight_change(self, before: Any, after: Any) -> Tensor:
+    def weight_change(self, before: Factored, after: Factored) -> Tensor:
         """Return ``W' − W``, without cancellation."""
         return low_rank_change(self.pair(before), self.pair(after))
 
-    def pair(self, state: Any) -> LowRankPair:
+    def pair(self, state: Factored) -> LowRankPair:
         """Return the factors of what is added to the base weight, the scaling folded in."""
         return LowRankPair(up=state.scaling * state.B, down=state.A)
 
 
 @dataclass(frozen=True)
-class LowRankMethod(FactorMethod[State]):
+class LowRankMethod(FactorMethod[Factored]):
     """A method whose change is of low rank, ``ΔW = s B A`` or another product: a plain LoRA."""
 
     def plain_pairs(self, model: nn.Module) -> dict[str, LowRankPair]:
@@ -54,7 +72,7 @@ class LowRankMethod(FactorMethod[State]):
         return {name: self.pair(state) for name, state in self.layer_states(model).items()}
 
 
-class MultipliedState(Protocol):
+class MultipliedState(FactorState, Protocol):
     """The state of a layer whose ΔW is multiplied with ``multiplier`` (m, n), entry by entry."""
 
     @property
@@ -82,3 +100,7 @@ class HadamardChange(FactorMethod[Multiplied]):
     def weight_change(self, before: Multiplied, after: Multiplied) -> Tensor:
         """Return ``W' − W``, of full rank."""
         return before.multiplier * super().weight_change(before, after)
+
+
+AnyFactorMethod = FactorMethod[Any]
+"""A method that trains factors, for code that gives it the states of its own layers."""

@@ -6,11 +6,11 @@ The initial pair ``B₀ A₀`` stays with the layer, in the adapter's files and 
 change against the original W is computed, and W restored.
 """
 
-from typing import Any
-
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
+from ..._peft import LoraLayer
 from ...core import LowRankPair, upcast
 from .layers import ADAPTER, base_weight, factors, lora_layers
 
@@ -33,7 +33,7 @@ class InitialPair(nn.Module):
         self.register_buffer("B", torch.zeros_like(B))
 
 
-def prepare(model: Any) -> dict[str, Any]:
+def prepare(model: PeftModel) -> dict[str, LoraLayer]:
     """Give each adapted layer a zero initial pair; return the layers by name."""
     layers = lora_layers(model)
     for layer in layers.values():
@@ -46,7 +46,7 @@ def prepare(model: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def subtract(layer: Any, A: Tensor, B: Tensor) -> None:
+def subtract(layer: LoraLayer, A: Tensor, B: Tensor) -> None:
     """Make ``B A`` the initial pair: ``base = W − s B A``, rounded to the base's dtype.
 
     ``A`` (r, n) and ``B`` (m, r) are rounded to the dtype of the layer's factors first.
@@ -60,7 +60,7 @@ def subtract(layer: Any, A: Tensor, B: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_from(layer: Any, A: Tensor, B: Tensor) -> None:
+def start_from(layer: LoraLayer, A: Tensor, B: Tensor) -> None:
     """Set the factors to ``A`` (r, n), ``B`` (m, r), and subtract them from the base weight."""
     for factor, start in zip(factors(layer), (A, B), strict=True):
         factor.copy_(start)
@@ -80,31 +80,31 @@ def restore_base(model: nn.Module) -> None:
             _of(layer).B.zero_()
 
 
-def is_set(layer: Any) -> bool:
+def is_set(layer: LoraLayer) -> bool:
     """Return whether an initial pair was subtracted (synchronises a GPU)."""
     return bool(_of(layer).A.any())
 
 
-def offset(layer: Any) -> LowRankPair:
+def offset(layer: LoraLayer) -> LowRankPair:
     """Return ``−s B₀ A₀``, the scaling folded in, float32 or better."""
     pair = _of(layer)
     return LowRankPair(up=-layer.scaling[ADAPTER] * upcast(pair.B), down=upcast(pair.A))
 
 
-def _of(layer: Any) -> InitialPair:
+def _of(layer: LoraLayer) -> InitialPair:
     pair = getattr(layer, _NAME)[ADAPTER]
     assert isinstance(pair, InitialPair)
     return pair
 
 
-def _add_to_base(layer: Any, sign: float) -> None:
+def _add_to_base(layer: LoraLayer, sign: float) -> None:
     pair, weight = _of(layer), base_weight(layer)
     # W ← W ± s B₀ A₀
     product = upcast(pair.B) @ upcast(pair.A)
     weight.copy_(upcast(weight) + sign * layer.scaling[ADAPTER] * product)
 
 
-def _before_load(layer: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _before_load(layer: LoraLayer, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Subtract the initial pair of a loaded adapter from the base weights.
 
     The adapter belongs to the weights from which its own initial pair was subtracted.

@@ -1,11 +1,10 @@
 """The adapted layers of a PEFT model, as the matrices of the equations."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..._peft import adapted_layers, name_in_base
+from ..._peft import LoraLayer, adapted_layers, name_in_base
 from ...core import upcast
 
 ADAPTER = "default"
@@ -21,7 +20,7 @@ class LayerState:
     scaling: float
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Return the adapted layers, by their names in the base model.
 
     The modules around ``target_parameters`` are left out: they are no linear maps of their input.
@@ -39,18 +38,18 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     return layers
 
 
-def layer_state(layer: Any) -> LayerState:
+def layer_state(layer: LoraLayer) -> LayerState:
     """Return the layer's factors, detached."""
     A, B = (upcast(factor.detach()) for factor in factors(layer))
     return LayerState(A, B, layer.scaling[ADAPTER])
 
 
-def factors(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     """Return the trainable A (r, n) and B (m, r) themselves."""
     return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
 
 
-def base_weight(layer: Any) -> Tensor:
+def base_weight(layer: LoraLayer) -> Tensor:
     """Return the current base weight (m, n), detached, sharing the layer's memory."""
     weight: Tensor = layer.get_base_layer().weight.detach()
     return weight.mT if getattr(layer, "fan_in_fan_out", False) else weight

@@ -169,3 +169,7 @@ class Method(ABC, Generic[State]):
             FileExistsError: where ``output_dir`` holds something.
         """
         return write_plain_lora(model, output_dir, self.plain_pairs(model))
+
+
+AnyMethod = Method[Any]
+"""A method, for code that only passes the states of its layers back to it."""

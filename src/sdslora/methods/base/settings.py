@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Batches = Iterable[Mapping[str, Any]]
+Batches = Iterable[Mapping[str, object]]
 """Keyword arguments of the model, labels among them, one mapping a batch."""
 
 

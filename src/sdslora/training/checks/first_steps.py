@@ -1,7 +1,5 @@
 """Checks of the first steps: the saved adapter is the one that trains, and gets gradients."""
 
-from typing import Any
-
 from torch import nn
 
 from ..distributed import local
@@ -22,7 +20,7 @@ class StateLoaded:
         self.has_moved = has_moved(training.optimizer)
         self._hook = training.optimizer.register_step_pre_hook(self._look)
 
-    def _look(self, *_: Any) -> None:
+    def _look(self, *_: object) -> None:
         if self.is_verified:
             return
         self.is_verified = True
@@ -65,7 +63,7 @@ class GradientsArrive:
         self.count = len(self.missing_gradients)
         self._hook = training.optimizer.register_step_pre_hook(self._look)
 
-    def _look(self, *_: Any) -> None:
+    def _look(self, *_: object) -> None:
         # the hook stays until `verify`: an optimizer's hooks cannot go while they are called
         self.missing_gradients = {
             name: parameter

@@ -1,7 +1,5 @@
 """The check of the optimizer's reset at the re-parameterization."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,7 +28,7 @@ class ResetComplete:
         self.has_memory: bool | None = None
         self._hook = optimizer.register_step_pre_hook(self._look)
 
-    def _look(self, *_: Any) -> None:
+    def _look(self, *_: object) -> None:
         """Read the state just before the first step, when it must be empty, or zero."""
         if self.has_memory is None:
             self.has_memory = remembers(self.optimizer, self.parameters)

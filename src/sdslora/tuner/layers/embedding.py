@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as F
 from peft.tuners import lora
@@ -44,7 +43,7 @@ class SdsEmbedding(SdsLayerMixin, lora.Embedding):
         return out if scale is None else out * scale.to(out.dtype)
 
     def _mixed_batch_forward(
-        self, x: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+        self, x: Tensor, *args: object, adapter_names: list[str], **kwargs: object
     ) -> Tensor:
         others = ["__base__" if name in self.lora_sds else name for name in adapter_names]
         result: Tensor = super()._mixed_batch_forward(x, *args, adapter_names=others, **kwargs)

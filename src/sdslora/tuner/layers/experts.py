@@ -7,8 +7,7 @@ the module runs. Each expert has factors and bases of its own.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from peft.tuners import lora
 from torch import Tensor, nn
@@ -40,7 +39,7 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
 
     num_experts: int
     parameter_name: str
-    get_param: Any
+    get_param: Callable[[], nn.Parameter]
     _did_swap_in_out_features: bool
 
     def new_state(self, adapter: str, *, use_hira: bool = False) -> SdsState:
@@ -62,7 +61,7 @@ class SdsParamWrapper(SdsLayerMixin, lora.ParamWrapper):
         state = self.adapter_state(adapter)
         return SdsFactors(A.detach(), B.detach(), state.Q_A, state.Q_B)
 
-    def get_delta_weight(self, adapter: str, *args: Any, **kwargs: Any) -> Tensor:
+    def get_delta_weight(self, adapter: str, *args: object, **kwargs: object) -> Tensor:
         """Return ΔW in the shape and dtype of the parameter; gradients reach A and B."""
         if adapter not in self.lora_sds:  # an adapter of another method beside ours
             delta: Tensor = super().get_delta_weight(adapter)

@@ -19,7 +19,10 @@ from ...core import (
     upcast,
     without_autocast,
 )
-from .state import SdsState
+from .state import AdaptedLayer, SdsState
+
+BaseLayer = nn.Linear | Conv1D | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""The layers that an adapter changes by one matrix."""
 
 _WHOLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,7 +45,7 @@ class HadamardState(SdsState):
         """Measure ``rms(W)``."""
         self.rms = root_mean_square(unmerged_weight()).to(self.gate)
 
-    def branch(self, layer: Any, adapter: str, x: Tensor) -> Tensor:
+    def branch(self, layer: AdaptedLayer, adapter: str, x: Tensor) -> Tensor:
         """Return ``x (ΔW ⊙ W / rms(W))ᵀ`` by way of the whole change; gradients reach A and B.
 
         Raises:
@@ -84,7 +87,7 @@ class OriginalWeightMixin:
 
     lora_sds: nn.ModuleDict
     merged_adapters: list[str]
-    get_base_layer: Any
+    get_base_layer: Callable[[], BaseLayer]
     _original_weight: Tensor | None = None
 
     def unmerged_weight(self) -> Tensor:

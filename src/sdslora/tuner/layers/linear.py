@@ -13,11 +13,12 @@ from .mixin import SdsLayerMixin
 class SdsLinear(SdsLayerMixin, lora.Linear):
     """``nn.Linear`` and transformers' ``Conv1D``."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Compute the layer as one fused operation where possible, else as PEFT's layer does."""
         adapter = None if args or kwargs else self._fusible_adapter(x)
         if adapter is None:
-            return super().forward(x, *args, **kwargs)
+            out: Tensor = super().forward(x, *args, **kwargs)
+            return out
         parts: Any = self._modules
         base, dropout = parts["base_layer"], parts["lora_dropout"][adapter]
         A, B = self.adapter_parameters(adapter)

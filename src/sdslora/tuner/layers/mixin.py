@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
+import torch
 import torch.nn.functional as F
 from peft.tuners import lora
 from peft.tuners.lora.layer import LoraVariant
@@ -38,24 +39,25 @@ class SdsLayerMixin(OriginalWeightMixin, nn.Module, lora.LoraLayer):
     # PEFT's
     r: dict[str, int]
     scaling: dict[str, float]
-    lora_A: Any
-    lora_B: Any
-    lora_embedding_A: Any
-    lora_embedding_B: Any
-    lora_dropout: Any
+    lora_A: nn.ModuleDict
+    lora_B: nn.ModuleDict
+    lora_embedding_A: nn.ParameterDict
+    lora_embedding_B: nn.ParameterDict
+    lora_dropout: nn.ModuleDict
     lora_variant: dict[str, LoraVariant]
     active_adapters: list[str]
     merged_adapters: list[str]
     other_param_names: tuple[str, ...]
-    base_layer: Any
-    get_base_layer: Callable[[], Any]
-    _get_base_layer_device_and_dtype: Callable[[Any], tuple[Any, Any]]
+    base_layer: nn.Module
+    in_features: int
+    out_features: int
+    _get_base_layer_device_and_dtype: Callable[[nn.Module], tuple[torch.device | None, object]]
 
     factor_keys = ("lora_A.weight", "lora_B.weight")
     """The keys of A and B in an adapter file, after the layer's name."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         LIVE_LAYERS.add(self)  # copied and unpickled layers do not pass through ``adopt``
 
     def _get_name(self) -> str:
@@ -140,13 +142,14 @@ class SdsLayerMixin(OriginalWeightMixin, nn.Module, lora.LoraLayer):
 
     def _as_weight(self, delta: Tensor) -> Tensor:
         """Return the (m, n) matrix in the shape of the base weight."""
-        return transpose(delta, getattr(self, "fan_in_fan_out", False))
+        weight: Tensor = transpose(delta, getattr(self, "fan_in_fan_out", False))
+        return weight
 
     def branch(self, adapter: str, x: Tensor) -> Tensor:
         """Return what the adapter adds to the base layer's output."""
         return self.adapter_state(adapter).branch(self, adapter, x)
 
-    def apply_like(self, module: Any, weight: Tensor, x: Tensor) -> Tensor:
+    def apply_like(self, module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
         """Return the output of ``module`` with ``weight`` in place of its own.
 
         The product runs in the dtype of ``x``: hooks may cast the weight during a call only.

@@ -2,10 +2,10 @@
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
@@ -16,8 +16,8 @@ class RequantizedLayer:
     """A mixin for layers over quantized weights that measures the error of a merge."""
 
     merged_adapters: list[str]
-    get_base_layer: Any
-    get_delta_weight: Any
+    get_base_layer: Callable[[], nn.Module]
+    get_delta_weight: Callable[[str], Tensor]
     merge_error: tuple[float, float] | None = None
     """``‖W' − (W + ΔW)‖²`` and ``‖ΔW‖²`` of the last merge, with W and W' dequantized."""
 
@@ -28,12 +28,14 @@ class RequantizedLayer:
         super().merge(safe_merge, adapter_names)  # type: ignore[misc]
         new_adapters = self.merged_adapters[former:]
         if new_adapters:
-            delta = sum(self.get_delta_weight(adapter).float() for adapter in new_adapters)
+            deltas = (self.get_delta_weight(adapter).float() for adapter in new_adapters)
+            delta = sum(deltas, start=torch.zeros(()))
             error = self._weight() - before - delta
             self.merge_error = error.square().sum().item(), delta.square().sum().item()
 
     def _weight(self) -> Tensor:
-        return dequantize_module_weight(self.get_base_layer()).detach().float()
+        weight: Tensor = dequantize_module_weight(self.get_base_layer())
+        return weight.detach().float()
 
 
 @contextmanager
@@ -79,11 +81,10 @@ def sds_class(peft_class: type) -> type[SdsLayerMixin] | None:
     name = f"Sds{peft_class.__name__}"
     if _MODULES.get(name) != peft_class.__module__:
         return None
-    ours: type[SdsLayerMixin] = __getattr__(name)
-    return ours
+    return __getattr__(name)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[SdsLayerMixin]:
     """Build a class on first use, because PEFT's needs its library. Unpickling calls this too."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -92,4 +93,5 @@ def __getattr__(name: str) -> Any:
         mixins = (RequantizedLayer, SdsLayerMixin) if "merge" in vars(base) else (SdsLayerMixin,)
         members = {"__module__": __name__, "__doc__": base.__doc__}
         globals()[name] = type(name, (*mixins, base), members)
-    return globals()[name]
+    ours: type[SdsLayerMixin] = globals()[name]
+    return ours

@@ -2,12 +2,31 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from ...core import SdsFactors, factorization_dtype, fused_sds_linear, sds_branch, widened
+
+
+class AdaptedLayer(Protocol):
+    """The part of an adapted layer that an adapter's branch uses."""
+
+    lora_A: nn.ModuleDict
+    lora_B: nn.ModuleDict
+    lora_dropout: nn.ModuleDict
+    scaling: dict[str, float]
+    fan_in_fan_out: bool
+
+    def adapter_parameters(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return the trainable A and B as PEFT stores them."""
+
+    def unmerged_weight(self) -> Tensor:
+        """Return W before any merge, detached."""
+
+    def apply_like(self, module: nn.Module, weight: Tensor, x: Tensor) -> Tensor:
+        """Return the output of ``module`` with ``weight`` in place of its own."""
 
 
 class SdsState(nn.Module):
@@ -55,7 +74,7 @@ class SdsState(nn.Module):
         """Return the change of the base weight W; ΔW and W are in the layout of W."""
         return delta
 
-    def branch(self, layer: Any, adapter: str, x: Tensor) -> Tensor:
+    def branch(self, layer: AdaptedLayer, adapter: str, x: Tensor) -> Tensor:
         """Return what ``adapter`` adds to the output of ``layer``, by separate operations.
 
         It calls the modules of A and B, because hooks may have to load their weights.
@@ -91,9 +110,9 @@ class SdsState(nn.Module):
         """True while the branch is plain LoRA. Reading the gate synchronises a GPU."""
         return bool(self.gate != 0)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             assert old is not None

@@ -1,7 +1,5 @@
 """The ``LoraVariant`` through which PEFT's forward, merge and unmerge reach our layers."""
 
-from typing import Any
-
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor
 
@@ -12,7 +10,7 @@ class SdsVariant(LoraVariant):
     """The variant of SDS-LoRA. It has no state, which is in the layer."""
 
     @staticmethod
-    def init(module: SdsLayerMixin, adapter_name: str, **kwargs: Any) -> None:
+    def init(module: SdsLayerMixin, adapter_name: str, **kwargs: object) -> None:
         """Prepare nothing: ``adopt`` gives the layer its state."""
 
     @staticmethod
@@ -32,7 +30,7 @@ class SdsVariant(LoraVariant):
 
     @staticmethod
     def forward(
-        module: SdsLayerMixin, active_adapter: str, x: Tensor, result: Tensor, **kwargs: Any
+        module: SdsLayerMixin, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object
     ) -> Tensor:
         """Return the base layer's output with the branch added."""
         return result + module.branch(active_adapter, x)

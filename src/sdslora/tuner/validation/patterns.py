@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 LIMIT = 1
 """Seconds of processor time for all patterns of a configuration on all names of a model."""
@@ -45,7 +45,7 @@ class Pattern(NamedTuple):
     expression: str
 
 
-def patterns(config: Any) -> Iterator[Pattern]:
+def patterns(config: object) -> Iterator[Pattern]:
     """Yield the regular expressions in any configuration that has LoRA's options."""
     for option in ("target_modules", "exclude_modules"):
         text = getattr(config, option, None)
@@ -62,7 +62,7 @@ def patterns(config: Any) -> Iterator[Pattern]:
             yield Pattern(option, entry, "match", form.replace("{}", entry))
 
 
-def reject_invalid(config: Any) -> None:
+def reject_invalid(config: object) -> None:
     """Raise ``ValueError`` for an invalid regular expression, naming the option."""
     for pattern in patterns(config):
         if len(pattern.text) > _LONGEST:
@@ -79,7 +79,7 @@ def reject_invalid(config: Any) -> None:
             ) from error
 
 
-def reject_slow(config: Any, names: Iterable[str]) -> None:
+def reject_slow(config: object, names: Iterable[str]) -> None:
     """Raise ``ValueError`` for a pattern that takes more than :data:`LIMIT` on these names.
 
     Patterns without repetitions and alternatives are quick, and are not tried.

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from peft import LoraConfig
 from torch import nn
 
 
-def reject_unknown_tokens(config: Any, model: nn.Module) -> None:
+def reject_unknown_tokens(config: LoraConfig, model: nn.Module) -> None:
     """Raise ``ValueError`` for a module or token in ``trainable_token_indices`` that is missing.
 
     PEFT raises only after A and B are in the model.

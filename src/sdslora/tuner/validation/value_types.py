@@ -1,32 +1,31 @@
 """The types that the options of a configuration must have."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from peft import LoraRuntimeConfig
 
 BIASES = ("none", "all", "lora_only", "sdslora_only")
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_index(value: Any) -> bool:
+def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _are(one: Callable[[Any], bool], value: Any) -> bool:
+def _are(one: Callable[[object], bool], value: object) -> bool:
     return isinstance(value, list | tuple | set | frozenset) and all(map(one, value))
 
 
-def _are_tokens(value: Any) -> bool:
+def _are_tokens(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(_is_text(name) and _are(_is_index, ids) for name, ids in value.items())
     return _are(_is_index, value)
 
 
-_RULES: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
+_RULES: list[tuple[str, Callable[[object], bool], Iterable[str]]] = [
     (
         "a name or a list of names",
         lambda value: _is_text(value) or _are(_is_text, value),
@@ -50,7 +49,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
     ),
     ("values by name", lambda value: isinstance(value, Mapping), ("auto_mapping",)),
 ]
-_NEVER_NONE: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
+_NEVER_NONE: list[tuple[str, Callable[[object], bool], Iterable[str]]] = [
     (
         "values by name",
         lambda value: isinstance(value, Mapping) and all(map(_is_text, value)),
@@ -70,7 +69,7 @@ _NEVER_NONE: list[tuple[str, Callable[[Any], bool], Iterable[str]]] = [
 ]
 
 
-def reject_other_kinds(config: Any) -> None:
+def reject_other_kinds(config: object) -> None:
     """Raise ``ValueError`` for an option of another type, naming the right one."""
     for rules, optional in ((_RULES, True), (_NEVER_NONE, False)):
         for kind, fits, options in rules:
