@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ._version import __version__
 from .app import extras
@@ -41,7 +41,7 @@ class Command(NamedTuple):
 def _spec_check(
     spec: str,
     places: Places | Callable[[Sequence[str]], Places] = (RECIPE,),
-    further: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    further: Callable[[Mapping[str, object]], None] = lambda _: None,
 ) -> Check:
     """Return a check against the source of a specification, ``module:Class``.
 

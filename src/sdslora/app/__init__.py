@@ -9,3 +9,8 @@
 - :mod:`.recording`: diagnostics recorded while a model trains
 - :mod:`.bench`: small models pretrained on the spot, and tasks shifted from theirs
 """
+
+from typing import Any
+
+Json = Any
+"""A value of a JSON or YAML file. A union of its types would need a check before every use."""

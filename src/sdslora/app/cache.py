@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 
 from ..export.whole_directory import whole_directory
-from . import requirements
+from . import Json, requirements
 from .errors import UserError
 from .files import write_json
 
@@ -26,8 +28,8 @@ _PATIENCE = 1800.0  # seconds to wait for another process: several times the slo
 class Recipe(Protocol):
     """A frozen dataclass whose fields determine its result completely."""
 
-    name: ClassVar[str]
-    """The result's name after the prefix."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     file: ClassVar[str]
     """The result's file in the folder, or ``""`` for the folder itself."""
     packages: ClassVar[tuple[str, ...]]
@@ -35,11 +37,15 @@ class Recipe(Protocol):
     takes: ClassVar[str]
     """The duration in words; ``""`` where it is negligible."""
 
-    def make(self, directory: Path) -> dict[str, Any]:
+    @property
+    def name(self) -> str:
+        """The result's name after the prefix."""
+
+    def make(self, directory: Path) -> dict[str, Json]:
         """Write the result into an empty directory; return figures of its quality."""
 
 
-def path_of(recipe: Any, kind: str = "bench", patience: float = _PATIENCE) -> Path:
+def path_of(recipe: Recipe, kind: str = "bench", patience: float = _PATIENCE) -> Path:
     """Return the path of the recipe's result in the cache, built first if it is missing.
 
     Args:
@@ -65,7 +71,7 @@ def root() -> Path:
     return Path(os.environ.get(VARIABLE) or "~/.cache/sdslora").expanduser()
 
 
-def _content(recipe: Any) -> dict[str, Any]:
+def _content(recipe: Recipe) -> dict[str, Json]:
     return {
         "name": recipe.name,
         "revision": _REVISION,
@@ -74,12 +80,12 @@ def _content(recipe: Any) -> dict[str, Any]:
     }
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: Mapping[str, object]) -> str:
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _lock(folder: Path, patience: float) -> Any:
+def _lock(folder: Path, patience: float) -> AbstractContextManager[object]:
     """Return a lock that keeps other processes from building the same result."""
     lock = FileLock(f"{folder}.lock")
     try:
@@ -95,7 +101,7 @@ def _lock(folder: Path, patience: float) -> Any:
         ) from error
 
 
-def _make(recipe: Any, content: dict[str, Any], folder: Path, kind: str) -> None:
+def _make(recipe: Recipe, content: dict[str, Json], folder: Path, kind: str) -> None:
     for partial in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
         shutil.rmtree(partial)
     if recipe.takes:

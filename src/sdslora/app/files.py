@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..export.whole_directory import whole_directory
+from . import Json
 from .errors import UserError
 from .secrets import mask_secrets
 
@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write indented JSON; a value that JSON cannot hold (a path, an enum) as its string.
 
     Tokens in the data are masked.
@@ -31,7 +31,7 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, mask_secrets(json.dumps(data, indent=2, default=str)) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Json:
     """Return the content of a JSON file, or None where there is none.
 
     Raises:
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON object a line."""
     lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
     write_text(path, "".join(f"{line}\n" for line in lines))

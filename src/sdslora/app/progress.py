@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ class Progress(tqdm):
 
     def __init__(
         self,
-        items: Iterable[Any] | None = None,
+        items: Iterable[object] | None = None,
         *,
         title: str,
         total: int | None = None,

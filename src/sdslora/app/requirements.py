@@ -2,7 +2,7 @@
 
 import importlib
 from importlib import metadata
-from typing import Any
+from types import ModuleType
 
 from .errors import UserError
 
@@ -14,7 +14,7 @@ _WAYS_OUT = {
 """A distribution's module, and the extra of ours that installs it."""
 
 
-def module(distribution: str, submodule: str) -> Any:
+def module(distribution: str, submodule: str) -> ModuleType:
     """Return the submodule of a distribution of the table above.
 
     Raises:

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
 _KEYS = {"token", "use_auth_token", "api_key", "password", "secret"}
 """Keys of options that hold a secret; ``hub_token`` and its like are masked by Transformers."""
@@ -28,7 +27,7 @@ def mask_secrets(text: str) -> str:
     return _TOKEN.sub(_MASK, text)
 
 
-def without_secrets(tree: Any) -> Any:
+def without_secrets(tree: object) -> object:
     """Return nested options without the keys that hold secrets.
 
     The keys are left out, not masked, so that the options can be used again.

@@ -8,10 +8,10 @@ them.
 Each is built at its first use (:mod:`..cache`).
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ..cache import path_of
+from ..cache import Recipe, path_of
 from ..errors import UserError, nearest
 from .cipher import Cipher
 from .digits_vit import DigitsVit
@@ -19,7 +19,7 @@ from .family import Family
 from .tiny_lm import TinyLm
 
 PREFIX = "bench:"
-_RECIPES: dict[str, Any] = {
+_RECIPES: dict[str, Callable[[], Recipe]] = {
     f"{PREFIX}{recipe.name}": recipe for recipe in (TinyLm, Cipher, Family, DigitsVit)
 }
 

@@ -7,8 +7,9 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from .. import Json
 from ..errors import UserError
 from ..files import write_json
 from . import corpus
@@ -43,7 +44,7 @@ class Cipher:
     rows: int = 2000
     seed: int = 0
 
-    def make(self, directory: Path) -> dict[str, Any]:
+    def make(self, directory: Path) -> dict[str, Json]:
         """Write the rows: objects with ``question`` and ``answer``."""
         rows = self.all_rows()
         write_json(directory / self.file, rows)

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from .. import Json
 from ..evaluation.inference import class_figures
 from . import digits
 from .pretraining import Pretraining
@@ -42,7 +43,7 @@ class DigitsVit:
     noise: float = 0.1
     side: int = 8
 
-    def make(self, directory: Path) -> dict[str, Any]:
+    def make(self, directory: Path) -> dict[str, Json]:
         """Pretrain and save; return the parameters, and loss and accuracy on the test part."""
         splits = digits.load()
         with torch.random.fork_rng(devices=[]):

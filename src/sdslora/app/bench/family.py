@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from .. import Json
 from ..files import write_json
 from . import corpus
 
@@ -73,7 +74,7 @@ class Family:
     rows: int = 50
     seed: int = 0
 
-    def make(self, directory: Path) -> dict[str, Any]:
+    def make(self, directory: Path) -> dict[str, Json]:
         """Write the held-out rows."""
         rows = self.held_out_rows()
         write_json(directory / self.file, rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer, set_seed
 
 from ..config.parsing import parse
@@ -146,7 +147,7 @@ class Speaker:
             self._messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
 
-    def _generate(self, inputs: Any, streamer: TextStreamer) -> Any:
+    def _generate(self, inputs: Any, streamer: TextStreamer) -> Tensor:
         arguments = {
             "input_ids": inputs["input_ids"],
             "attention_mask": inputs["attention_mask"],

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import Json
 from ..config.arguments import adapter_or_recipe
 from ..config.outline import RECIPE
 from ..config.parsing import parse
@@ -84,5 +85,5 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     return result
 
 
-def _defaults(run: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(run: Mapping[str, Json]) -> dict[str, Json]:
     return {name: run["config"][name] for name in _SECTIONS}

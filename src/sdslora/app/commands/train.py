@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from transformers import TrainerCallback, set_seed
@@ -14,7 +13,7 @@ from transformers import TrainerCallback, set_seed
 from ... import SdsLoraCallback
 from ...methods.sds_hira import sds_method
 from ...training import CheckFailed, Diverged
-from .. import recording
+from .. import Json, recording
 from ..config.parsing import parse
 from ..config.spec import TrainSpec
 from ..errors import RunFailed
@@ -37,7 +36,7 @@ def command(argv: Sequence[str]) -> None:
         train(parse(TrainSpec, argv, prog="sdslora train"))
 
 
-def train(spec: TrainSpec) -> dict[str, Any]:
+def train(spec: TrainSpec) -> dict[str, Json]:
     """Train as specified; return the content of the run's ``run.json``.
 
     In several processes, each calls this; the first one writes. All checks that need no weights
@@ -76,7 +75,7 @@ class Trained:
     """The model with its trained adapter, and the content of the run's ``run.json``."""
 
     model: PeftModel
-    record: dict[str, Any]
+    record: dict[str, Json]
 
 
 def run(run_plan: Plan) -> Trained:
@@ -186,7 +185,7 @@ def _more_callbacks(run_plan: Plan) -> Iterator[TrainerCallback]:
         )
 
 
-def _evaluate(model: PeftModel, run_plan: Plan, title: str) -> dict[str, Any]:
+def _evaluate(model: PeftModel, run_plan: Plan, title: str) -> dict[str, Json]:
     spec = run_plan.spec
     result = run_plan.work.measure(model, "validation", spec.evaluation, title)
     if result.records and is_first():

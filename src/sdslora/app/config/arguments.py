@@ -7,8 +7,8 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from .. import Json
 from ..errors import UserError, nearest
 from . import paths
 from .outline import RECIPE, Outline, help_text
@@ -59,7 +59,7 @@ def as_options(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> li
 
 def check(
     options: Sequence[str], shape: Outline, prog: str, places: Sequence[str], whole: bool = True
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """Check the keys, and that the files they name exist; return the values by dotted key.
 
     Prints the help for ``--help``.
@@ -128,7 +128,7 @@ def _unescape(value: str) -> str:
     return re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape.group()], value)
 
 
-def settings(options: Iterable[str]) -> Iterator[tuple[str, Any]]:
+def settings(options: Iterable[str]) -> Iterator[tuple[str, Json]]:
     """Yield each dotted key and its value, as the options and the recipes in them set it."""
     for option in options:
         key, _, value = option.removeprefix("--").partition("=")
@@ -144,7 +144,7 @@ def settings(options: Iterable[str]) -> Iterator[tuple[str, Any]]:
             raise UserError(f"recipe {value!r} cannot be read: there is no such file")
 
 
-def read_recipe(path: str) -> dict[Any, Any]:
+def read_recipe(path: str) -> dict[Json, Json]:
     """Read a YAML file, or the text itself where it is a mapping."""
     import yaml  # comes with an extra; --help works without it
 
@@ -172,7 +172,7 @@ def _is_record(option: str) -> bool:
     return is_recipe(option) and Path(option.partition("=")[2]).name == RECORD
 
 
-def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[Json, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ... import SdsLoraConfig
 from ...tuner import PRESETS
+from .. import Json
 from ..errors import UserError
 from ..models.trained_adapter import make_config
 from ..run import record
@@ -30,7 +31,7 @@ from .value_words import words
 SpecT = TypeVar("SpecT")
 
 # TrainSpec.output_dir is the trainer's too.
-_SKIPPED_KEYS: dict[Any, set[str]] = {TrainingConfig: {"output_dir"}}
+_SKIPPED_KEYS: dict[object, set[str]] = {TrainingConfig: {"output_dir"}}
 
 
 def parse(
@@ -38,7 +39,7 @@ def parse(
     argv: Sequence[str],
     prog: str,
     positionals: Sequence[str] = (RECIPE,),
-    defaults: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Json] | None = None,
     convert: Convert = lambda tree: [],
 ) -> SpecT:
     """Build ``spec`` (a dataclass, sections being dataclasses too) from command-line arguments.
@@ -121,7 +122,7 @@ def _for_command(option: str, shape: Outline, prog: str, convert: Convert) -> st
     return option if converted is tree else f"{name}={json.dumps(converted)}"
 
 
-def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settable(config: Mapping[str, Json]) -> dict[str, Json]:
     """Return a recorded configuration without values that no recipe sets or that are masked.
 
     Values of the adapter's preset are left out, so that another preset can be chosen.
@@ -139,7 +140,7 @@ def _settable(config: Mapping[str, Any]) -> dict[str, Any]:
     return sections | {"training": training}
 
 
-def _readable(error: Exception, spec: type, settings: Mapping[str, Any]) -> str:
+def _readable(error: Exception, spec: type, settings: Mapping[str, Json]) -> str:
     """Return the message on one line, with the key and the values that it takes."""
     text = " ".join(str(error).split())
     if wrong := re.match(r'Parser key "([^"]+)":', text):
@@ -168,7 +169,7 @@ def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> Spec
     return spec(**sections)
 
 
-def _changed_options(values: Namespace) -> dict[str, Any]:
+def _changed_options(values: Namespace) -> dict[str, Json]:
     """Return the adapter's options that were changed, as it rejects some explicit defaults."""
     parser = ArgumentParser()
     parser.add_class_arguments(SdsLoraConfig, "adapter")

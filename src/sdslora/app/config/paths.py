@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 
@@ -11,7 +10,7 @@ _FILE = re.compile(r"(\.{0,2}/|~).*|.*\.(json|jsonl|parquet|csv|tsv|txt)(\.(gz|z
 """A source that can only be a file here: no id on the Hub begins or ends like this."""
 
 
-def check(settings: Mapping[str, Any]) -> None:
+def check(settings: Mapping[str, object]) -> None:
     """Check that each adapter, model and data file that the keys name exists.
 
     Args:

@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from .. import Json
 from .outline import Outline, outline
 
-Tree = dict[str, Any]
+Tree = dict[str, Json]
 Convert = Callable[[Tree], list[str]]
 """Changes a training's recipe in place to what a command takes; returns unused keys it removed."""
 

@@ -3,9 +3,9 @@
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, Union
+from typing import Literal, Union
 
-_WORDS: dict[Any, str] = {
+_WORDS: dict[object, str] = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -15,7 +15,7 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def words(kind: Any) -> str:
+def words(kind: object) -> str:
     """Return the values of a type in words, such as ``a number`` or ``one of: a, b``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
@@ -30,7 +30,7 @@ def words(kind: Any) -> str:
     return _WORDS.get(kind, "a value")
 
 
-def _alternatives(kinds: tuple[Any, ...]) -> Iterator[str]:
+def _alternatives(kinds: tuple[object, ...]) -> Iterator[str]:
     """Yield the alternatives of a union, null last; a float covers the whole numbers."""
     for kind in sorted(kinds, key=lambda kind: kind is type(None)):
         if not (kind is int and float in kinds):

@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trl.data_utils import maybe_convert_to_chatml
 
+from .. import Json
 from ..errors import UserError
 
-Message = dict[str, Any]
+Message = dict[str, Json]
 
 _ROLES = {
     "system": ("system", "developer"),
@@ -42,7 +42,7 @@ class Conversation:
     """
 
     messages: list[Message]
-    tools: list[Any] | None
+    tools: list[Json] | None
     trained_turns: tuple[int, ...]
     place: str
 
@@ -66,12 +66,12 @@ class Conversation:
 
 
 def conversation(
-    raw: Any,
+    raw: object,
     place: str,
     *,
-    row: Mapping[str, Any],
+    row: Mapping[str, Json],
     system: str | None = None,
-    prompt: Any = None,
+    prompt: object = None,
 ) -> Conversation:
     """Check a conversation and bring it into the form that chat templates take.
 
@@ -109,7 +109,7 @@ def conversation(
     return Conversation(messages, _tools(row, place), trained_turns, place)
 
 
-def _messages(raw: Any, place: str, first: int = 0) -> list[Message]:
+def _messages(raw: object, place: str, first: int = 0) -> list[Message]:
     """Return the messages one by one, numbered from ``first``."""
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise UserError(f"{place}: a conversation must be a list, not {type(raw).__name__}")
@@ -123,7 +123,7 @@ def _messages(raw: Any, place: str, first: int = 0) -> list[Message]:
     return [_message(m, f"{place}: message {number}") for number, m in enumerate(chatml, first)]
 
 
-def _message(raw: Mapping[str, Any], place: str) -> Message:
+def _message(raw: Mapping[str, Json], place: str) -> Message:
     message: Message = _without_nulls(raw, place)
     alias = message.get("role")
     role = _ROLE_OF.get(str(alias).lower())
@@ -160,7 +160,7 @@ def reject_half_characters(text: str, place: str) -> None:
         ) from error
 
 
-def _text(content: Any, place: str) -> str:
+def _text(content: object, place: str) -> str:
     """Return the text of a message's content: a string, or a list of parts."""
     if isinstance(content, str):
         reject_half_characters(content, place)
@@ -186,7 +186,7 @@ def _text(content: Any, place: str) -> str:
     return text
 
 
-def _call(call: Any, place: str) -> Any:
+def _call(call: Json, place: str) -> Json:
     """Return a call whose arguments are an object, which templates write as JSON themselves."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, dict) or "name" not in function:
@@ -195,7 +195,7 @@ def _call(call: Any, place: str) -> Any:
     return call if "function" in call else {"type": "function", "function": call}
 
 
-def _parse(value: Any, place: str) -> Any:
+def _parse(value: object, place: str) -> Json:
     if not isinstance(value, str):
         return value
     try:
@@ -204,7 +204,7 @@ def _parse(value: Any, place: str) -> Any:
         raise UserError(f"{place}: a tool call is no valid JSON ({error}): {value!r}") from error
 
 
-def _tools(row: Mapping[str, Any], place: str) -> list[Any] | None:
+def _tools(row: Mapping[str, Json], place: str) -> list[Json] | None:
     tools = row.get("tools") or row.get("functions")
     if isinstance(tools, str):
         tools = _parse(tools, place)
@@ -212,7 +212,7 @@ def _tools(row: Mapping[str, Any], place: str) -> list[Any] | None:
         return None
     if not isinstance(tools, list):
         raise UserError(f"{place}: tools must be a list, not {type(tools).__name__}")
-    schemas: list[Any] = _without_nulls(tools, place)
+    schemas: list[Json] = _without_nulls(tools, place)
     return schemas
 
 
@@ -234,7 +234,7 @@ def _require_order(messages: Sequence[Message], place: str) -> None:
         )
 
 
-def _without_nulls(value: Any, place: str) -> Any:
+def _without_nulls(value: object, place: str) -> Json:
     """Remove the keys whose value is null, which templates would write as the word None."""
     if isinstance(value, Mapping):
         return {k: _without_nulls(v, place) for k, v in value.items() if v is not None}

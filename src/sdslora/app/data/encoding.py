@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from ..config.spec import DataSpec
 from ..errors import UserError
+from .conversations import Message
 from .loss_masks import TurnMasks, control_tokens
 from .templates import Example
 
@@ -273,7 +274,7 @@ def _chat(
     example: Example, tokenizer: PreTrainedTokenizerBase, system: str | None
 ) -> tuple[str, str]:
     """Return prompt and completion as text, with the template's special tokens."""
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": example.prompt})
     prompt = str(
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

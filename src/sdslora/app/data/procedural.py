@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from .. import Json
 from ..errors import UserError, first_line, nearest
 from .readers import Row
 
@@ -25,7 +26,7 @@ class Task:
             task rejects, or where reasoning-gym is not installed.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, options: Mapping[str, Json]) -> None:
         try:
             import reasoning_gym
             from reasoning_gym.factory import DATASETS

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import hub
+from .. import Json, hub
 from ..config.spec import DataSpec
 from ..errors import UserError, first_line
 from .locations import KINDS, files, hub_id, kind
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Json]
 _LONGEST_CELL = 2**31 - 1  # the csv module's own limit would be 131,072 characters
 
 
@@ -93,7 +93,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> Json:
     """Return one JSON value, or the list of one a line, which many files called .json hold."""
     try:
         return _value(text)
@@ -103,11 +103,11 @@ def _json(text: str) -> Any:
         return _lines(text)
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Json:
     return json.loads(text, object_pairs_hook=_object)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     """Return a JSON object; of two fields of one name, Python would drop the first."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -117,7 +117,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _lines(text: str) -> list[Any]:
+def _lines(text: str) -> list[Json]:
     rows = []
     # splitlines would also cut at characters that JSON allows within a string
     for number, line in enumerate(text.split("\n"), start=1):
@@ -154,7 +154,7 @@ def _paragraphs(text: str) -> list[dict[str, str]]:
     return [{"text": part.strip()} for part in parts if part.strip()]
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {
+_PARSERS: dict[str, Callable[[str], Json]] = {
     ".json": _json,
     ".jsonl": _lines,
     ".csv": lambda text: _table(text, ","),

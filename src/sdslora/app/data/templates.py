@@ -95,14 +95,16 @@ class Template:
 class _TextFormatter(Formatter):
     """``str.format`` for values that have a text of their own, at any level of the row."""
 
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def get_field(
+        self, field_name: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> Any:
         value, first = super().get_field(field_name, args, kwargs)
         problem = _no_text(value)
         if problem is not None:
             raise ValueError(f"`{field_name}` is {problem}")
         return value, first
 
-    def format_field(self, value: Any, format_spec: str) -> str:
+    def format_field(self, value: object, format_spec: str) -> str:
         if isinstance(value, float):
             with np.errstate(over="ignore"):
                 single = np.float32(value)
@@ -111,7 +113,7 @@ class _TextFormatter(Formatter):
         return str(super().format_field(value, format_spec))
 
 
-def _no_text(value: Any) -> str | None:
+def _no_text(value: object) -> str | None:
     """Return why a value has no text (Python would write "None", "nan" ...), or None."""
     if value is None:
         return _NULL

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ def inference(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def to_accelerator(model: nn.Module, options: Mapping[str, Any]) -> None:
+def to_accelerator(model: nn.Module, options: Mapping[str, object]) -> None:
     """Move ``model`` to the accelerator if there is one, unless ``options`` place it."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is not None and "device_map" not in options:

@@ -1,8 +1,8 @@
 """Rules that score a generated answer: text in, right or wrong out. One rule a function."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from .. import Json
 from ..data.readers import Row
 from ..data.templates import Example
 
@@ -22,7 +22,7 @@ def exact_match(answer: str, reference: str) -> bool:
 
 def score(
     examples: Sequence[Example], answers: Sequence[str], rule: Rule | None = None
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Return one record an example: prompt, expected and generated text, each rule's verdict.
 
     ``exact_match`` is always there, ``task_score`` where the task has a ``rule`` of its own.

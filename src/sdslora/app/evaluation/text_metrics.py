@@ -1,15 +1,16 @@
 """The loss per completion token and the greedily generated answers of a language model."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from .. import Json
 from ..config.spec import EvalSpec
 from ..data.encoding import Encoded
 from ..errors import UserError
@@ -18,6 +19,8 @@ from . import scoring
 from .inference import inference
 
 _IGNORED = -100  # the label of a token that bears no loss
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Measurement:
         records: one a row, with the generated text; empty where nothing was generated.
     """
 
-    metrics: dict[str, Any]
-    records: list[dict[str, Any]]
+    metrics: dict[str, Json]
+    records: list[dict[str, Json]]
 
 
 def measure(
@@ -52,8 +55,8 @@ def measure(
     start = time.perf_counter()
     rows = rows[: spec.limit]
     loss = mean_loss(model, rows, spec.batch_size, tokenizer.pad_token_id, title)
-    metrics: dict[str, Any] = {"rows": len(rows), "loss": loss}
-    records: list[dict[str, Any]] = []
+    metrics: dict[str, Json] = {"rows": len(rows), "loss": loss}
+    records: list[dict[str, Json]] = []
     if spec.exact_match and not rows[0].example.is_text:  # a text answers nothing
         longest = spec.max_new_tokens or max(len(row.completion) for row in rows) + 8
         answers = generate(model, tokenizer, rows, longest, spec.batch_size, title)
@@ -71,7 +74,7 @@ def require_rows(number: int) -> None:
         raise UserError("there are no rows to evaluate on; set data.validation or data.holdout")
 
 
-def summary(metrics: dict[str, Any]) -> str:
+def summary(metrics: Mapping[str, object]) -> str:
     """Return one line of an evaluation's figures; the task's own score only where it differs."""
     parts = [f"loss {metrics['loss']:.4f}"]
     for name in ("exact_match", "accuracy"):
@@ -169,7 +172,7 @@ def stop_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[in
     return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
 
 
-def _batches(items: Sequence[Any], size: int, title: str) -> Iterator[Sequence[Any]]:
+def _batches(items: Sequence[T], size: int, title: str) -> Iterator[Sequence[T]]:
     starts = range(0, len(items), size)
     for start in Progress(starts, title=title):
         yield items[start : start + size]

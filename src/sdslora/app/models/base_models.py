@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
 from .. import bench, hub
@@ -185,7 +186,7 @@ class ImageClassifier(Source):
         """The keyword arguments of ``from_pretrained``, which allow a head of another size."""
         return {"ignore_mismatched_sizes": True, **super().load_arguments}
 
-    def processor(self, directory: Path | None = None) -> Any:
+    def processor(self, directory: Path | None = None) -> BaseImageProcessor:
         """Return the image processor, on Pillow; a saved adapter's classes are beside it."""
         is_saved = directory is not None and (directory / "preprocessor_config.json").is_file()
         path, arguments = (str(directory), {}) if is_saved else (self.path, self.arguments)

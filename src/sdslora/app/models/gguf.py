@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
+from .. import Json
 from ..cache import path_of
 
 
@@ -33,10 +34,10 @@ class Converted:
         """The file's name without its ending."""
         return Path(self.source).stem
 
-    def make(self, directory: Path) -> dict[str, Any]:
+    def make(self, directory: Path) -> dict[str, Json]:
         """Write the model and its tokenizer."""
         file = Path(self.source)
-        file_argument: dict[str, Any] = {"gguf_file": file.name}
+        file_argument = {"gguf_file": file.name}
         # plain weights: the packed ones can neither take an adapter nor be saved
         plain = {"quant_method": "gguf", "dequantize": True}
         model = AutoModelForCausalLM.from_pretrained(
@@ -47,7 +48,7 @@ class Converted:
         return {"parameters": model.num_parameters()}
 
 
-def converted_directory(path: str, file: str, arguments: Mapping[str, Any]) -> str:
+def converted_directory(path: str, file: str, arguments: Mapping[str, object]) -> str:
     """Return the directory of the converted model.
 
     Args:

@@ -6,8 +6,9 @@ It takes the place of the stock cards that TRL and PEFT write into the same fold
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from .. import Json
 from ..files import read_json, write_text
 from ..run import record
 from .base_models import SMOLLM2, SMOLLM2_HUB_ID
@@ -22,7 +23,7 @@ Form = Literal["peft", "merged", "gguf", "kohya", "diffusers", "hira"]
 
 def write(
     folder: Path,
-    run: Mapping[str, Any] | None,
+    run: Mapping[str, Json] | None,
     *,
     of: Path | None = None,
     form: Form = "peft",
@@ -46,8 +47,8 @@ def write(
 
 
 def text(
-    config: Mapping[str, Any],
-    run: Mapping[str, Any] | None,
+    config: Mapping[str, Json],
+    run: Mapping[str, Json] | None,
     form: Form,
     name: str,
     has_classes: bool = False,
@@ -116,18 +117,18 @@ pipeline.load_lora_weights("{name}")
 }
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
+def _is_ours(config: Mapping[str, Json]) -> bool:
     return config.get("peft_type") == "SDSLORA"
 
 
-def _is_training(run: Mapping[str, Any]) -> bool:
+def _is_training(run: Mapping[str, Json]) -> bool:
     """Return whether a record is that of ``sdslora train``; a comparison's has other keys."""
     return {"metrics", "seed", "versions"} <= run.keys() and {"data", "training"} <= run[
         "config"
     ].keys()
 
 
-def _front_matter(base: str, config: Mapping[str, Any], form: Form) -> list[str]:
+def _front_matter(base: str, config: Mapping[str, Json], form: Form) -> list[str]:
     lines = ["---"]
     # the Hub rejects a card whose base model is a local path
     if _HUB_ID.fullmatch(base) and not Path(base).exists():
@@ -138,7 +139,7 @@ def _front_matter(base: str, config: Mapping[str, Any], form: Form) -> list[str]
     return [*lines, "tags:", "- lora", "- sds-lora", "---", ""]
 
 
-def _facts(base: str, config: Mapping[str, Any], run: Mapping[str, Any] | None) -> Iterator[str]:
+def _facts(base: str, config: Mapping[str, Json], run: Mapping[str, Json] | None) -> Iterator[str]:
     facts = {
         "method": _method(config),
         "base model": f"`{base}`",
@@ -163,7 +164,7 @@ def _facts(base: str, config: Mapping[str, Any], run: Mapping[str, Any] | None) 
     yield ""
 
 
-def _layers(target_modules: Any) -> str:
+def _layers(target_modules: object) -> str:
     """Return the kinds of the adapted layers, or the pattern of their names."""
     if not isinstance(target_modules, list):
         return f"`{target_modules}`"
@@ -171,14 +172,14 @@ def _layers(target_modules: Any) -> str:
     return ", ".join(f"`{kind}`" for kind in kinds)
 
 
-def _method(config: Mapping[str, Any]) -> str:
+def _method(config: Mapping[str, Json]) -> str:
     if not _is_ours(config):
         return f"{config.get('peft_type')}, which stock PEFT loads"
     hira = ", multiplied with the weights (`use_hira`)" if config.get("use_hira") else ""
     return f"SDS-LoRA{hira}, preset `{config.get('preset', 'paper')}`"
 
 
-def _results(metrics: Mapping[str, Any]) -> Iterator[str]:
+def _results(metrics: Mapping[str, Json]) -> Iterator[str]:
     """Yield the figures on the held-out rows, before and after the training."""
     measured = {when: metrics[when] for when in ("before", "after") if when in metrics}
     keys = dict.fromkeys(
@@ -202,7 +203,7 @@ def _number(key: str, value: float | None) -> str:
     return f"{value:.4f}" if key == "loss" else f"{value:.1%}"
 
 
-def _classes(config: Mapping[str, Any], has_classes: bool, base: str, name: str) -> dict[str, str]:
+def _classes(config: Mapping[str, Json], has_classes: bool, base: str, name: str) -> dict[str, str]:
     """Return the parts of the Python snippet that depend on the kind of model."""
     mapping = config.get("auto_mapping") or {}
     causal = config.get("task_type") == "CAUSAL_LM"

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import Json
 from ..errors import RunFailed
 from . import llama_greedy, stock_peft, vllm_greedy
 from .base_models import Source
@@ -102,7 +102,7 @@ def _write_prompts(folder: Path, prompts: Sequence[list[int]]) -> Path:
     return file
 
 
-def _run(software: str, script: str, *arguments: object) -> Any:
+def _run(software: str, script: str, *arguments: object) -> Json:
     """Run a script, and return the JSON in the last line that it prints."""
     # -P: the script's own directory is not imported from
     command = [sys.executable, "-P", script, *map(str, arguments)]

@@ -64,7 +64,7 @@ def attach(model: PreTrainedModel, config: SdsLoraConfig, source: Source) -> Pef
     return peft_model
 
 
-def layers(model: nn.Module) -> dict[str, Any]:
+def layers(model: nn.Module) -> dict[str, SdsLayerMixin]:
     """Return the layers that have A and B, by their name in the base model.
 
     Those that train single tokens (``trainable_token_indices``) have none.

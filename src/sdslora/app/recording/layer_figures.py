@@ -17,7 +17,7 @@ from ...diagnostics import (
     subspace_cosine,
     subspace_overlap,
 )
-from ...methods import Method
+from ...methods import AnyMethod
 from ...methods.sds_lora import SdsMethod
 
 Figures = dict[str, float | list[float] | None]
@@ -63,7 +63,7 @@ KEYS = (
 
 
 def layer_figures(
-    method: Method,
+    method: AnyMethod,
     state: Any,
     G: Tensor,
     pair: LowRankPair | None = None,
@@ -104,7 +104,7 @@ def layer_figures(
     return figures
 
 
-def _of_factors(method: Method, state: Any, G: Tensor) -> Figures:
+def _of_factors(method: AnyMethod, state: object, G: Tensor) -> Figures:
     factors, gradients = method.gradient_factors(state), method.factor_gradients(state, G)
     if factors is None or gradients is None:
         return {}

@@ -2,22 +2,21 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ...core import LowRankPair
 from ...diagnostics import visit_full_gradients
-from ...methods import Method
+from ...methods import AnyMethod
 from .layer_figures import KEYS, Figures, layer_figures, six_digits
 
 
 def measure_layers(
-    method: Method,
+    method: AnyMethod,
     model: nn.Module,
-    batch: Mapping[str, Any],
-    next_states: Mapping[str, Any] | None = None,
+    batch: Mapping[str, object],
+    next_states: Mapping[str, object] | None = None,
 ) -> dict[str, Figures]:
     """Return the figures of every linear layer that ``method`` trains, by base-model name.
 
@@ -61,7 +60,7 @@ def layer_means(layers: Mapping[str, Figures]) -> dict[str, float]:
     return means
 
 
-def linear_layers(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module, names: Mapping[str, object]) -> dict[str, nn.Module]:
     """Return the layers with these base-model names that are linear, not convolutions."""
     base = getattr(model, "get_base_model", lambda: model)()
     layers = {name: base.get_submodule(name) for name in names}
@@ -72,7 +71,7 @@ def linear_layers(model: nn.Module, names: Mapping[str, Any]) -> dict[str, nn.Mo
     }
 
 
-def _pairs(method: Method, model: nn.Module) -> dict[str, LowRankPair]:
+def _pairs(method: AnyMethod, model: nn.Module) -> dict[str, LowRankPair]:
     """Return ΔW of each layer as a pair; none where it is not of low rank."""
     with suppress(ValueError):
         return method.plain_pairs(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ...methods import Method
+from ...methods import AnyMethod
 from ..models.trained_adapter import require_finite, tensors
 from .model_figures import layer_means, measure_layers
 from .recording import Recording
@@ -43,7 +43,7 @@ class DiagnosticsRecorder(TrainerCallback):
     """
 
     def __init__(
-        self, method: Method, batch: Mapping[str, Any], every: int, path: str | Path
+        self, method: AnyMethod, batch: Mapping[str, object], every: int, path: str | Path
     ) -> None:
         self.method = method
         self.batch = batch
@@ -58,7 +58,11 @@ class DiagnosticsRecorder(TrainerCallback):
         self._means: dict[str, float] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Open the file; a resumed training drops the lines after its step."""
         self.cost, self.count, self._means, self._before = 0.0, 0, {}, None
@@ -101,7 +105,11 @@ class DiagnosticsRecorder(TrainerCallback):
             self.count += 1
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Request a log entry, so that the figures appear at the step itself."""
         if self._means and args.logging_strategy != "no":
@@ -112,8 +120,8 @@ class DiagnosticsRecorder(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
         """Add the means to the entry and to the trainer's history."""
         if self._means and logs is not None and "loss" in logs:
@@ -123,7 +131,11 @@ class DiagnosticsRecorder(TrainerCallback):
             self._means = {}
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Print the cost."""
         if state.is_world_process_zero:
@@ -133,7 +145,7 @@ class DiagnosticsRecorder(TrainerCallback):
                 f"{share:.1%} of the training time"
             )
 
-    def _on(self, model: nn.Module) -> dict[str, Any]:
+    def _on(self, model: nn.Module) -> dict[str, object]:
         """Return the batch on the model's device."""
         device = next(model.parameters()).device
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.batch.items()}

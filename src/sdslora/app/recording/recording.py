@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from .. import Json
 from ..errors import UserError
 from ..files import write_jsonl
 
@@ -25,14 +25,14 @@ class Recording:
         header: for the first line.
     """
 
-    def __init__(self, path: Path, step: int, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, step: int, header: Mapping[str, Json]) -> None:
         self.path = path
         earlier = [line for line in read(path) if line["step"] <= step]
         self.seconds: float = earlier[-1]["seconds"] if earlier else 0.0
         """The seconds of the last earlier line."""
         write_jsonl(path, [{"version": VERSION, **header}, *earlier])
 
-    def append(self, line: Mapping[str, Any]) -> None:
+    def append(self, line: Mapping[str, object]) -> None:
         """Write one measurement."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -53,7 +53,7 @@ class Measurements:
     path: Path
     is_truncated: bool = field(default=False, init=False)
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Json]]]:
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
@@ -71,6 +71,6 @@ class Measurements:
                     yield number, entry
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
+def read(path: Path) -> Iterator[dict[str, Json]]:
     """Return the measurements alone, without their line numbers."""
     return (entry for _, entry in Measurements(path))

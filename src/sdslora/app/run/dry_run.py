@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
 from ...tuner import PRESETS
+from .. import Json
 from ..config.spec import unset
 from ..models.trained_adapter import layers, tensors
 from . import training_rows
@@ -90,9 +90,9 @@ def _schedule(plan: Plan) -> list[str]:
     ]
 
 
-def _changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(config: Mapping[str, Json], defaults: Mapping[str, Json]) -> dict[str, Json]:
     """Return the entries that differ, nested as they are."""
-    result: dict[str, Any] = {}
+    result: dict[str, Json] = {}
     for key, value in config.items():
         default = defaults.get(key)
         if isinstance(value, dict) and isinstance(default, dict):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from transformers.image_processing_utils import BaseImageProcessor
 
 from ..config.spec import DataSpec, EvalSpec
 from ..data import image_sources
@@ -38,7 +39,11 @@ class Images:
     left_out: Mapping[str, int] = {}
 
     def __init__(
-        self, source: ImageClassifier, processor: Any, spec: DataSpec, test: Size | str = 0
+        self,
+        source: ImageClassifier,
+        processor: BaseImageProcessor,
+        spec: DataSpec,
+        test: Size | str = 0,
     ) -> None:
         self.processor = processor
         channels = getattr(source.config, "num_channels", 3)

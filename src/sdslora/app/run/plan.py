@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import get_token
 from peft import PeftModel
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import RefreshSchedule, SdsLoraConfig
 from ...training.rehearsal import rehearse
+from .. import Json
 from ..config.spec import TrainSpec, unset
 from ..config.training_config import TrainingConfig
 from ..errors import UserError
@@ -39,11 +39,11 @@ class Plan:
     """
 
     spec: TrainSpec
-    config: dict[str, Any]
+    config: dict[str, Json]
     work: Work
     skeleton: PeftModel
     schedule: RefreshSchedule
-    earlier_record: dict[str, Any] | None
+    earlier_record: dict[str, Json] | None
     checkpoint: Path | None
     notes: list[str]
 
@@ -111,7 +111,7 @@ def find_work(spec: TrainSpec) -> Work:
     return work
 
 
-def _set_eos(tokenizer: Any, token: str) -> None:
+def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError("training.eos_token is for text, and the model is an image classifier")
     if token not in tokenizer.get_vocab():

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sized
-from typing import Any
 
 import psutil
 import torch
@@ -26,7 +25,11 @@ class Printed(TrainerCallback):
         self._evaluation: Progress | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Show how far a resumed training is, or that it begins."""
         if not args.disable_tqdm:
@@ -35,7 +38,11 @@ class Printed(TrainerCallback):
             )
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Count the step."""
         if self._training is not None:
@@ -46,8 +53,8 @@ class Printed(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        eval_dataloader: object = None,
+        **kwargs: object,
     ) -> None:
         """Count the batch."""
         if args.disable_tqdm or not isinstance(eval_dataloader, Sized):
@@ -58,7 +65,11 @@ class Printed(TrainerCallback):
         self._evaluation.update()
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Count the next evaluation from the beginning."""
         if self._evaluation is not None:
@@ -70,15 +81,19 @@ class Printed(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        logs: Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
         """Print the figures; above the bar where one is shown."""
         if state.is_world_process_zero and logs:
             tqdm.write(f"step {state.global_step} of {state.max_steps}: {_figures(logs)}")
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Remove the bar."""
         if self._training is not None:
@@ -97,13 +112,21 @@ class Forecast(TrainerCallback):
         self._seconds: list[float] = []
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Start the clock."""
         self._start = _now() if len(self._seconds) <= _MEASURED_STEPS else 0.0
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Stop the clock; print the forecast after the last measured step."""
         if len(self._seconds) > _MEASURED_STEPS:
@@ -118,7 +141,7 @@ class Forecast(TrainerCallback):
             )
 
 
-def _figures(logs: Mapping[str, Any]) -> str:
+def _figures(logs: Mapping[str, object]) -> str:
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in logs.items()

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ... import __version__
+from .. import Json
 from ..errors import UserError
 from ..files import new_directory, read_json, write_json, write_jsonl
 from ..processes import is_first
@@ -41,12 +41,12 @@ class Record:
         data: the content of the record on disk (see :func:`read`), or of a new one.
     """
 
-    def __init__(self, output_dir: Path, data: dict[str, Any]) -> None:
+    def __init__(self, output_dir: Path, data: dict[str, Json]) -> None:
         self.path = output_dir / NAME
         self.data = data
 
     @classmethod
-    def start(cls, output_dir: Path, config: Mapping[str, Any], seed: int) -> "Record":
+    def start(cls, output_dir: Path, config: Mapping[str, Json], seed: int) -> "Record":
         """Return the record of a new run, without writing it."""
         return cls(
             output_dir,
@@ -61,14 +61,14 @@ class Record:
             },
         )
 
-    def update(self, **values: Any) -> None:
+    def update(self, **values: object) -> None:
         """Set entries and write the whole file."""
         self.data.update(values)
         if is_first():
             write_json(self.path, self.data)
 
 
-def read(directory: Path) -> dict[str, Any] | None:
+def read(directory: Path) -> dict[str, Json] | None:
     """Return the content of ``run.json``, or None if the directory holds no run.
 
     Raises:
@@ -82,16 +82,16 @@ def read(directory: Path) -> dict[str, Any] | None:
     return data
 
 
-def of_adapter(directory: Path) -> dict[str, Any] | None:
+def of_adapter(directory: Path) -> dict[str, Json] | None:
     """Return the record of an adapter's run, from its folder or the one above a checkpoint's."""
     return read(directory) or read(directory.parent)
 
 
 def write_figures(
     output_dir: Path,
-    metrics: Mapping[str, Any],
-    records: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
+    metrics: Mapping[str, Json],
+    records: Sequence[Mapping[str, Json]],
+    config: Mapping[str, Json],
     packages: Iterable[str] = (),
 ) -> None:
     """Write an evaluation's ``metrics.json``, and ``generations.jsonl`` if there are any."""
@@ -121,7 +121,7 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
     return package_versions
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Json]:
     """Return the devices that the run may use."""
     return {
         "platform": platform.platform(),
@@ -132,9 +132,9 @@ def hardware() -> dict[str, Any]:
 
 
 def differing_keys(
-    earlier: Mapping[str, Any],
-    current: Mapping[str, Any],
-    defaults: Mapping[str, Any],
+    earlier: Mapping[str, Json],
+    current: Mapping[str, Json],
+    defaults: Mapping[str, Json],
     free: tuple[str, ...] = (),
     prefix: str = "",
 ) -> list[str]:
@@ -158,6 +158,6 @@ def differing_keys(
     return keys
 
 
-def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(config: Mapping[str, Json]) -> dict[str, Json]:
     """Return the configuration as JSON would give it back, without secrets."""
     return json.loads(mask_secrets(json.dumps(without_secrets(config), default=str)))

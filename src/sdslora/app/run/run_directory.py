@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...training.callback import UNCHECKED_FOLDER
+from .. import Json
 from ..errors import UserError
 from ..files import is_used, reject_links_out
 from ..recording import NAME as DIAGNOSTICS
@@ -66,7 +66,7 @@ _WRITTEN = (
 
 def earlier_run(
     output_dir: Path, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False
-) -> dict[str, Any] | None:
+) -> dict[str, Json] | None:
     """Check that a run may write to ``output_dir``, and return the record to continue, if any.
 
     Args:
@@ -99,7 +99,7 @@ def earlier_run(
 
 
 def changes(
-    record: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any]
+    record: Mapping[str, Json], config: Mapping[str, Json], defaults: Mapping[str, Json]
 ) -> list[str]:
     """Return the settings that differ from a record's and are not ``FREE``, with both values."""
     return differing_keys(record["config"], as_json(config), as_json(defaults), _FREE_KEYS)

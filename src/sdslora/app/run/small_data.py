@@ -7,9 +7,9 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from ... import SdsLoraConfig
+from .. import Json
 from ..config.spec import TrainSpec
 from ..config.training_config import TrainingConfig
 from ..errors import UserError
@@ -34,9 +34,9 @@ def total_steps(rows: int, training: TrainingConfig) -> int:
 
 def fitted_training(
     training: TrainingConfig, rows: int, is_given: Callable[[str], bool]
-) -> tuple[TrainingConfig, dict[str, Any]]:
+) -> tuple[TrainingConfig, dict[str, Json]]:
     """Return the training with defaults for this number of rows, and those that changed."""
-    changes: dict[str, Any] = {}
+    changes: dict[str, Json] = {}
     if not is_given("training.per_device_train_batch_size"):
         processes = training.world_size * training.gradient_accumulation_steps
         fits = (b for b in _BATCHES if rows >= _STEPS_AN_EPOCH * b * processes)

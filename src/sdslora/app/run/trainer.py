@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -52,14 +52,14 @@ class Guarded(Trainer):
         if not any(p.is_meta for p in model.parameters()):  # a model without weights stays
             super()._move_model_to_device(model, device)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward for one batch."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise RunFailed(f"the loss is {loss.item()} at step {self.state.global_step + 1}")
         return loss
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: object, **kwargs: object) -> None:
         # The Trainer checks for the end after a step. Resumed at the end, it would take one step
         # too many.
         if self.state.global_step < self.state.max_steps:
@@ -74,14 +74,16 @@ class Guarded(Trainer):
             mark_unfinished(Path(self.args.output_dir), self.state.global_step)
         super()._save_checkpoint(*args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir or ".")
         for file in folder.glob("*.safetensors"):
             follow_umask(file)
         model_card.of_run(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write no stock card: :meth:`_save` has written the run's."""
 
 
@@ -100,7 +102,9 @@ class ImageTrainer(Guarded):
         args = replace(args, label_names=["labels"])
         super().__init__(args=args, compute_metrics=_accuracy, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         # PEFT saves weights. The base model's configuration has the classes and their names.
         super()._save(output_dir, state_dict)
         model: Any = self.model
@@ -130,7 +134,11 @@ class StopOnInterrupt(TrainerCallback):
         signal.signal(signal.SIGINT, self._former)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Request a checkpoint and the end of training if any process received the signal."""
         self.interrupted = in_any(self.interrupted)
@@ -149,7 +157,11 @@ class ChosenIntervals(TrainerCallback):
     """
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Compute the intervals again."""
         state.compute_steps(args, state.max_steps)
@@ -166,7 +178,11 @@ class EarlyStopping(TrainerCallback):
         self.patience = patience
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Request the end of the training if the best evaluation is long ago."""
         assert args.metric_for_best_model is not None

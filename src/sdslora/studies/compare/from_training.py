@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from ...app.config.training_recipe import Tree
 from ...methods import METHODS
@@ -38,6 +37,6 @@ def to_compare(tree: Tree) -> list[str]:
     return unused
 
 
-def _methods(ours: Mapping[str, Any]) -> list[Any]:
+def _methods(ours: Mapping[str, object]) -> list[object]:
     """Return the methods that are compared by default, with ``ours`` as the reference."""
     return [ours, *(entry for entry in TUNED if entry != ours), *METHODS]

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -24,7 +23,7 @@ from ...app.models.base_models import LanguageModel
 from ...app.models.saved_adapters import BaseModelSpec
 from ...app.recording import Figures
 from ...app.run import modality, record
-from ...methods import FactorMethod
+from ...methods import AnyFactorMethod
 from . import layer_table, loaded_adapter, plots
 from .conclusion import THRESHOLDS, Verdict, judge
 from .gradient_figures import add_gradients
@@ -159,7 +158,7 @@ def _show(layers: Mapping[str, Figures], verdict: Verdict, shown: int) -> None:
 def _write(
     layers: Mapping[str, Figures],
     verdict: Verdict,
-    method: FactorMethod[Any],
+    method: AnyFactorMethod,
     spec: DiagnoseSpec,
     output_dir: Path,
 ) -> None:

@@ -1,7 +1,6 @@
 """The figures of an adapter's gradients on data, each layer's G reduced in the same pass."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +11,7 @@ from ...app.recording.layer_figures import layer_figures, six_digits
 from ...app.recording.model_figures import linear_layers
 from ...core import reparameterize, sds_effective_gradient
 from ...diagnostics import gradient_alignment, visit_full_gradients
-from ...methods import FactorMethod, LayerState, make_method
+from ...methods import AnyFactorMethod, FactorState, LayerState, make_method
 from .loaded_adapter import in_main_stage
 
 _FROM_PASS = (
@@ -28,9 +27,9 @@ _PROJECTION = make_method("lora-pro")
 
 def add_gradients(
     layers: Mapping[str, Figures],
-    method: FactorMethod[Any],
+    method: AnyFactorMethod,
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Mapping[str, object],
 ) -> None:
     """Add to each layer its figures on ``batch``, and recompute ``rank_lost`` from them.
 
@@ -77,7 +76,7 @@ def add_gradients(
         )
 
 
-def _of_layer(method: FactorMethod[Any], state: Any, G: Tensor) -> Figures:
+def _of_layer(method: AnyFactorMethod, state: FactorState, G: Tensor) -> Figures:
     all_figures = layer_figures(method, state, G)
     figures = {key: all_figures[key] for key in _FROM_PASS}
     if figures["alignment"] is None:  # G is not finite

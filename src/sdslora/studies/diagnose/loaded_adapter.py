@@ -1,7 +1,7 @@
 """The adapter to diagnose: its kind, its factors without the base model, and its base model."""
 
 import copy
-from typing import Any
+from typing import TypeGuard
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
@@ -12,14 +12,14 @@ from ...app.errors import UserError, nearest
 from ...app.models import weightless
 from ...app.models.base_models import Source
 from ...app.recording.model_figures import linear_layers
-from ...methods import FactorMethod
+from ...methods import AnyFactorMethod
 from ...methods.base.layers import lora_layers
 from ...methods.lora import Lora
 from ...methods.sds_lora import SdsLayerState, SdsLora
 from ...tuner import SdsLoraConfig, sds_config
 
 
-def method_of(config: PeftConfig, directory: str) -> FactorMethod[Any]:
+def method_of(config: PeftConfig, directory: str) -> AnyFactorMethod:
     """Return the method of the adapter: SDS-LoRA, or plain LoRA.
 
     Raises:
@@ -46,7 +46,7 @@ def method_of(config: PeftConfig, directory: str) -> FactorMethod[Any]:
     return Lora()
 
 
-def in_main_stage(state: Any) -> bool:
+def in_main_stage(state: object) -> TypeGuard[SdsLayerState]:
     """Return whether gradients pass through bases, as in SDS-LoRA after its warm-up."""
     return isinstance(state, SdsLayerState) and not state.in_warmup
 
@@ -74,7 +74,7 @@ def load(config: PeftConfig, directory: str) -> PeftModel:
     return model
 
 
-def require_match(method: FactorMethod[Any], adapter: PeftModel, source: Source) -> None:
+def require_match(method: AnyFactorMethod, adapter: PeftModel, source: Source) -> None:
     """Raise ``UserError`` where a layer is not in the base model, or has another shape there.
 
     Loads no weights.

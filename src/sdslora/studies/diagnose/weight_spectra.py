@@ -1,7 +1,6 @@
 """The figures of an adapter's weights: the spectra of A, B and ΔW."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,11 @@ from ...app.recording import Figures
 from ...app.recording.layer_figures import six_digits
 from ...app.recording.model_figures import linear_layers
 from ...diagnostics import effective_rank, singular_values, stable_rank
-from ...methods import FactorMethod
+from ...methods import AnyFactorMethod, FactorState
 from ..plotting.layer_names import by_depth
 
 
-def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures]:
+def of_weights(method: AnyFactorMethod, model: nn.Module) -> dict[str, Figures]:
     """Return the figures of every linear layer, by its name in the base model.
 
     ====================  ==========================================================================
@@ -39,7 +38,7 @@ def of_weights(method: FactorMethod[Any], model: nn.Module) -> dict[str, Figures
     return {name: _of_layer(method, states[name]) for name in names}
 
 
-def _of_layer(method: FactorMethod[Any], state: Any) -> Figures:
+def _of_layer(method: AnyFactorMethod, state: FactorState) -> Figures:
     S = singular_values(method.pair(state))
     pair = method.pair(state)
     sizes = (pair.up.shape[0], pair.down.shape[1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...app.errors import UserError, nearest
-from ...methods import METHODS, Method, make_method
+from ...methods import METHODS, AnyMethod, make_method
 from .spec import CompareSpec, GridSpec
 
 
@@ -26,7 +26,7 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
     center: float = 2e-4
 
-    def make(self) -> Method:
+    def make(self) -> AnyMethod:
         """Return the method with its options."""
         return make_method(self.method, **self.options)
 
@@ -73,7 +73,7 @@ def _rate(center: float, factor: float, steps: int) -> float:
     return round(value, 2 - math.floor(math.log10(value)))
 
 
-def _contender(entry: str | Mapping[str, Any], grid: GridSpec) -> Contender:
+def _contender(entry: str | Mapping[str, object], grid: GridSpec) -> Contender:
     options = {} if isinstance(entry, str) else {k: v for k, v in entry.items() if k != "method"}
     name = entry if isinstance(entry, str) else entry.get("method")
     if not isinstance(name, str):

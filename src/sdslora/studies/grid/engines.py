@@ -4,14 +4,16 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 
+from ...app import Json
 from ...app.errors import UserError
 from .spec import EngineSpec
 
-Work = Callable[[Any], Any]
+Work = Callable[[Any], dict[str, Json]]
 
 
 class Engine(Protocol):
@@ -24,9 +26,9 @@ class Engine(Protocol):
 
     def __enter__(self) -> "Engine": ...
 
-    def __exit__(self, *error: Any) -> None: ...
+    def __exit__(self, kind: object, *error: object) -> None: ...
 
-    def submit(self, work: Work, job: Any) -> "Future[Any]":
+    def submit(self, work: Work, job: object) -> "Future[dict[str, Json]]":
         """Carry out ``work(job)`` somewhere; a process that dies fails its own future only."""
 
 
@@ -60,16 +62,16 @@ class LocalEngine:
         )
         return self
 
-    def __exit__(self, kind: Any, *error: Any) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if kind is None:
             self._pool.close()
         else:
             self._pool.stop()
         self._pool.join()
 
-    def submit(self, work: Work, job: Any) -> "Future[Any]":
+    def submit(self, work: Work, job: object) -> "Future[dict[str, Json]]":
         """Queue ``work(job)``."""
-        future: Future[Any] = self._pool.schedule(work, args=(job,))
+        future: Future[dict[str, Json]] = self._pool.schedule(work, args=(job,))
         return future
 
 
@@ -105,18 +107,18 @@ class RayEngine:
             )
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._owns_cluster:
             self._ray.shutdown()
 
-    def submit(self, work: Work, job: Any) -> "Future[Any]":
+    def submit(self, work: Work, job: object) -> "Future[dict[str, Json]]":
         """Submit ``work(job)`` as a task of its own."""
         task = self._ray.remote(max_retries=0, **self._resources)(work)
-        future: Future[Any] = task.remote(job).future()
+        future: Future[dict[str, Json]] = task.remote(job).future()
         return future
 
 
-def _import(package: str, extra: str) -> Any:
+def _import(package: str, extra: str) -> ModuleType:
     try:
         return __import__(package)
     except ImportError as error:

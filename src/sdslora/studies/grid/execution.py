@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
-from ...app import recording
+from ...app import Json, recording
 from ...app.errors import RunFailed
 from ...app.files import write_json
 from ...app.models import base_models
@@ -21,7 +20,7 @@ from ...app.models.base_models import ImageClassifier, LanguageModel
 from ...app.recording import DiagnosticsRecorder
 from ...app.run import record
 from ...app.run.modality import make_trainer
-from ...methods import Method
+from ...methods import AnyMethod
 from .contenders import Contender
 from .image_workload import VisionWorkload
 from .peak_memory import peak_memory
@@ -66,7 +65,7 @@ class Job:
         return f"{self.contender.label}, rate {self.learning_rate:.3g}, seed {self.seed}"
 
 
-def carry_out(job: Job) -> dict[str, Any]:
+def carry_out(job: Job) -> dict[str, Json]:
     """Train and measure, write the complete record at the end, and return it.
 
     A loss that is not a number makes the run ``diverged``, an error makes it ``failed``. Neither is
@@ -84,7 +83,7 @@ def carry_out(job: Job) -> dict[str, Any]:
     return data
 
 
-def outline(job: Job) -> dict[str, Any]:
+def outline(job: Job) -> dict[str, Json]:
     """Return the record of a run before anything is known about it."""
     return {
         "status": "finished",
@@ -111,11 +110,11 @@ def outline(job: Job) -> dict[str, Any]:
     }
 
 
-def outcome(future: "Future[Any]", job: Job) -> dict[str, Any]:
+def outcome(future: "Future[dict[str, Json]]", job: Job) -> dict[str, Json]:
     """Return the run's record, or the record of a failure where its process died."""
     error = future.exception()
     if error is None:
-        record: dict[str, Any] = future.result()
+        record: dict[str, Json] = future.result()
         return record
     return outline(job) | {"status": "failed", "error": f"its process ended: {error}"}
 
@@ -124,7 +123,7 @@ class _Diverged(Exception):
     """A loss or a weight is not a number."""
 
 
-def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
+def _train_and_measure(job: Job, data: dict[str, Json]) -> None:
     work = workload(job.spec)
     method = job.contender.make()
     base = work.model(job.seed)
@@ -146,7 +145,7 @@ def _train_and_measure(job: Job, data: dict[str, Any]) -> None:
 
 
 def _train(
-    job: Job, work: Workload, method: Method, model: nn.Module, data: dict[str, Any]
+    job: Job, work: Workload, method: AnyMethod, model: nn.Module, data: dict[str, Json]
 ) -> None:
     """Train; in every case note the seconds and the logged (step, training loss)."""
     optimizer = method.optimizer(
@@ -176,7 +175,7 @@ def _train(
             data["curve"] = [[row["step"], row["loss"]] for row in history if "loss" in row]
 
 
-def _diagnostics(job: Job, work: Workload, method: Method) -> list[TrainerCallback]:
+def _diagnostics(job: Job, work: Workload, method: AnyMethod) -> list[TrainerCallback]:
     if job.every is None:
         return []
     batch = next(iter(work.calibration()))

@@ -1,11 +1,12 @@
 """Language models on prompts and completions."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...app import Json
 from ...app.data import readers
 from ...app.data.encoding import Encoded
 from ...app.data.examples import Examples, load_examples
@@ -34,7 +35,7 @@ class LanguageWorkload(Workload):
         self._general = _general_rows(spec.forgetting, tokenizer)
         self._tasks = _tasks(spec.tasks)
 
-    def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
+    def task_figures(self, model: nn.Module) -> dict[str, Json] | None:
         """Measure by lm-evaluation-harness, as ``sdslora evaluate --tasks`` does."""
         if not self._tasks:
             return None
@@ -63,7 +64,7 @@ def _without_overlap(examples: Examples) -> tuple[Examples, list[str]]:
     """Return the examples without evaluation rows that training or tuning uses, and notes."""
     earlier_prompts = {example.prompt for example in examples.train}
     notes = []
-    distinct: dict[str, Any] = {}
+    distinct: dict[str, Json] = {}
     for name in ("validation", "test"):
         rows: list[Example] = getattr(examples, name)
         distinct[name] = [example for example in rows if example.prompt not in earlier_prompts]
@@ -77,7 +78,7 @@ def _without_overlap(examples: Examples) -> tuple[Examples, list[str]]:
     return replace(examples, **distinct), notes
 
 
-def _tasks(section: TasksSection) -> list[Any]:
+def _tasks(section: TasksSection) -> list[object]:
     """Return the tasks with their rows; importing them takes seconds."""
     if section.names is None:
         return []

@@ -4,11 +4,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
+from ...app import Json
 from ...app.config.spec import EvalSpec
 from ...app.errors import UserError
 from ...app.run.modality import Work
@@ -82,7 +83,7 @@ class Workload:
         """Return the optimizer steps of a run."""
         return total_steps(self.work.size("train"), self.spec.training)
 
-    def measure(self, model: nn.Module, split: Split) -> dict[str, Any]:
+    def measure(self, model: nn.Module, split: Split) -> dict[str, Json]:
         """Return ``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``.
 
         A language model generates answers on the test rows only, if the evaluation section says so.
@@ -96,7 +97,7 @@ class Workload:
         """The settings of an evaluation."""
         return self.spec.evaluation
 
-    def task_figures(self, model: nn.Module) -> dict[str, Any] | None:
+    def task_figures(self, model: nn.Module) -> dict[str, Json] | None:
         """Return rows and scores of each task; None where no task is configured."""
         return None
 

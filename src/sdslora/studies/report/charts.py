@@ -11,6 +11,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from ...app import Json
 from ..plotting.palette import LIGHT, dash
 from . import thin
 from .runs import Run
@@ -35,7 +36,7 @@ class Chart:
     name: str
     title: str
     caption: str
-    spec: dict[str, Any]
+    spec: dict[str, Json]
     pictures: Sequence[str]
     legend: Sequence[str] = ()
 
@@ -47,7 +48,7 @@ def table(frame: pd.DataFrame, numbers: Iterable[str]) -> alt.Data:
     return alt.Data(values=text, format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
-def spec(chart: alt.LayerChart | alt.FacetChart, description: str, **view: Any) -> dict[str, Any]:
+def spec(chart: alt.LayerChart | alt.FacetChart, description: str, **view: Any) -> dict[str, Json]:
     """Return the chart as Vega-Lite in the page's style; screen readers read the description."""
     chart = chart.properties(
         width="container",
@@ -96,7 +97,7 @@ def strokes(runs: Sequence[Run]) -> alt.StrokeDash:
     return alt.StrokeDash("run:N", scale=_by_name(runs, dashes), legend=None)
 
 
-def _by_name(runs: Sequence[Run], values: list[Any]) -> alt.Scale:
+def _by_name(runs: Sequence[Run], values: Sequence[Any]) -> alt.Scale:
     return alt.Scale(domain=[run.name for run in runs], range=values)
 
 
@@ -144,7 +145,9 @@ def thinning_note(visible: int, total: int, what: str) -> str:
     return f"{visible:,} of {total:,} {what} are drawn. " if visible < total else ""
 
 
-def choice(name: str, label: str, options: Sequence[Any], labels: Sequence[str]) -> alt.Parameter:
+def choice(
+    name: str, label: str, options: Sequence[object], labels: Sequence[str]
+) -> alt.Parameter:
     """Return a list from which the reader selects one of ``options``: an HTML ``select``."""
     bind = alt.binding_select(options=list(options), labels=list(labels), name=label)
     return alt.param(name=name, value=options[0], bind=bind)

@@ -1,11 +1,11 @@
 """The configurations of runs, side by side."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from ...app import Json
 from .runs import Run
 
 # In a comparison these stand beside the configuration, which its runs share.
@@ -30,13 +30,13 @@ def environment(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=str).fillna("").rename_axis("key")
 
 
-def _flat(record: dict[str, Any]) -> dict[str, str]:
+def _flat(record: Mapping[str, Json]) -> dict[str, str]:
     tree = {key: record[key] for key in _OF_THE_RUN if key in record} | record["config"]
     tree.pop("output_dir", None)  # it is the run's name
     return _leaves(tree)
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _leaves(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     leaves: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:

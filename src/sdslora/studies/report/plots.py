@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
+from ..plotting.layer_names import rows, short_names
 from ..plotting.palette import LIGHT, dash
 from . import measures, thin
-from .heat_map import rows, short_names
 from .measures import Family
 from .runs import Run
 

@@ -1,12 +1,13 @@
 """The content of ``diagnostics.jsonl`` as tables: one row a step and layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from ...app import Json
 from ...app.errors import UserError
 from ...app.recording import NAME, Measurements
 
@@ -62,7 +63,7 @@ def read(directory: Path) -> Diagnostics | None:
     return Diagnostics(layers.drop(columns=_SPECTRUM, errors="ignore"), spectra, lines.is_truncated)
 
 
-def _frame(path: Path, number: int, entry: dict[str, Any]) -> pd.DataFrame:
+def _frame(path: Path, number: int, entry: Mapping[str, Json]) -> pd.DataFrame:
     try:
         layers = {layer: dict(values) for layer, values in entry["layers"].items()}
         frame = pd.DataFrame.from_dict(layers, orient="index")

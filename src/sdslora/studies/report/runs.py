@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from ... import RefreshSchedule, SdsLoraConfig
+from ...app import Json
 from ...app.errors import UserError
 from ...app.recording import NAME
 from ...app.run import checkpoints, record
@@ -36,7 +36,7 @@ class Run:
 
     name: str
     directory: Path
-    record: dict[str, Any]
+    record: dict[str, Json]
     log: pd.DataFrame
     diagnostics: Diagnostics | None
     schedule: RefreshSchedule | None
@@ -86,7 +86,7 @@ def read(directories: Sequence[Path]) -> list[Run]:
     return [_run(*of_one) for of_one in zip(_names(paths), directories, records, strict=True)]
 
 
-def _record(directory: Path) -> dict[str, Any]:
+def _record(directory: Path) -> dict[str, Json]:
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory: give the output_dir of a run")
     data = record.read(directory)
@@ -106,7 +106,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
     return names
 
 
-def _run(name: str, directory: Path, data: dict[str, Any]) -> Run:
+def _run(name: str, directory: Path, data: dict[str, Json]) -> Run:
     history, total = _history(directory, data)
     log = _log(history)
     diagnostics = recordings.read(directory)
@@ -116,7 +116,7 @@ def _run(name: str, directory: Path, data: dict[str, Any]) -> Run:
     return Run(name, directory, data, log, diagnostics, _schedule(data, total), notes)
 
 
-def _history(directory: Path, data: Mapping[str, Any]) -> tuple[list[Any], int | None]:
+def _history(directory: Path, data: Mapping[str, Json]) -> tuple[list[Json], int | None]:
     """Return the trainer's log, and the number of steps that it planned.
 
     An unfinished run left its log in its last complete checkpoint.
@@ -133,7 +133,7 @@ def _history(directory: Path, data: Mapping[str, Any]) -> tuple[list[Any], int |
     return state["log_history"], state["max_steps"]
 
 
-def _log(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _log(history: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     rows = [
         (entry["step"], name, float(value))
         for entry in history
@@ -144,7 +144,7 @@ def _log(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return log.astype({"step": int, "value": float})
 
 
-def _schedule(data: Mapping[str, Any], total_steps: int | None) -> RefreshSchedule | None:
+def _schedule(data: Mapping[str, Json], total_steps: int | None) -> RefreshSchedule | None:
     adapter = data["config"].get("adapter", {})
     if data.get("method") in ("sds-lora", "sds-hira"):  # in a comparison
         adapter = {"peft_type": "SDSLORA", **data["options"]}
@@ -154,7 +154,7 @@ def _schedule(data: Mapping[str, Any], total_steps: int | None) -> RefreshSchedu
     return SdsLoraConfig(**options).schedule(total_steps)
 
 
-def _ending(data: Mapping[str, Any], log: pd.DataFrame) -> list[str]:
+def _ending(data: Mapping[str, object], log: pd.DataFrame) -> list[str]:
     status = data.get("status")
     if status == "finished":
         return []

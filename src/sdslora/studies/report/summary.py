@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from ...app import Json
 from .runs import Run
 
 # Where figures stand: a training's ``metrics``, or a comparison's record itself.
@@ -38,7 +38,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "directory", str(run.directory)
 
 
-def _scores(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _scores(figures: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
     for metric, name in _METRICS.items():
         for when in _WHEN:
             value = (figures.get(when) or {}).get(metric)
@@ -75,7 +75,7 @@ def _answers(directory: Path) -> pd.DataFrame:
     return pd.DataFrame(columns, index=prompts)
 
 
-def _records(path: Path) -> list[Mapping[str, Any]]:
+def _records(path: Path) -> list[Mapping[str, object]]:
     """Return the first records of the file; none where it is missing or cannot be read."""
     if not path.is_file():
         return []

@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import yaml
 
+from ...app import Json
 from ...app.config.parsing import parse
 from ...app.config.training_config import TrainingConfig
 from ...app.errors import UserError
@@ -60,7 +60,7 @@ def _spec(name: str, argv: Sequence[str]) -> Spec:
     return spec
 
 
-def _config(spec: Spec) -> dict[str, Any]:
+def _config(spec: Spec) -> dict[str, Json]:
     """Return every setting as JSON gives it back; the training's tokens are masked."""
     training: TrainingConfig | None = getattr(spec, "training", None)
     section = {} if training is None else {"training": training.to_dict()}

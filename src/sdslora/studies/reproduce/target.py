@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Protocol
 import matplotlib
 from matplotlib.figure import Figure
 
+from ...app import Json
 from ...app.files import read_json, write_json, write_text
 from ...app.run import record
 
-Numbers = dict[str, Any]
+Numbers = dict[str, Json]
 """Everything that a target measured, as JSON gives it back."""
 
 
@@ -37,14 +38,14 @@ class Reproducible(Protocol):
         """The dataclass of its settings."""
 
     @property
-    def scales(self) -> Mapping[str, Mapping[str, Any]]:
+    def scales(self) -> Mapping[str, Mapping[str, object]]:
         """The settings by scale, nested as in a recipe."""
 
     @property
     def plan(self) -> Callable[[Any], str]:
         """The function that describes the work before any of it is done."""
 
-    def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
+    def produce(self, name: str, spec: Any, config: dict[str, Json]) -> Path:
         """Run the work, and return the folder of the results."""
 
 
@@ -65,17 +66,17 @@ class Target:
 
     title: str
     spec: type[Any]
-    scales: Mapping[str, Mapping[str, Any]]
+    scales: Mapping[str, Mapping[str, object]]
     plan: Callable[[Any], str]
     measure: Callable[[Any], Numbers]
     draw: Callable[[Numbers], Figure]
     describe: Callable[[Numbers], str]
 
-    def produce(self, name: str, spec: Any, config: dict[str, Any]) -> Path:
+    def produce(self, name: str, spec: Any, config: dict[str, Json]) -> Path:
         """Measure, draw, describe and write; return the folder."""
         return self.write(name, config, self.measure(spec))
 
-    def write(self, name: str, config: dict[str, Any], numbers: Numbers) -> Path:
+    def write(self, name: str, config: dict[str, Json], numbers: Numbers) -> Path:
         """Write ``<name>.json``, ``.md``, ``.png`` and ``.svg``, all or none.
 
         The same numbers give the same picture, to the last byte. The folder is in output_dir; it is

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isclose, isfinite, log2
-from typing import Any
 
+from ...app import Json
 from .sample import Sample
 
-Run = Mapping[str, Any]  # a run's record, as its JSON holds it
+Run = Mapping[str, Json]  # a run's record, as its JSON holds it
 WITHIN = 0.05  # a rate is good while its loss exceeds the best one by no more than this share
 _FINAL = ("finished", "diverged")
 

@@ -8,7 +8,6 @@ case-sensitive match of the task's pattern counts; none is wrong. Source: LLM-Ad
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import datasets
 
@@ -45,7 +44,7 @@ class _Set:
     render: Callable[[Row], tuple[str, str]]
 
 
-def load(task: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def load(task: str, data_dir: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """Return the rows of ``task``: ``instruction``, ``answer`` and ``pattern``.
 
     Args:
@@ -70,12 +69,12 @@ def prompt(doc: Mapping[str, str]) -> str:
     return _PROMPT.format(instruction=doc["instruction"])
 
 
-def first_part(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:
+def first_part(responses: Sequence[Sequence[str]], docs: Sequence[object]) -> list[list[str]]:
     """Filter by LLM-Adapters' rule: read up to the model's next ``### Response:``."""
     return [[response.split(_RESPONSE)[0] for response in of_problem] for of_problem in responses]
 
 
-def last_part(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str]]:
+def last_part(responses: Sequence[Sequence[str]], docs: Sequence[object]) -> list[list[str]]:
     """Filter by DoRA's rule: read what follows the last ``### Response:``."""
     return [[response.split(_RESPONSE)[-1] for response in of_problem] for of_problem in responses]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
@@ -20,7 +19,7 @@ class Generator(HFLM):
     """
 
     def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **options: Any
+        self, context: Tensor, max_length: int, stop: list[str], **options: object
     ) -> Tensor:
         """Continue ``context`` (rows, tokens), padded on the left; return both together."""
         if not options.get("do_sample"):

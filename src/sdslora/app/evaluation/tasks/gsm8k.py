@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import datasets
 from math_verify import parse, verify
@@ -15,7 +14,7 @@ _NUMBER = re.compile(r"[-+]?\d*[.,/]?\d+")
 _AFTER_MARKS = re.compile(r"####\s*(\d+)")
 
 
-def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def load(data_dir: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """Return the test rows: ``question``, and ``answer`` that ends in ``#### N``.
 
     Args:
@@ -66,7 +65,9 @@ def process_metamath(doc: Mapping[str, str], results: Sequence[str | None]) -> d
     }
 
 
-def after_marks(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
+def after_marks(
+    responses: Sequence[Sequence[str]], docs: Sequence[object]
+) -> list[list[str | None]]:
     """Filter by LoRA-GA's rule: the digits after the first ``####``, without sign or commas."""
     return [[_digits(response) for response in of_problem] for of_problem in responses]
 

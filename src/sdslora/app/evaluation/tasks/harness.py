@@ -12,6 +12,7 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ... import Json
 from ...errors import UserError, nearest
 from .. import sandbox
 from . import CODE, DIRECTORY, GROUPS, PREFIX, TASKS
@@ -28,8 +29,8 @@ class TaskResults:
         records: one a row of a task: prompt, responses, and by rule the answer and its scores.
     """
 
-    metrics: dict[str, dict[str, Any]]
-    records: list[dict[str, Any]]
+    metrics: dict[str, dict[str, Json]]
+    records: list[dict[str, Json]]
 
 
 def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
@@ -83,7 +84,7 @@ def run(
     tasks: Sequence[Any],
     batch_size: int = 8,
     limit: int | None = None,
-    generation: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Json] | None = None,
 ) -> TaskResults:
     """Generate and score; ``tasks`` come from :func:`load`, the model is on its device.
 
@@ -115,7 +116,7 @@ def run(
     return TaskResults(metrics, records)
 
 
-def summary(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+def summary(metrics: Mapping[str, Mapping[str, Json]]) -> str:
     """Return one line a task and rule."""
     lines = []
     for task, figures in metrics.items():
@@ -128,9 +129,9 @@ def summary(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(results: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def _metrics(results: Mapping[str, Json], rows: int) -> dict[str, Json]:
     """Return the scores by rule from keys such as ``exact_match,dora``."""
-    metrics: dict[str, Any] = {"rows": rows}
+    metrics: dict[str, Json] = {"rows": rows}
     for key, value in results.items():
         name, comma, rule = key.partition(",")
         if comma and not name.endswith("_stderr"):
@@ -138,9 +139,9 @@ def _metrics(results: Mapping[str, Any], rows: int) -> dict[str, Any]:
     return metrics
 
 
-def _records(task: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _records(task: str, samples: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
     """Return one record a row; the harness has one a row and rule."""
-    records: dict[int, dict[str, Any]] = {}
+    records: dict[int, dict[str, Json]] = {}
     for sample in samples:
         record = records.setdefault(
             sample["doc_id"],

@@ -1,7 +1,6 @@
 """MATH: MetaMath's rule (``eval_math.py``, with Hendrycks' ``is_equiv``) and answer equivalence."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import datasets
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
@@ -20,7 +19,7 @@ _SUBJECTS = (
 )
 
 
-def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def load(data_dir: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """Return the 5,000 test rows: ``problem``, and ``solution`` with its answer in a box.
 
     Args:
@@ -44,7 +43,7 @@ def gold(doc: Mapping[str, str]) -> str:
 
 
 def first_sentence(
-    answers: Sequence[Sequence[str | None]], docs: Sequence[Any]
+    answers: Sequence[Sequence[str | None]], docs: Sequence[object]
 ) -> list[list[str | None]]:
     """Filter the answer up to the first full stop at a line's end, without that stop."""
     return [[_sentence(answer) for answer in of_problem] for of_problem in answers]
@@ -69,5 +68,5 @@ def _sentence(answer: str | None) -> str | None:
     return answer.split(".\n")[0].strip().removesuffix(".").strip()
 
 
-def _parse_boxed(answer: str) -> list[Any]:
+def _parse_boxed(answer: str) -> list[object]:
     return parse(rf"\boxed{{{answer}}}")

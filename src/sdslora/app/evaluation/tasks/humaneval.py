@@ -12,10 +12,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import datasets
 
+from ... import Json
 from ...progress import Progress
 from .. import sandbox
 from ..sandbox import Limits
@@ -46,7 +46,7 @@ _LIMITS = Limits()
 _LONGEST = 100_000  # bytes of a program; the kernel takes 128 KiB as one argument
 
 
-def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+def load(data_dir: str | None = None, **_: object) -> dict[str, datasets.Dataset]:
     """Return the 164 problems: ``task_id``, ``prompt``, ``test``, ``entry_point``.
 
     Args:
@@ -65,7 +65,7 @@ def load(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     return source.splits("humaneval", rows, ("task_id", "prompt", "test", "entry_point"))
 
 
-def prompt(doc: Mapping[str, Any]) -> str:
+def prompt(doc: Mapping[str, object]) -> str:
     """Return the problem in LoRA-GA's template."""
     return _PROMPT.format(problem=doc["prompt"])
 
@@ -88,7 +88,7 @@ def completion(response: str) -> str:
 
 
 def run_tests(
-    responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]
+    responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, object]]
 ) -> list[list[dict[str, str]]]:
     """Filter for lm-evaluation-harness: return each response's code and its verdict."""
     pairs = list(zip(responses, docs, strict=True))
@@ -98,7 +98,7 @@ def run_tests(
     ]
 
 
-def judgement(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
+def judgement(doc: Mapping[str, object], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
     """Return ``completion`` and ``verdict``: "passed", "failed: why" or "timed out"."""
     source = f"{doc['prompt']}{code}\n"
     if len(source.encode()) > _LONGEST:
@@ -107,7 +107,7 @@ def judgement(doc: Mapping[str, Any], code: str, limits: Limits = _LIMITS) -> di
 
 
 def process_results(
-    doc: Mapping[str, Any], results: Sequence[Sequence[Mapping[str, str]]]
+    doc: Mapping[str, object], results: Sequence[Sequence[Mapping[str, str]]]
 ) -> dict[str, float]:
     """Return pass@1: the share of a problem's responses that pass."""
     (responses,) = results
@@ -118,7 +118,7 @@ def process_results(
     }
 
 
-def _verdict(doc: Mapping[str, Any], source: str, limits: Limits) -> str:
+def _verdict(doc: Mapping[str, Json], source: str, limits: Limits) -> str:
     name = doc["entry_point"]
     solve = ["-c", _WORKER, "solve", source, name]
     judge = ["-c", _WORKER, "judge", doc["prompt"], doc["test"], name]

@@ -1,7 +1,6 @@
 """The prompt and the answer's marker in MetaMath's evaluations of GSM8K and MATH."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 _PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -15,7 +14,9 @@ def prompt(doc: Mapping[str, str]) -> str:
     return _PROMPT.format(problem=doc["question"] if "question" in doc else doc["problem"])
 
 
-def after_marker(responses: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
+def after_marker(
+    responses: Sequence[Sequence[str]], docs: Sequence[object]
+) -> list[list[str | None]]:
     """Filter what follows the last ``The answer is: ``, or None."""
     return [[_after_marker(response) for response in of_problem] for of_problem in responses]
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 
+from ... import Json
 from ...config.spec import DataSpec
 from ...data import readers
 from ...data.readers import Row
@@ -44,7 +44,7 @@ def splits(task: str, rows: Iterable[Row], fields: Sequence[str]) -> dict[str, d
     Raises:
         UserError: where a row lacks a field.
     """
-    records: list[dict[str, Any]] = []
+    records: list[dict[str, Json]] = []
     for number, row in enumerate(rows):
         for field in fields:
             if row.get(field) is None:

@@ -36,7 +36,7 @@ _TYPES: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
-def pack(value: Any) -> Any:
+def pack(value: object) -> object:
     """Return a value in a form that JSON can hold.
 
     Raises:
@@ -50,7 +50,7 @@ def pack(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is not plain data")
 
 
-def unpack(value: Any) -> Any:
+def unpack(value: object) -> Any:
     """Return the value that was given to :func:`pack`."""
     if not isinstance(value, dict):
         return value
@@ -81,7 +81,7 @@ def judge(prompt: str, tests: str, name: str) -> None:
     """Run the tests on the program at the other end; write the verdict as one line to stderr."""
     replies, requests = _channel()
 
-    def candidate(*arguments: Any, **keywords: Any) -> Any:
+    def candidate(*arguments: object, **keywords: object) -> object:
         with suppress(BrokenPipeError):  # a program that has ended may have sent its error
             _send(requests, pack([arguments, keywords]))
         line = replies.readline()
@@ -114,7 +114,7 @@ def _channel() -> tuple[TextIO, TextIO]:
     return incoming, outgoing
 
 
-def _send(channel: TextIO, message: Any) -> None:
+def _send(channel: TextIO, message: object) -> None:
     print(json.dumps(message), file=channel, flush=True)
 
 

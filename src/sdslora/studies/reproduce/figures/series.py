@@ -1,13 +1,13 @@
 """Gather and draw the diagnostics of the trainings, by method, measure and step."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ....app import recording
+from ....app import Json, recording
+from ...grid.execution import Job
 from ...plotting.markdown import number, table
 from ...plotting.style import line
 from ...statistics.numbers import count, rate
@@ -16,7 +16,7 @@ from .trainings import TrainingsSpec, finished_trainings
 
 SIDES = ("A", "B")
 
-Measure = dict[str, list[Any]]
+Measure = dict[str, list[Json]]
 """``step``, ``mean``, ``low`` and ``high``, of one length."""
 
 
@@ -46,7 +46,7 @@ def collect(spec: TrainingsSpec, keys: Sequence[str]) -> Numbers:
     }
 
 
-def setting(spec: TrainingsSpec, runs: Sequence[tuple[Any, dict[str, Any]]]) -> Numbers:
+def setting(spec: TrainingsSpec, runs: Sequence[tuple[Job, Mapping[str, Json]]]) -> Numbers:
     """Return the setting of the trainings: model, data, sizes and rates."""
     return {
         "model": spec.model.name_or_path,

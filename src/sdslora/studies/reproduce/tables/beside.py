@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from ....app import Json
 from ...statistics.numbers import NONE, UNITS, Unit, fixed_point, mean_std
 from ...statistics.sample import Sample
 from . import paper
@@ -46,7 +46,7 @@ class OurRow:
         return self.method in paper.METHODS[method]
 
 
-def our_rows(table: str, runs: Sequence[Mapping[str, Any]]) -> list[OurRow]:
+def our_rows(table: str, runs: Sequence[Mapping[str, Json]]) -> list[OurRow]:
     """Group runs by model, method and rank, with the paper's average if no column lacks."""
     columns = paper.columns(table)
     groups: dict[tuple[str, str, int | None], dict[str, dict[int, float]]] = {}

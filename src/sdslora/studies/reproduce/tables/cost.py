@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ....app import Json
 from ....app.config.spec import ModelSpec
 from ....app.errors import UserError
 from ....app.evaluation.inference import to_accelerator
@@ -76,7 +76,7 @@ class CostTable:
         return CostSpec
 
     @property
-    def scales(self) -> Mapping[str, Mapping[str, Any]]:
+    def scales(self) -> Mapping[str, Mapping[str, object]]:
         """A model that fits a CPU, and one of the paper's size.
 
         The paper does not name the model of this table, nor its rank: LLaMA3-8B and 8 are ours.
@@ -92,7 +92,7 @@ class CostTable:
         """The function that describes the steps, after the paper's figures at paper scale."""
         return _plan
 
-    def produce(self, name: str, spec: CostSpec, config: dict[str, Any]) -> Path:
+    def produce(self, name: str, spec: CostSpec, config: dict[str, Json]) -> Path:
         """Measure, write the table, and return its folder.
 
         Raises:
@@ -111,7 +111,7 @@ class CostTable:
         return page.write_files(name, config, {".json": content, **cost_page.texts(content)})
 
 
-def measure(spec: CostSpec) -> dict[str, Any]:
+def measure(spec: CostSpec) -> dict[str, Json]:
     """Return the seconds of every step, and the bytes of a step, by method."""
     base = base_models.find(ModelSpec(spec.model)).load().requires_grad_(False)
     to_accelerator(base, {})

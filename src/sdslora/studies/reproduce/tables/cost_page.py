@@ -2,8 +2,8 @@
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
+from ....app import Json
 from ...plotting.markdown import table
 from . import page, paper
 
@@ -30,7 +30,7 @@ def paper_costs(kind: str) -> dict[str, tuple[float, float]]:
     return costs
 
 
-def cells(numbers: Mapping[str, Any] | None) -> tuple[list[str], list[list[str]]]:
+def cells(numbers: Mapping[str, object] | None) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: the paper's costs, then ours if they are measured.
 
     Our ratio is followed by how far it lies from the range of the paper's two.
@@ -45,7 +45,7 @@ def cells(numbers: Mapping[str, Any] | None) -> tuple[list[str], list[list[str]]
     return list(HEADER), rows
 
 
-def texts(content: Mapping[str, Any]) -> dict[str, str]:
+def texts(content: Mapping[str, Json]) -> dict[str, str]:
     """Return the Markdown and the LaTeX that the table's JSON gives, by suffix."""
     header, rows = cells(content["measured"])
     sentences = setting(content["config"], content["measured"])
@@ -55,7 +55,7 @@ def texts(content: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def setting(config: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+def setting(config: Mapping[str, Json], numbers: Mapping[str, object]) -> str:
     """Return the setting of the measurement in sentences."""
     sentences = (
         "The paper's figures are of whole trainings on an H200; it does not name the model. Its "
@@ -67,7 +67,7 @@ def setting(config: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
     return f"{sentences}\n{page.SMALL}" if config["scale"] == "small" else sentences
 
 
-def _ours(kind: str, numbers: Mapping[str, Any]) -> list[str]:
+def _ours(kind: str, numbers: Mapping[str, Json]) -> list[str]:
     if kind == "time":
         what = "time of a step (ms)"
         cost = {name: 1e3 * statistics.median(s) for name, s in numbers["seconds"].items()}

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from ....app import Json
 from ....app.files import write_json, write_text
 from ....app.run import record
 from ...plotting.markdown import table
@@ -19,7 +19,7 @@ SMALL = (
 """The remark on every page of the small scale."""
 
 
-def write(name: str, title: str, config: Mapping[str, Any], numbers: Mapping[str, Any]) -> Path:
+def write(name: str, title: str, config: Mapping[str, Json], numbers: Mapping[str, Json]) -> Path:
     """Write ``<name>.json``, ``.md`` and ``.tex``, print the table, and return their folder."""
     content = {
         "target": name,
@@ -34,7 +34,7 @@ def write(name: str, title: str, config: Mapping[str, Any], numbers: Mapping[str
     return write_files(name, config, {".json": content, **texts(content)})
 
 
-def texts(content: Mapping[str, Any]) -> dict[str, str]:
+def texts(content: Mapping[str, Json]) -> dict[str, str]:
     """Return the Markdown and the LaTeX that a table's JSON gives, by suffix."""
     name, title, runs = content["target"], content["title"], content["measured"]["runs"]
     header, rows = cells(name, runs)
@@ -44,7 +44,7 @@ def texts(content: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def cells(name: str, runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def cells(name: str, runs: Sequence[Mapping[str, object]]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table ``name``: the paper's rows, and those of ``runs``."""
     return beside.cells(paper.rows(name), beside.our_rows(name, runs))
 
@@ -54,7 +54,7 @@ def markdown(title: str, setting: str, body: str) -> str:
     return f"# {title}\n\n{setting}\n\n{body}\n"
 
 
-def write_files(name: str, config: Mapping[str, Any], contents: Mapping[str, Any]) -> Path:
+def write_files(name: str, config: Mapping[str, Json], contents: Mapping[str, Json]) -> Path:
     """Write each content under its suffix, as JSON if it is no text, and return their folder."""
     folder = Path(config["output_dir"]) / name
     for suffix, content in contents.items():
@@ -86,7 +86,7 @@ def latex(
     return text
 
 
-def setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def setting(name: str, config: Mapping[str, Json], runs: Sequence[Mapping[str, Json]]) -> str:
     """Return the setting of the runs in sentences: models, data, sizes, rates and seeds."""
     seeds = sorted({run["seed"] for run in runs})
     lines = [
@@ -106,7 +106,7 @@ def setting(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, An
     return "\n".join(lines)
 
 
-def _rates(runs: Sequence[Mapping[str, Any]]) -> str:
+def _rates(runs: Sequence[Mapping[str, Json]]) -> str:
     """Return the rates of runs of one model and data set: full fine-tuning has its own."""
     others = sorted({run["rate"] for run in runs if run["method"] != "full"})
     full = sorted({run["rate"] for run in runs if run["method"] == "full"})
@@ -114,7 +114,7 @@ def _rates(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"rate {', '.join(filter(None, rates))}"
 
 
-def _verdict(name: str, config: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
+def _verdict(name: str, config: Mapping[str, Json], runs: Sequence[Mapping[str, object]]) -> str:
     """Return how many of our figures lie within the paper's spread, and the limits on our runs."""
     verdicts = beside.within_deviation(paper.rows(name), beside.our_rows(name, runs))
     limits = [key for key in ("max_steps", "limit") if config.get(key) is not None]

@@ -7,14 +7,14 @@ assumptions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from ....app import Json
 from ....tuner import Preset
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
 PRESET: Preset = "paper"
 """The preset that every reproduction names."""
-Entry = str | Mapping[str, Any]
+Entry = str | Mapping[str, Json]
 """A method by name, or with options."""
 
 
@@ -53,15 +53,15 @@ class Part:
         limit: rows of a task.
     """
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Json]
     tasks: Sequence[str] = ()
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Json] = field(default_factory=dict)
     rows: int = 0
     tokens: int = 0
     test: int | str = 120
     rate_factor: float = 1.0
     folder: str | None = None
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Json] = field(default_factory=dict)
     limit: int | None = None
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .... import SdsLoraConfig
+from ....app import Json
 from ....app.errors import RunFailed
 from ...plotting.markdown import table as markdown_table
 from . import beside, estimate, grid, page, paper
@@ -38,7 +38,7 @@ class TrainedTable:
         return self.table.title
 
     @property
-    def scales(self) -> Mapping[str, Mapping[str, Any]]:
+    def scales(self) -> Mapping[str, Mapping[str, object]]:
         """The settings by scale; the grids are the table's own."""
         return {scale: {"output_dir": OUTPUT} for scale in self.table.scales}
 
@@ -47,7 +47,7 @@ class TrainedTable:
         """The function that describes the grid, after the paper's figures at paper scale."""
         return self._plan
 
-    def produce(self, name: str, spec: TableSpec, config: dict[str, Any]) -> Path:
+    def produce(self, name: str, spec: TableSpec, config: dict[str, Json]) -> Path:
         """Run the missing runs, write the table, and return its folder.
 
         Raises:
@@ -80,7 +80,7 @@ class TrainedTable:
         return f"{markdown_table(*beside.cells(paper_rows, []))}\n\n{description}"
 
 
-def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
+def _row(cell: Cell, run: Mapping[str, object]) -> dict[str, Json]:
     """Return the entries of a run that the table needs."""
     label = run["label"]
     return {
@@ -99,13 +99,13 @@ def _row(cell: Cell, run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(run: Mapping[str, Any]) -> dict[str, int]:
+def _rows(run: Mapping[str, Json]) -> dict[str, int]:
     """Return the number of rows that each figure is the mean of."""
     scores_by_task = run["tasks"] or {"test": run["test"] or {}}
     return {name: scores["rows"] for name, scores in scores_by_task.items() if scores}
 
 
-def _figures(run: Mapping[str, Any]) -> dict[str, float]:
+def _figures(run: Mapping[str, Json]) -> dict[str, float]:
     """Return the share of right answers by task, and their mean; of a diverged run, 0."""
     if run["tasks"]:
         scores = {task: _score(by_rule) for task, by_rule in run["tasks"].items()}
@@ -115,13 +115,13 @@ def _figures(run: Mapping[str, Any]) -> dict[str, float]:
     return {name: test[name] for name in ("accuracy", "exact_match", "loss") if name in test}
 
 
-def _score(by_rule: Mapping[str, Any]) -> float:
+def _score(by_rule: Mapping[str, Json]) -> float:
     """Return the first rule's score: a task names the rule of the paper's protocol first."""
     rule = next(scores for name, scores in by_rule.items() if name != "rows")
     return float(rule.get("pass@1", rule.get("exact_match")))
 
 
-def _schedule(run: Mapping[str, Any], steps: int) -> dict[str, float]:
+def _schedule(run: Mapping[str, Json], steps: int) -> dict[str, float]:
     """Return the share of steps that refresh, for methods whose schedule is an option."""
     options = {k: v for k, v in run["options"].items() if k in ("refresh_every", "refresh_phases")}
     if not options:
