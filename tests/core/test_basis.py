@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdslora.core import basis, orthonormal_basis, subspace_cosine
+from sdslora.core.inner import gram
 
 ORTHONORMAL = 1e-5
 """What float32 bases may deviate from orthonormality, whatever the condition of the columns."""
@@ -88,7 +89,7 @@ def test_the_error_of_one_pass_is_estimated_from_above(k, r):
     """Of columns that are more or less parallel; where it is small, there is no second pass."""
     apart = 10 ** -(4 * torch.rand(2000, 1, 1, generator=generator(3)))
     M = random(2000, k, 1) + apart * random(2000, k, r, seed=1)
-    Q, inverse, exists = basis._cholesky_pass(M, basis.gram(M))
+    Q, inverse, exists = basis._cholesky_pass(M, gram(M))
     error = (Q.double().mT @ Q.double() - torch.eye(r)).abs().amax((1, 2))
     estimate = basis._expected_error(inverse, k)
     counts = exists & (estimate < ORTHONORMAL)

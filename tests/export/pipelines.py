@@ -41,13 +41,13 @@ def unet(**options: Any) -> nn.Module:
         "attention_head_dim": 4,
         "norm_num_groups": 4,
     }
-    return UNet2DConditionModel(**settings | options).eval()
+    return UNet2DConditionModel(**settings | options).eval()  # type: ignore[attr-defined]
 
 
 def transformer() -> nn.Module:
     """Flux's two kinds of blocks, one of each."""
     torch.manual_seed(0)
-    return FluxTransformer2DModel(
+    return FluxTransformer2DModel(  # type: ignore[attr-defined]
         in_channels=4,
         num_layers=1,
         num_single_layers=1,
@@ -145,7 +145,7 @@ def save_sdxl(directory: Path) -> None:
         ),
         scheduler=DDPMScheduler(),
     )
-    made.save_pretrained(directory)
+    made.save_pretrained(directory)  # type: ignore[attr-defined]
 
 
 def _clip_tokenizer(directory: Path) -> CLIPTokenizer:

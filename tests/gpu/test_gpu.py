@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def operands(dtype: torch.dtype, adapter_dtype: torch.dtype, gate: float = 0.0):
     return random(3, 50, N).to(dtype), weight, random(M).to(dtype), A, B, Q_A, Q_B, 0.7, gate_
 
 
-def results(function, x: Tensor, *rest: object) -> list[Tensor]:
+def results(function, x: Tensor, *rest: Any) -> list[Tensor]:
     """Output, and the gradients of x, A and B for a fixed cotangent; in float64, on the CPU."""
     x, A, B = (t.detach().requires_grad_() for t in (x, rest[2], rest[3]))
     out = function(x, *rest[:2], A, B, *rest[4:])

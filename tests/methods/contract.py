@@ -111,13 +111,13 @@ def _sgd(method: Method, model: nn.Module, rate: float) -> None:
     torch.optim.SGD([{"params": g["params"], "lr": g["lr"]} for g in groups]).step()
 
 
-def _retracted_sgd(method: Method, model: nn.Module, rate: float) -> None:
+def _retracted_sgd(method: Any, model: nn.Module, rate: float) -> None:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
     follow(optimizer, model, method.warmup_steps)
     optimizer.step()
 
 
-def _altlora(method: Method, model: nn.Module, rate: float) -> None:
+def _altlora(method: Any, model: nn.Module, rate: float) -> None:
     create_altlora_optimizer(model, rate, betas=(0.0, 0.0), reg=method.reg).step()
 
 
@@ -125,7 +125,7 @@ def _tangent_sgd(method: Method, model: nn.Module, rate: float) -> None:
     create_lora_tsd_optimizer(model, rate, momentum=0.0, iterations=0).step()
 
 
-def _riemannian_sgd(method: Method, model: nn.Module, rate: float) -> None:
+def _riemannian_sgd(method: Any, model: nn.Module, rate: float) -> None:
     create = getattr(peft.optimizers, "create_riemannian_optimizer", None)
     if create is None:
         pytest.skip("PEFT 0.20 has no Riemannian optimizer")

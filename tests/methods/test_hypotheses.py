@@ -110,7 +110,8 @@ def test_second_moments_are_shared(variants: ModuleType, share: str, over: Any) 
         for side in "AB"
     )
     expected, starts = [], (A.detach().clone(), B.detach().mT.clone())
-    m, v = [0.0, 0.0], [0.0, 0.0]
+    m: list[Any] = [0.0, 0.0]
+    v: list[Any] = [0.0, 0.0]
     for t in (1, 2, 3):
         optimizer.zero_grad()
         backward(model)

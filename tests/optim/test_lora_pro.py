@@ -10,7 +10,7 @@ import torch
 from least_squares import Problem, S, random, scheduled
 from torch import Tensor
 
-from sdslora.core import lora_effective_gradient, lora_gradients
+from sdslora.core import FactorGradients, lora_effective_gradient, lora_gradients
 from sdslora.optim import LoraPro, lora_pro_gradient, scaled_gradient
 
 m, n, r = 9, 13, 3
@@ -25,7 +25,7 @@ def projectors(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.pinv(A) @ A, B @ torch.linalg.pinv(B)
 
 
-def gradient(A: Tensor, B: Tensor, mode: str = "sylvester", reg: float = 0.0) -> tuple:
+def gradient(A: Tensor, B: Tensor, mode: str = "sylvester", reg: float = 0.0) -> FactorGradients:
     return lora_pro_gradient(A, B, *lora_gradients(A, B, G, S), S, mode, reg)
 
 

@@ -133,7 +133,7 @@ def outcome(make: Make, preset: str) -> str:
     start = [parameter.detach().clone() for parameter in trainable(model)]
     new = make(new_model)
     if callable(getattr(new, "train", None)):
-        new.train()
+        new.train()  # type: ignore[attr-defined]
     for step in range(WARMUP + 1, STEPS + 1):
         _backward(model, optimizer, step)
         for theirs, ours in zip(trainable(new_model), trainable(model), strict=True):
@@ -172,7 +172,7 @@ def _loop(
     after: Callable[[], object] = lambda: None,
 ) -> None:
     if callable(getattr(optimizer, "train", None)):
-        optimizer.train()
+        optimizer.train()  # type: ignore[attr-defined]
     for step in steps:
         _backward(model, optimizer, step)
         torch.manual_seed(step)

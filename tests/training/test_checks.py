@@ -144,9 +144,9 @@ def test_digests_of_what_is_not_there_and_of_what_is_wrapped():
 
     inner = torch.arange(4.0)
     wrapped = torch.ones(4).as_subclass(Wrapped)
-    wrapped.inner, wrapped.scale = inner, torch.ones(1)
+    wrapped.inner, wrapped.scale = inner, torch.ones(1)  # type: ignore[attr-defined]
     wrapped.detach = lambda: wrapped
-    wrapped.__tensor_flatten__ = lambda: (["inner", "scale"], None)
+    wrapped.__tensor_flatten__ = lambda: (["inner", "scale"], None)  # type: ignore[attr-defined]
     before = digests([("x", wrapped), ("gone", torch.ones(2, device="meta"))])
     assert list(before) == ["x"]
     inner[2] += 1

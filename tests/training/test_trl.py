@@ -117,7 +117,7 @@ def test_a_sampler_that_gets_the_adapter_alone(tmp_path, input_ids):
         assert frozen(trainer.model) == base
         return rollout
 
-    trainer.rollout_func = compared
+    trainer.rollout_func = compared  # type: ignore[attr-defined]
     trainer.train()
     acted = actions(earlier, later)
     assert acted == NEW
@@ -129,13 +129,13 @@ def test_a_sampler_that_gets_the_adapter_alone(tmp_path, input_ids):
 def test_a_sampler_that_has_the_adapter_merged_is_refused(tmp_path, input_ids):
     """Merging and unmerging, as TRL does for vLLM, leaves rounding errors in the base."""
     trainer = make_trl_trainer("grpo", tmp_path, SdsLoraCallback())
-    trainer.args.use_vllm = True
+    trainer.args.use_vllm = True  # type: ignore[attr-defined]
     with pytest.raises(CheckFailed, match=r"use_vllm=True merges .* `base`"):
         trainer.train()
     assert trainer.state.global_step == 0
     without = [check for check in CHECKS if check != "base"]
     trainer = make_trl_trainer("grpo", tmp_path, SdsLoraCallback(checks=without))
-    trainer.args.use_vllm = True
+    trainer.args.use_vllm = True  # type: ignore[attr-defined]
     trainer.train()
     # what the message says is true
     model = trainer.model

@@ -22,6 +22,8 @@ ROWS = [
 class Recording(Trainer):
     """Keeps the exact loss of every micro-batch; the log has rounded means."""
 
+    losses: list[float]
+
     def compute_loss(self, *args: object, **kwargs: object):
         loss = super().compute_loss(*args, **kwargs)
         if self.model.training:

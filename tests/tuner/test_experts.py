@@ -417,6 +417,7 @@ def test_refuses_what_it_cannot_do(trained):
     with pytest.raises(ValueError, match="SDS-LoRA does not support add_weighted_adapter for"):
         trained.add_weighted_adapter(["default", "other"], [1, 1], "sum")
     adapter = PhasedAdapter(trained, "default")
-    adapter.parameters[-1].ds_id = 0  # as ZeRO marks a parameter
+    # as ZeRO marks a parameter
+    adapter.parameters[-1].ds_id = 0  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="SDS-LoRA does not support target_parameters in models"):
         layer_partition_of(adapter, trained)

@@ -32,7 +32,8 @@ def _torchao(name: str, **options: object) -> TorchAoConfig:
 
 def _torchao_int4() -> TorchAoConfig:
     groups = pytest.importorskip("torchao.quantization").PerGroup(32)
-    return _torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4, granularity=groups)
+    int4 = torch.int4  # type: ignore[attr-defined]
+    return _torchao("IntxWeightOnlyConfig", weight_dtype=int4, granularity=groups)
 
 
 QUANTIZATIONS: dict[str, Callable[[], BitsAndBytesConfig | TorchAoConfig]] = {
@@ -68,7 +69,7 @@ def quantized(request, folder):
             folder, quantization_config=config, dtype=torch.float32
         ).eval()
 
-    make.levels = LEVELS[request.param]
+    make.levels = LEVELS[request.param]  # type: ignore[attr-defined]
     return make
 
 

@@ -154,7 +154,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 def test_the_classifier_has_names_and_a_processor() -> None:
     directory = path_of(TINY_VIT)
     source = base_models.find(ModelSpec(str(directory)))
-    assert source.classes == [str(digit) for digit in range(10)]
+    assert source.classes == [str(digit) for digit in range(10)]  # type: ignore[attr-defined]
     image = Image.new("L", (16, 16), 51)
     pixels = source.processor()(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, torch.full((1, 1, 8, 8), 0.2))

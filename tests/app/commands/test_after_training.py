@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,9 +25,9 @@ def snippet(card: Path) -> str:
     return re.search(r"```python\n(.*?)```", card.read_text(), flags=re.DOTALL)[1]
 
 
-def loaded_by(card: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def loaded_by(card: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(card.parent.parent)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(snippet(card), names)
     return names["model"]
 

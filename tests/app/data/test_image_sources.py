@@ -41,7 +41,7 @@ def load(source: Path, test: object = 0, **options: object) -> image_sources.Pic
 
 
 def colors(split: image_sources.Split) -> list[int]:
-    found = [(int(pixels), label) for pixels, label in split]
+    found = [(int(pixels), label) for pixels, label in split]  # type: ignore[attr-defined]
     assert all(color // 10 == label for color, label in found)
     return [color for color, _ in found]
 

@@ -52,7 +52,7 @@ def test_it_measures_four_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdslora.app.run.printed._now", lambda: calls.append(1) or 0.0)
     monkeypatch.setattr("sdslora.app.run.printed.tqdm.write", lambda *_: None)
     forecast, state = Forecast(), type("State", (), {"max_steps": 99, "global_step": 0})
-    state.is_world_process_zero = True
+    state.is_world_process_zero = True  # type: ignore[attr-defined]
     for _ in range(20):
         forecast.on_step_begin(None, state, None)
         forecast.on_step_end(None, state, None)

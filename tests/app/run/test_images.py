@@ -138,7 +138,8 @@ def test_resumed_run_is_bit_identical(trained: Path, given: Train, sdslora: Run,
 
 
 def test_the_seed_draws_the_new_head(vit_dir: Path) -> None:
-    source = base_models.find(ModelSpec(str(vit_dir))).with_classes(["a", "b", "c"])
+    source = base_models.find(ModelSpec(str(vit_dir)))
+    source = source.with_classes(["a", "b", "c"])  # type: ignore[attr-defined]
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -217,8 +218,8 @@ def test_dry_run_loads_no_weights(given: Train, sdslora: Run, tmp_path) -> None:
 
 def test_head_of_a_model_that_tells_the_classes_already(vit_dir: Path) -> None:
     source = base_models.find(ModelSpec(str(vit_dir)))
-    assert source.classes == ["LABEL_0", "LABEL_1"]
-    assert source.with_classes(["LABEL_1", "LABEL_0"]) is source
+    assert source.classes == ["LABEL_0", "LABEL_1"]  # type: ignore[attr-defined]
+    assert source.with_classes(["LABEL_1", "LABEL_0"]) is source  # type: ignore[attr-defined]
     assert source.head == []
     other = source.with_classes(["cat", "dog"])
     assert other.head == ["classifier"]
