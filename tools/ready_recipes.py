@@ -5,7 +5,6 @@ that of the run in docs/quickstart/. ``--check`` changes nothing and fails where
 """
 
 import argparse
-import ast
 import json
 import re
 import sys
@@ -32,6 +31,7 @@ GPUS = {
     "1 GPU of 16 GB": Gpu("RTX 4080", 16 * 10**9, 97e12),
     "1 GPU of 24 GB": Gpu("RTX 4090", 24 * 10**9, 165e12),
     "1 GPU of 80 GB": Gpu("A100", 80 * 10**9, 312e12),
+    "2 GPUs of 24 GB": Gpu("RTX 4090", 24 * 10**9, 165e12),
     "8 GPUs of 80 GB": Gpu("A100", 80 * 10**9, 312e12),
 }
 """By the recipe's hardware; dense bfloat16 operations from the data sheets."""
@@ -48,6 +48,8 @@ class Case(NamedTuple):
     """In a step."""
     checkpointing: bool
     weights: Weights
+    gpus: int
+    """That share the base model."""
 
 
 def of_yaml(tree: dict[str, Any]) -> Case:
@@ -66,42 +68,26 @@ def of_yaml(tree: dict[str, Any]) -> Case:
         training.get("gradient_accumulation_steps", 1),
         training.get("gradient_checkpointing", False),
         weights,
+        tree.get("distributed", {}).get("processes", 1),
     )
 
 
-def of_script(source: str) -> Case | None:
-    """The case of a script with the constants RANK, ROWS and LENGTH; None for another script."""
-    constants = {
-        node.targets[0].id: node.value.value
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Constant)
-    }
-    if "RANK" not in constants:
-        return None
-    tokens = constants["ROWS"] * constants["LENGTH"]
-    return Case(SHAPES[constants["MODEL"]], constants["RANK"], tokens, 1, True, "bfloat16")
-
-
-def bytes_of(case: Case, gpus: int) -> float:
+def bytes_of(case: Case) -> float:
     """The bytes on each GPU."""
     parts = capacity.sds_lora_bytes(
-        case.shape, case.rank, case.tokens, gpus, case.checkpointing, weights=case.weights
+        case.shape, case.rank, case.tokens, case.gpus, case.checkpointing, weights=case.weights
     )
     return sum(parts.values())
 
 
 def facts(path: Path) -> dict[str, str]:
     """The memory and time of a recipe, as its first lines have them."""
-    source = path.read_text(encoding="utf-8")
-    is_yaml = path.suffix == ".yaml"
-    case = of_yaml(yaml.safe_load(source)) if is_yaml else of_script(source)
-    if case is None:
+    if path.suffix != ".yaml":
         return {}
+    case = of_yaml(yaml.safe_load(path.read_text(encoding="utf-8")))
     hardware = recipes.read(path, []).facts["hardware"]
-    gpus = int(hardware[0]) if hardware in GPUS else 1
-    memory = f"{bytes_of(case, gpus) / 1e9:.1f} GB{' on each' if gpus > 1 else ''} (estimated)"
+    on_each = " on each" if case.gpus > 1 else ""
+    memory = f"{bytes_of(case) / 1e9:.1f} GB{on_each} (estimated)"
     return {
         "memory": memory,
         "time": gpu_time(case, GPUS[hardware]) if hardware in GPUS else cpu_time(),

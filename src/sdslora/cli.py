@@ -30,12 +30,14 @@ class Command(NamedTuple):
         extra: the extra that it needs; none for a command that answers at once.
         text: its line in the help.
         check: the check of its arguments, before the module is imported.
+        launcher: a module whose ``start`` runs the command in processes of its own, or declines.
     """
 
     module: str
     extra: str
     text: str
     check: Check
+    launcher: str = ""
 
 
 def _spec_check(
@@ -73,6 +75,7 @@ COMMANDS = {
         "train",
         "train an adapter as a recipe says",
         _spec_check("app.config.spec:TrainSpec"),
+        "app.distribution.launching",
     ),
     "evaluate": Command(
         "app.commands.evaluate",
@@ -182,9 +185,11 @@ def _command(words: list[str], prepare: Callable[[], object]) -> None:
     if {"--help", "-h"}.isdisjoint(rest):
         extras.require(name, command.extra)
     command.check(f"sdslora {name}", rest)
+    if command.launcher and _load(name, command.launcher, command.extra).start(rest):
+        return
     if command.extra:
         prepare()
-    _load(name, command).command(rest)
+    _load(name, command.module, command.extra).command(rest)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,14 +207,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(name: str, command: Command) -> ModuleType:
+def _load(name: str, module: str, extra: str) -> ModuleType:
     try:
-        return _import(command.module)
+        return _import(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "sdslora":
             raise
         need = extras.Need(error.name, "", None)
-        raise extras.MissingExtra(name, need, command.extra) from error
+        raise extras.MissingExtra(name, need, extra) from error
 
 
 def _import(module: str) -> ModuleType:

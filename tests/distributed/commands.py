@@ -11,6 +11,7 @@ import torch
 
 from sdslora import SdsLoraCallback
 from sdslora.app.errors import UserError
+from sdslora.app.models import trained_adapter
 from sdslora.app.run import modality
 from sdslora.app.run.trainer import GuardedTrainer
 from sdslora.cli import main
@@ -39,6 +40,28 @@ def sharing(argv: list[str]) -> list[str]:
     SdsLoraCallback.on_train_end = on_train_end
     assert command(argv).status == 0
     return seen
+
+
+def observed(argv: list[str]) -> tuple[Result, str]:
+    """``sdslora *argv``, and how this process held the base model that it had loaded."""
+    seen = []
+    original = trained_adapter.attach
+
+    def attach(model, *args):
+        parameters = list(model.parameters())
+        kinds = {"partitioned": lambda p: hasattr(p, "ds_id"), "absent": lambda p: p.is_meta}
+        seen.append(next((k for k, has in kinds.items() if all(map(has, parameters))), "whole"))
+        return original(model, *args)
+
+    trained_adapter.attach = attach
+    return command(argv), seen[-1]
+
+
+def killed_at(step: int, argv: list[str]) -> None:
+    """``sdslora *argv``, of which the last process vanishes in a step, as by SIGKILL."""
+    if os.environ["RANK"] != "0":
+        _at_step(step, lambda loss: os._exit(9))
+    command(argv)
 
 
 def interrupted() -> None:

@@ -132,6 +132,42 @@ def test_a_failure_of_one_process_ends_all(shared: Path) -> None:
     assert json.loads((run / "run.json").read_text())["status"] == "failed"
 
 
+SETTINGS = {
+    "fsdp2": {
+        "distributed_type": "FSDP",
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+            "fsdp_cpu_ram_efficient_loading": True,
+        },
+    },
+    "zero3": {
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": {"zero_stage": 3, "zero3_init_flag": True},
+    },
+}
+"""Of Accelerate."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", SETTINGS)
+def test_by_accelerates_settings(shared: Path, whole: Path, strategy: str) -> None:
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed")
+    run, settings = shared / strategy, shared / f"{strategy}-settings.yaml"
+    machine = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}
+    settings.write_text(yaml.safe_dump(machine | SETTINGS[strategy]))
+    argv = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings)]
+    argv += ["--main_process_port=0", "-m", "sdslora.cli", "train", recipe(shared, run, 2)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((run / "run.json").read_text())["config"]
+    assert config["distributed"] == {"strategy": strategy, "processes": 2}
+    for name, tensor in adapter(whole).items():
+        torch.testing.assert_close(adapter(run)[name], tensor, rtol=1e-5, atol=1e-5)
+
+
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
     # "multi_gpu" is its word for one process a device, which the recipe makes a CPU

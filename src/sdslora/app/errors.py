@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from .processes import is_first
+from .processes import is_first, report
 from .secrets import mask_secrets
 
-_INTERRUPT_STATUS = 130
+INTERRUPT_STATUS = 130
+"""The exit status after Ctrl-C."""
 # Warnings that libraries print in every run, and that a user cannot act on.
 _NOISE = ("Unable to fetch remote file", "Could not find a config file")
 _LOG_NOISE = {
@@ -71,13 +72,13 @@ def exit_status(work: Callable[[list[str]], None], argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse: --help, --version, or bad usage
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
-        return _INTERRUPT_STATUS
+        return INTERRUPT_STATUS
     except Exception as error:
         if debug:
             raise
         status = getattr(error, "exit_status", 1)
         # an error before the training is the same in all processes; later ones may differ
-        if status == 1 or is_first():
+        if not report(error) and (status == 1 or is_first()):
             print(mask_secrets(f"error: {error or type(error).__name__}"), file=sys.stderr)
         return status
     return 0

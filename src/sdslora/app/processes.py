@@ -4,12 +4,18 @@ All do the same work on their shares of the training rows. Only the first writes
 """
 
 import io
+import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import TypeVar
 
 Value = TypeVar("Value")
+
+REPORTS = "SDSLORA_REPORTS_ERRORS"
+"""Set in the environment of processes whose errors :mod:`.distribution.launching` prints."""
 
 
 def is_first() -> bool:
@@ -20,6 +26,16 @@ def is_first() -> bool:
 def count() -> int:
     """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def count_here() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def are_launched() -> bool:
+    """Return whether a launcher started this process, alone or with others."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
@@ -43,6 +59,11 @@ def in_any(flag: bool) -> bool:
     return any(_from_all(flag))
 
 
+def from_first(value: Value) -> Value:
+    """Return the first process's value, in every process."""
+    return _from_all(value)[0]
+
+
 @contextmanager
 def only_first_prints() -> Iterator[None]:
     """Silence the other processes in the block, and leave their group at its end."""
@@ -57,6 +78,20 @@ def only_first_prints() -> Iterator[None]:
 
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def report(error: BaseException) -> bool:
+    """Write this process's error for :mod:`.distribution.launching`; return False without it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None or REPORTS not in os.environ:
+        return False
+    entry = {
+        "message": str(error) or type(error).__name__,
+        "timestamp": int(time.time()),
+        "expected": hasattr(error, "exit_status"),
+    }
+    Path(path).write_text(json.dumps(entry), encoding="utf-8")
+    return True
 
 
 def _from_all(value: Value) -> list[Value]:

@@ -16,6 +16,7 @@ from ...training import CheckFailed, Diverged
 from .. import Json, recording
 from ..config.parsing import parse
 from ..config.spec import TrainSpec
+from ..distribution.sharded import load_adapted
 from ..errors import RunFailed
 from ..evaluation.text_metrics import summary
 from ..files import write_jsonl
@@ -27,7 +28,7 @@ from ..run import checkpoints, dry_run, memory, modality, plan, run_directory, t
 from ..run.plan import Plan
 from ..run.printed import Forecast, Printed
 from ..run.record import Record, as_json
-from ..run.trainer import ChosenIntervals, EarlyStopping, StopOnInterrupt
+from ..run.trainer import ChosenIntervals, EarlyStopping, OnTrainBegin, StopOnInterrupt
 
 
 def command(argv: Sequence[str]) -> None:
@@ -101,9 +102,16 @@ def run(run_plan: Plan) -> Trained:
     metrics = record.data["metrics"]
     with _outcome(record, output_dir):
         if run_plan.work.size("validation") and spec.evaluation.before and "before" not in metrics:
-            # B = 0 in a new adapter, so this is the base model.
-            metrics["before"] = _evaluate(model, run_plan, "before training")
-            record.update(metrics=metrics)
+
+            def measure_base() -> None:
+                # B = 0 in a new adapter, so this is the base model.
+                metrics["before"] = _evaluate(model, run_plan, "before training")
+                record.update(metrics=metrics)
+
+            if spec.distributed.strategy in (None, "ddp"):
+                measure_base()
+            elif not run_plan.checkpoint:
+                trainer.add_callback(OnTrainBegin(measure_base))  # once the engine has the model
 
         start = time.perf_counter()
         with interrupt:
@@ -152,7 +160,8 @@ def _outcome(record: Record, output_dir: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         record.update(status="interrupted")
-        print(f"interrupted; {_way_on(output_dir)}", file=sys.stderr)
+        if is_first():
+            print(f"interrupted; {_way_on(output_dir)}", file=sys.stderr)
         raise
     except Exception as error:
         record.update(status="failed", error=str(error))
@@ -165,7 +174,7 @@ def _model(run_plan: Plan) -> PeftModel:
     """Load the base model and attach a new adapter."""
     set_seed(run_plan.spec.training.seed)  # of A's initial values, and a new head's
     source = run_plan.work.source
-    model = trained_adapter.attach(source.load(), run_plan.spec.adapter, source)
+    model = load_adapted(source, run_plan.spec.adapter, run_plan.spec.training)
     if not trained_adapter.tensors(model):
         raise RunFailed("no tensor is trainable")
     return model

@@ -144,6 +144,18 @@ def settings(options: Iterable[str]) -> Iterator[tuple[str, Json]]:
             raise UserError(f"recipe {value!r} cannot be read: there is no such file")
 
 
+def all_settings(options: Iterable[str]) -> dict[str, Json]:
+    """Return the values by dotted key as :func:`settings` does, those of a run's record too."""
+    values: dict[str, Json] = {}
+    for option in options:
+        if _is_record(option):
+            config = read_recipe(option.partition("=")[2]).get("config")
+            values |= dict(_leaves(config)) if isinstance(config, dict) else {}
+        else:
+            values |= dict(settings([option]))
+    return values
+
+
 def read_recipe(path: str) -> dict[Json, Json]:
     """Read a YAML file, or the text itself where it is a mapping."""
     import yaml  # comes with an extra; --help works without it

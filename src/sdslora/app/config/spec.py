@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from ... import SdsLoraConfig
 from ...training import CHECKS, Check
 from ..errors import UserError
+from .distributed_spec import DistributedSpec
 from .training_config import TrainingConfig
 
 SpecT = TypeVar("SpecT")
@@ -201,6 +202,7 @@ class TrainSpec(Recipe):
     training: TrainingConfig
     evaluation: EvalSpec
     diagnostics: DiagnosticsSpec = field(default_factory=DiagnosticsSpec)
+    distributed: DistributedSpec = field(default_factory=DistributedSpec)
     resume: bool = False
     overwrite: bool = False
     yes: bool = False
@@ -220,6 +222,7 @@ class TrainSpec(Recipe):
             "evaluation": asdict(self.evaluation),
             "checks": self.checks,
             "diagnostics": asdict(self.diagnostics),
+            "distributed": asdict(self.distributed),
         }
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from trl import SFTConfig
 
+from .. import processes
+from ..distribution import strategies
 from ..errors import UserError
 
 # Arguments of SFTConfig that have no effect here, each with the key to set instead.
@@ -17,6 +19,9 @@ _ELSEWHERE = {
     "assistant_only_loss": "data.completion (only the completion bears loss)",
     "resume_from_checkpoint": "resume",
     "pad_token": "the tokenizer's own files",
+    "fsdp": "distributed.strategy",
+    "fsdp_config": "distributed.strategy, or Accelerate's settings",
+    "deepspeed": "distributed.strategy, or Accelerate's settings",
 }
 
 
@@ -27,7 +32,9 @@ class TrainingConfig(SFTConfig):
     Args:
         num_train_epochs: Passes over the training rows; 3 where one has fewer than 100 steps.
         per_device_train_batch_size: Rows of a batch; 16 or 8 where 32 would leave fewer than 30
-            steps an epoch.
+            steps an epoch. It counts for one process.
+        gradient_checkpointing: Recompute the activations in the backward pass: a third slower, in a
+            fraction of their memory. null: on in `sdslora train` from 1B parameters.
         early_stopping_patience: Stop after that many evaluations without a better
             metric_for_best_model (by default the loss); null never stops early.
     """
@@ -39,7 +46,7 @@ class TrainingConfig(SFTConfig):
     learning_rate: float = 2e-4
     lr_scheduler_type: str = "cosine"
     weight_decay: float = 0.0
-    # None: off. Its default is "on" in TRL, which would trade a third of the speed for memory.
+    # None: by the size of the model. TRL always trades a third of the speed for memory.
     gradient_checkpointing: bool | None = None  # type: ignore[assignment]
     # None: on where the GPU has it.
     bf16: bool | None = None  # type: ignore[assignment]
@@ -63,11 +70,15 @@ class TrainingConfig(SFTConfig):
                     "training.eval_strategy to steps or epoch"
                 )
             self.metric_for_best_model = self.metric_for_best_model or "loss"
+        if processes.are_launched() and not self.use_cpu:
+            # Accelerate forms no group of processes on CPUs unless it is asked to
+            self.use_cpu = strategies.usable_gpus() == 0 or strategies.is_set("ACCELERATE_USE_CPU")
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and _gpu_has_bf16()
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
+        strategies.load_whole(self)
         for name, place in _ELSEWHERE.items():
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise UserError(f"training.{name} has no effect here: set {place} instead")

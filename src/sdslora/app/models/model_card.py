@@ -154,7 +154,7 @@ def _facts(base: str, config: Mapping[str, Json], run: Mapping[str, Json] | None
             "data": f"`{settings['data']['source']}`: {rows.get('train')} rows trained on, "
             f"{rows.get('validation')} held out",
             "training": f"{f'{steps} steps, ' if steps else ''}learning rate "
-            f"{training['learning_rate']:g}, batch {training['per_device_train_batch_size']}, "
+            f"{training['learning_rate']:g}, batch {_rows_a_step(settings)}, "
             f"seed {run['seed']}",
             "versions": ", ".join(f"{k} {v}" for k, v in run["versions"].items()),
         }
@@ -162,6 +162,14 @@ def _facts(base: str, config: Mapping[str, Json], run: Mapping[str, Json] | None
     yield "|---|---|"
     yield from (f"| {key} | {value} |" for key, value in facts.items())
     yield ""
+
+
+def _rows_a_step(settings: Mapping[str, Json]) -> int:
+    training = settings["training"]
+    processes = settings.get("distributed", {}).get("processes") or 1
+    accumulated: int = training.get("gradient_accumulation_steps", 1)
+    rows: int = training["per_device_train_batch_size"]
+    return rows * accumulated * int(processes)
 
 
 def _layers(target_modules: object) -> str:

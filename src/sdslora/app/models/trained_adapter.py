@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ... import SdsLoraConfig
 from ..._peft import adapted_layers, name_in_base
+from ...training.distributed import local
 from ...tuner import SdsLayerMixin, reject_slow
 from ..errors import RunFailed, UserError, nearest
 from .base_models import Source
@@ -82,9 +83,10 @@ def tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def require_finite(model: nn.Module, step: int) -> None:
-    """Raise ``RunFailed`` where a trainable tensor holds NaN or infinity."""
+    """Raise ``RunFailed`` where this process's part of a trainable tensor is not finite."""
     for name, tensor in tensors(model).items():
-        if not torch.isfinite(tensor).all():
+        part = local(getattr(tensor, "ds_tensor", tensor))  # of ZeRO-3, of FSDP2
+        if not torch.isfinite(part).all():
             raise RunFailed(f"{name} is not finite after step {step}")
 
 

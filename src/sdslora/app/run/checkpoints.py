@@ -7,11 +7,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .. import processes
+
 _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
 _ADAPTER = "adapter_model.safetensors"
 _STATE = "trainer_state.json"  # the Trainer writes it last
 # Files of torch.save. Without the random state the Trainer would resume with other numbers.
 _PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
+_TAG = "latest"
+"""DeepSpeed's file with the name of the folder that has its files."""
 
 
 def mark_unfinished(output_dir: Path, step: int) -> None:
@@ -47,9 +51,9 @@ def flaw(checkpoint: Path) -> str | None:
 
     The flaw is a file that is missing or cut short.
     """
-    for pattern in _PICKLES:
+    for pattern, number in _pickles(checkpoint).items():
         files = list(checkpoint.glob(pattern))
-        if not files:
+        if len(files) < number:
             return f"{pattern.replace('*', '')} is missing"
         for file in files:
             # A zip archive has its directory at the end of the file.
@@ -63,6 +67,17 @@ def flaw(checkpoint: Path) -> str | None:
         except (OSError, ValueError, SafetensorError):
             return f"{name} is cut short"
     return None
+
+
+def _pickles(checkpoint: Path) -> dict[str, int]:
+    """Return the files of torch.save by pattern, with their number: some have one a process."""
+    numbers = dict.fromkeys(_PICKLES, 1) | {"rng_state*.pth": processes.count()}
+    if (checkpoint / _TAG).is_file():
+        folder = (checkpoint / _TAG).read_text(encoding="utf-8")
+        del numbers["optimizer.pt"]
+        numbers[f"{folder}/*_model_states.pt"] = 1
+        numbers[f"{folder}/*_optim_states.pt"] = processes.count()
+    return numbers
 
 
 def _open_safetensors(path: Path) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from ...tuner import PRESETS
-from .. import Json
+from .. import Json, processes
 from ..config.spec import unset
+from ..distribution import strategies
 from ..models.trained_adapter import layers, tensors
 from . import training_rows
 from .capacity import size
@@ -31,6 +32,7 @@ def describe(plan: Plan) -> str:
             f"output directory: {spec.output_dir}",
             f"rows: {work.size('train')} to train on, {work.size('validation')} to "
             f"evaluate on; {work.remark}",
+            *_processes(plan),
             *_steps(plan),
             *(f"note: {note}" for note in plan.notes),
             *_layers(plan),
@@ -44,9 +46,22 @@ def describe(plan: Plan) -> str:
     )
 
 
+def _processes(plan: Plan) -> list[str]:
+    distributed = plan.spec.distributed
+    number = distributed.processes or 1
+    if number == 1:
+        return []
+    gpus = strategies.usable_gpus()
+    started = "" if processes.are_launched() else "; `sdslora train` starts them by torchrun"
+    return [
+        f"processes: {number}, {distributed.strategy}{started}; this machine has {gpus} GPUs",
+    ]
+
+
 def _steps(plan: Plan) -> list[str]:
     training, work, total = plan.spec.training, plan.work, plan.schedule.total_steps
-    rows = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    number = plan.spec.distributed.processes or 1
+    rows = training.per_device_train_batch_size * number * training.gradient_accumulation_steps
     epochs = total * rows / work.size("train")
     lines = [f"total steps: {total}", f"rows a step: {rows}; {epochs:.3g} epochs"]
     if work.tokens is not None:
@@ -73,8 +88,9 @@ def _memory(plan: Plan) -> str:
     terms = estimate(plan)
     parts = [f"{name} {size(number)}" for name, number in terms.items()]
     parts += [] if "activations" in terms else ["without activations"]
+    of_each = " of each process" if plan.spec.distributed.processes else ""
     return (
-        f"estimated memory: {size(sum(terms.values()))} of {size(available(plan))} free "
+        f"estimated memory{of_each}: {size(sum(terms.values()))} of {size(available(plan))} free "
         f"({', '.join(parts)})"
     )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import processes
+from ..config.distributed_spec import SHARDS_BASE
 from ..errors import UserError
 from ..models.base_models import Source
 from ..models.trained_adapter import tensors
@@ -20,7 +21,7 @@ _OPTIMIZER_TENSORS = {"sgd": 0, "adafactor": 0, "lion": 1, "rmsprop": 1, "adagra
 
 
 def estimate(plan: Plan) -> dict[str, int]:
-    """Estimate the bytes by kind.
+    """Estimate the bytes of a process by kind.
 
     The activations are an estimate, ``rows * tokens * layers * (9 * hidden + 4 * intermediate)``
     numbers; the rest is exact but for a quantized base, whose blocks also have scales. The logits,
@@ -30,12 +31,16 @@ def estimate(plan: Plan) -> dict[str, int]:
     bases = [b for name, b in plan.skeleton.named_buffers() if ".lora_" in name]
     optimizer = str(getattr(plan.spec.training.optim, "value", plan.spec.training.optim))
     optimizer_copies = next((n for name, n in _OPTIMIZER_TENSORS.items() if name in optimizer), 2)
+    distributed = plan.spec.distributed
+    number = distributed.processes or 1
+    shares = number if distributed.strategy in SHARDS_BASE else 1
+    optimizer_shares = shares if distributed.strategy != "zero2" else number
     return {
-        "base weights": _base(plan, {id(tensor) for tensor in trainable}),
-        "adapter": _bytes(trainable),
+        "base weights": _base(plan, {id(tensor) for tensor in trainable}) // shares,
+        "adapter": _bytes(trainable) // shares,
         "bases Q_A, Q_B": _bytes(bases),
-        "gradients": _bytes(trainable),
-        "optimizer state": optimizer_copies * _bytes(trainable),
+        "gradients": _bytes(trainable) // optimizer_shares,
+        "optimizer state": optimizer_copies * _bytes(trainable) // optimizer_shares,
         **_activations(plan),
     }
 
@@ -43,7 +48,8 @@ def estimate(plan: Plan) -> dict[str, int]:
 def available(plan: Plan) -> int:
     """Return the free bytes for each process: of its GPU, of all for a device_map, or the host."""
     if plan.spec.training.device.type != "cuda":
-        return psutil.virtual_memory().available // processes.count()
+        number = plan.spec.distributed.processes or processes.count()
+        return psutil.virtual_memory().available // number
     one = "device_map" not in plan.spec.model.options
     devices = [plan.spec.training.device] if one else range(torch.cuda.device_count())
     return sum(torch.cuda.mem_get_info(device)[0] for device in devices)

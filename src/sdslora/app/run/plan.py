@@ -1,6 +1,5 @@
 """The plan of a run: every check that needs no weights, and what follows from the settings."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,21 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import RefreshSchedule, SdsLoraConfig
 from ...training.rehearsal import rehearse
-from .. import Json
+from .. import Json, processes
+from ..config.distributed_spec import DistributedSpec
 from ..config.spec import TrainSpec, unset
 from ..config.training_config import TrainingConfig
+from ..distribution import limits, strategies
 from ..errors import UserError
 from ..models import base_models, trained_adapter
 from . import checkpoints, modality, run_directory, small_data
 from .modality import Work
+
+CHECKPOINTED = 10**9
+"""The base model's parameters from which gradient checkpointing is on by default.
+
+By docs/capacity.md's arithmetic, 8,192 tokens of such a model have 10 GB of activations and more.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,9 @@ def make(spec: TrainSpec) -> Plan:
     earlier_record = run_directory.earlier_run(
         output_dir, resume=spec.resume, overwrite=spec.overwrite, dry_run=spec.dry_run
     )
-    _reject_unsupported(spec.training)
+    spec = _with_processes(spec)
+    number = spec.distributed.processes or 1
+    _reject_unsupported(spec.training, number)
     work = find_work(spec)
     rows, validation = work.size("train"), work.size("validation")
     if not validation and spec.training.eval_strategy != "no":
@@ -74,12 +83,14 @@ def make(spec: TrainSpec) -> Plan:
         raise UserError(
             "diagnostics.every needs rows to measure on; set data.validation or data.holdout"
         )
-    if spec.diagnostics.every and spec.training.world_size > 1:
+    if spec.diagnostics.every and number > 1:
         raise UserError(
-            f"diagnostics.every needs a single process, not {spec.training.world_size}: leave it "
-            "out, or train in one"
+            f"diagnostics.every needs a single process, not {number}: leave it out, or train in one"
         )
     spec, notes = small_data.fitted(spec, rows)
+    skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
+    limits.check(spec, work.source, list(trained_adapter.tensors(skeleton)))
+    spec = _with_checkpointing(spec, skeleton, notes)
     config = spec.to_dict()
     checkpoint = checkpoints.last_whole(output_dir) if earlier_record else None
     if earlier_record:
@@ -93,8 +104,7 @@ def make(spec: TrainSpec) -> Plan:
         if keys:
             notes.append(f"no whole checkpoint, beginning again with changed {', '.join(keys)}")
             earlier_record = None
-    skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
-    schedule = spec.adapter.schedule(small_data.total_steps(rows, spec.training))
+    schedule = spec.adapter.schedule(small_data.total_steps(rows, spec.training, number))
     return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint, notes)
 
 
@@ -120,21 +130,60 @@ def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
     tokenizer.pad_token = tokenizer.pad_token or token
 
 
-def _reject_unsupported(training: TrainingConfig) -> None:
+def _with_processes(spec: TrainSpec) -> TrainSpec:
+    """Return the specification with the strategy and the number of processes that it trains in."""
+    started = processes.count()
+    wanted = spec.distributed.processes or started
+    if wanted != started and (processes.are_launched() or not spec.dry_run):
+        raise UserError(
+            f"distributed.processes is {wanted}, and {started} started: leave it out where a "
+            "launcher starts them; without one, `sdslora train` starts them"
+        )
+    strategy = strategies.current() if started == wanted else spec.distributed.strategy or "ddp"
+    if spec.distributed.strategy not in (None, strategy):
+        raise UserError(
+            f"distributed.strategy {spec.distributed.strategy} needs distributed.processes: 2 or "
+            "more, the number of GPUs, and the command `sdslora train`"
+        )
+    is_alone = wanted == 1 and strategy == "ddp"
+    distributed = DistributedSpec() if is_alone else DistributedSpec(strategy, wanted)
+    return _changed(spec, distributed=distributed)
+
+
+def _with_checkpointing(spec: TrainSpec, skeleton: PeftModel, notes: list[str]) -> TrainSpec:
+    """Return the specification with gradient checkpointing decided by the base model's size."""
+    # Transformers renames the option; the new name has precedence where both are set
+    names = {"gradient_checkpointing", "activation_checkpointing"} & vars(spec.training).keys()
+    parameters = sum(p.numel() for p in skeleton.parameters())
+    if (
+        any(spec.is_given(f"training.{name}") for name in names)
+        or parameters < CHECKPOINTED
+        or not skeleton.supports_gradient_checkpointing
+    ):
+        return spec
+    notes.append(
+        f"training.gradient_checkpointing is on, as the model has {parameters / 1e9:.1f}B "
+        "parameters: a third slower, and the activations fit (false turns it off)"
+    )
+    switches: dict[str, Json] = dict.fromkeys(names, True)
+    return _changed(spec, training=replace(spec.training, **switches))
+
+
+def _changed(spec: TrainSpec, **sections: object) -> TrainSpec:
+    """Return the specification with other sections."""
+    changed: TrainSpec = replace(spec, **sections)  # type: ignore[arg-type]
+    changed.given = spec.given
+    return changed
+
+
+def _reject_unsupported(training: TrainingConfig, number: int) -> None:
     if training.packing:
         raise UserError("training.packing is not supported: set it to false")
-    if training.n_gpu > 1:
+    if training.n_gpu > 1 and number == 1:
         raise UserError(
             f"`sdslora train` uses one GPU a process, not {training.n_gpu}: set "
-            "CUDA_VISIBLE_DEVICES to one, or start a process for each with "
-            "`torchrun --nproc-per-node`"
+            f"CUDA_VISIBLE_DEVICES to one, or distributed.processes to {training.n_gpu}"
         )
-    for engine, option in (("FSDP", training.fsdp), ("DeepSpeed", training.deepspeed)):
-        if option or os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "false") == "true":
-            raise UserError(
-                f"`sdslora train` does not shard the model with {engine}: its processes hold a "
-                "copy each. Use SdsLoraCallback in a training script of your own"
-            )
 
 
 def check_trainer(plan: Plan) -> None:

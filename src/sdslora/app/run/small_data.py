@@ -25,26 +25,27 @@ _LARGEST_SHARE = 0.75
 """Of all steps, the most that the default warm-up and ramp may take."""
 
 
-def total_steps(rows: int, training: TrainingConfig) -> int:
+def total_steps(rows: int, training: TrainingConfig, processes: int = 1) -> int:
     """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
     if training.max_steps > 0:
         return training.max_steps
-    return math.ceil(training.num_train_epochs * _steps_an_epoch(rows, training))
+    return math.ceil(training.num_train_epochs * _steps_an_epoch(rows, training, processes))
 
 
 def fitted_training(
-    training: TrainingConfig, rows: int, is_given: Callable[[str], bool]
+    training: TrainingConfig, rows: int, is_given: Callable[[str], bool], processes: int = 1
 ) -> tuple[TrainingConfig, dict[str, Json]]:
     """Return the training with defaults for this number of rows, and those that changed."""
     changes: dict[str, Json] = {}
     if not is_given("training.per_device_train_batch_size"):
-        processes = training.world_size * training.gradient_accumulation_steps
-        fits = (b for b in _BATCHES if rows >= _STEPS_AN_EPOCH * b * processes)
+        batches = processes * training.gradient_accumulation_steps
+        fits = (b for b in _BATCHES if rows >= _STEPS_AN_EPOCH * b * batches)
         batch = next(fits, _BATCHES[-1])
         if batch != training.per_device_train_batch_size:
             changes["per_device_train_batch_size"] = batch
     epochs_count = training.max_steps <= 0 and not is_given("training.num_train_epochs")
-    if epochs_count and _steps_an_epoch(rows, replace(training, **changes)) < _FEW_STEPS:
+    fitted_batch = replace(training, **changes)
+    if epochs_count and _steps_an_epoch(rows, fitted_batch, processes) < _FEW_STEPS:
         changes["num_train_epochs"] = float(_EPOCHS_OF_FEW_ROWS)
     return replace(training, **changes), changes
 
@@ -55,8 +56,9 @@ def fitted(spec: TrainSpec, rows: int) -> tuple[TrainSpec, list[str]]:
     Raises:
         UserError: where the adapter's warm-up, as set, is as long as the training.
     """
-    training, changes = fitted_training(spec.training, rows, spec.is_given)
-    steps = total_steps(rows, training)
+    processes = spec.distributed.processes or 1
+    training, changes = fitted_training(spec.training, rows, spec.is_given, processes)
+    steps = total_steps(rows, training, processes)
     adapter, shares = _fitted_adapter(spec.adapter, steps, spec.is_given)
     _require_main_stage(adapter, training, steps)
     values = {f"training.{name}": value for name, value in changes.items()}
@@ -103,7 +105,7 @@ def _require_main_stage(adapter: SdsLoraConfig, training: TrainingConfig, steps:
     )
 
 
-def _steps_an_epoch(rows: int, training: TrainingConfig) -> int:
-    batch = training.train_batch_size * training.world_size
+def _steps_an_epoch(rows: int, training: TrainingConfig, processes: int) -> int:
+    batch = training.per_device_train_batch_size * processes
     batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
     return max(math.ceil(batches / training.gradient_accumulation_steps), 1)

@@ -1,7 +1,7 @@
 """The Trainers, which stop at a loss that is not a number and, with a checkpoint, at Ctrl-C."""
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,6 @@ from transformers import (
     EvalPrediction,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -23,6 +22,7 @@ from transformers import (
 from trl import SFTTrainer
 
 from ...export.whole_directory import follow_umask
+from ..distribution.sharded import Sharded
 from ..errors import RunFailed
 from ..models import model_card
 from ..models.trained_adapter import require_finite
@@ -30,7 +30,7 @@ from ..processes import in_any
 from .checkpoints import mark_unfinished
 
 
-class Guarded(Trainer):
+class Guarded(Sharded):
     """A mix-in for trainers: it saves no broken adapter, and marks unfinished checkpoints.
 
     Its ``callbacks`` run before those of the trackers, which therefore log the figures that the
@@ -78,6 +78,8 @@ class Guarded(Trainer):
         self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # another process writes
+            return
         folder = Path(output_dir or self.args.output_dir or ".")
         for file in folder.glob("*.safetensors"):
             follow_umask(file)
@@ -108,7 +110,8 @@ class ImageTrainer(Guarded):
         # PEFT saves weights. The base model's configuration has the classes and their names.
         super()._save(output_dir, state_dict)
         model: Any = self.model
-        model.config.save_pretrained(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -165,6 +168,19 @@ class ChosenIntervals(TrainerCallback):
     ) -> None:
         """Compute the intervals again."""
         state.compute_steps(args, state.max_steps)
+
+
+class OnTrainBegin(TrainerCallback):
+    """A callback that calls ``action`` once, when the training begins."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action = action
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Call the action."""
+        self._action()
 
 
 class EarlyStopping(TrainerCallback):

@@ -1,8 +1,10 @@
 """Digests of tensors, which show later whether a byte changed."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -14,8 +16,17 @@ def digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     elsewhere (on the ``meta`` device, while a layer is offloaded), or have no part in this rank,
     are left out.
     """
-    parts_by_name = ((name, list(_data_tensors(tensor.detach()))) for name, tensor in tensors)
+    parts_by_name = ((name, list(_data_tensors(_own_part(tensor)))) for name, tensor in tensors)
     return {name: sum(map(_digest, parts)) for name, parts in parts_by_name if parts}
+
+
+def _own_part(tensor: Any) -> Tensor:
+    """Return a tensor, or this rank's part where ZeRO-3 gathers it only for some time."""
+    part: Tensor = getattr(tensor, "ds_tensor", tensor).detach()
+    if hasattr(tensor, "ds_tensor"):
+        begin = dist.get_rank(tensor.ds_process_group) * part.numel()
+        part = part.flatten()[: max(0, tensor.ds_numel - begin)]  # the rest is padding
+    return part
 
 
 def _digest(tensor: Tensor) -> int:
