@@ -1,4 +1,5 @@
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,13 @@ RECIPE = str(Path(__file__).parents[1] / "recipes/demo.yaml")
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sdslora {__version__}\n"
+
+
+def test_as_a_module(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sdslora", "--version"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_module("sdslora", run_name="__main__")
     assert capsys.readouterr().out == f"sdslora {__version__}\n"
 
 

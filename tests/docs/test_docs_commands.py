@@ -36,7 +36,7 @@ def commands(page: str, program: str) -> Iterator[list[str]]:
                 yield shlex.split(found[1], comments=True)
 
 
-LINES = [(page, argv) for page in PAGES for argv in commands(page, r"sdslora|.* -m sdslora\.cli")]
+LINES = [(page, argv) for page in PAGES for argv in commands(page, r"sdslora|.* -m sdslora")]
 
 
 def test_every_command_is_shown() -> None:
