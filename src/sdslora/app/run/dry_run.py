@@ -26,6 +26,7 @@ def describe(plan: Plan) -> str:
             del adapter[name]
     return "\n".join(
         [
+            f"task: {spec.task}",
             f"model: {spec.model.name_or_path}, {str(work.source.dtype).removeprefix('torch.')}",
             f"data: {spec.data.source}",
             f"output directory: {spec.output_dir}",
@@ -47,7 +48,7 @@ def describe(plan: Plan) -> str:
 def _steps(plan: Plan) -> list[str]:
     training, work, total = plan.spec.training, plan.work, plan.schedule.total_steps
     rows = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    epochs = total * rows / work.size("train")
+    epochs = total * rows / work.samples(training)
     lines = [f"total steps: {total}", f"rows a step: {rows}; {epochs:.3g} epochs"]
     if work.tokens is not None:
         lines.append(

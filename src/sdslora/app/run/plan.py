@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 from huggingface_hub import get_token
 from peft import PeftModel
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ... import RefreshSchedule, SdsLoraConfig
 from ...training.rehearsal import rehearse
 from .. import Json
+from ..config.objectives import Task
 from ..config.spec import TrainSpec, unset
 from ..config.training_config import TrainingConfig
 from ..errors import UserError
@@ -64,8 +66,9 @@ def make(spec: TrainSpec) -> Plan:
         output_dir, resume=spec.resume, overwrite=spec.overwrite, dry_run=spec.dry_run
     )
     _reject_unsupported(spec.training)
+    _reject_other_tasks(spec)
     work = find_work(spec)
-    rows, validation = work.size("train"), work.size("validation")
+    validation = work.size("validation")
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
             "training.eval_strategy needs rows to evaluate on; set data.validation or data.holdout"
@@ -79,7 +82,7 @@ def make(spec: TrainSpec) -> Plan:
             f"diagnostics.every needs a single process, not {spec.training.world_size}: leave it "
             "out, or train in one"
         )
-    spec, notes = small_data.fitted(spec, rows)
+    spec, notes = small_data.fitted(spec, work.samples)
     config = spec.to_dict()
     checkpoint = checkpoints.last_whole(output_dir) if earlier_record else None
     if earlier_record:
@@ -94,7 +97,9 @@ def make(spec: TrainSpec) -> Plan:
             notes.append(f"no whole checkpoint, beginning again with changed {', '.join(keys)}")
             earlier_record = None
     skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
-    schedule = spec.adapter.schedule(small_data.total_steps(rows, spec.training))
+    schedule = spec.adapter.schedule(
+        small_data.total_steps(work.samples(spec.training), spec.training)
+    )
     return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint, notes)
 
 
@@ -104,8 +109,15 @@ def find_work(spec: TrainSpec) -> Work:
     Raises:
         UserError: if the model or the rows cannot be read.
     """
-    source = base_models.find(spec.model)
-    work = modality.make(source, source.processor(), spec.data, spec.training.max_length)
+    source = base_models.find(spec.model, reward=spec.task == "reward")
+    work = modality.make(
+        source,
+        source.processor(),
+        spec.data,
+        spec.training.max_length,
+        task=spec.task,
+        options=spec.objective,
+    )
     if spec.training.eos_token is not None:
         _set_eos(work.processor, spec.training.eos_token)
     return work
@@ -118,6 +130,27 @@ def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
         raise UserError(f"training.eos_token {token!r} is not in the model's vocabulary")
     tokenizer.eos_token = token
     tokenizer.pad_token = tokenizer.pad_token or token
+
+
+def _reject_other_tasks(spec: TrainSpec) -> None:
+    """Raise ``UserError`` for options of another task."""
+    for section in get_args(Task):
+        value = getattr(spec, section, None)
+        if section == spec.task or value is None:
+            continue
+        given = spec.given if spec.given is not None else frozenset()
+        changed = [key for key in sorted(given) if key.partition(".")[0] == section]
+        if changed or value != type(value)():
+            raise UserError(
+                f"{changed[0] if changed else section} is for task: {section}, and the task is "
+                f"{spec.task}: leave it out, or set task: {section}"
+            )
+    for key, is_set in (
+        ("evaluation.exact_match", spec.evaluation.exact_match),
+        ("diagnostics.every", spec.diagnostics.every is not None),
+    ):
+        if spec.task != "sft" and is_set:
+            raise UserError(f"{key} is for task: sft, and the task is {spec.task}: leave it out")
 
 
 def _reject_unsupported(training: TrainingConfig) -> None:
@@ -151,10 +184,9 @@ def check_trainer(plan: Plan) -> None:
     with TemporaryDirectory() as folder:
         arguments = replace(spec.training, output_dir=folder, push_to_hub=False, disable_tqdm=True)
         try:
-            trainer = work.trainer_type(
+            trainer = work.trainer(
+                arguments,
                 model=skeleton,
-                args=arguments,
-                data_collator=work.collate,
                 train_dataset=work.dataset("train", 1),
                 eval_dataset=work.dataset("validation", 1) if work.size("validation") else None,
                 processing_class=work.processor,

@@ -21,6 +21,8 @@ _STEPS_AN_EPOCH = 30
 _FEW_STEPS = 100
 """An epoch of fewer steps is repeated."""
 _EPOCHS_OF_FEW_ROWS = 3
+_LEARNING_RATES = {"dpo": 2e-5, "reward": 1e-4, "grpo": 2e-5}
+"""The default rates of tasks other than supervised fine-tuning. Not tuned."""
 _LARGEST_SHARE = 0.75
 """Of all steps, the most that the default warm-up and ramp may take."""
 
@@ -49,14 +51,24 @@ def fitted_training(
     return replace(training, **changes), changes
 
 
-def fitted(spec: TrainSpec, rows: int) -> tuple[TrainSpec, list[str]]:
-    """Return the specification with defaults for this number of rows, and a line if any changed.
+def fitted(
+    spec: TrainSpec, samples: Callable[[TrainingConfig], int]
+) -> tuple[TrainSpec, list[str]]:
+    """Return the specification with defaults for its rows and task, and a line if any changed.
+
+    Args:
+        spec: the specification.
+        samples: returns the sequences of an epoch.
 
     Raises:
         UserError: where the adapter's warm-up, as set, is as long as the training.
     """
+    rows = samples(spec.training)
     training, changes = fitted_training(spec.training, rows, spec.is_given)
-    steps = total_steps(rows, training)
+    if spec.task in _LEARNING_RATES and not spec.is_given("training.learning_rate"):
+        changes["learning_rate"] = _LEARNING_RATES[spec.task]
+        training = replace(training, learning_rate=changes["learning_rate"])
+    steps = total_steps(samples(training), training)
     adapter, shares = _fitted_adapter(spec.adapter, steps, spec.is_given)
     _require_main_stage(adapter, training, steps)
     values = {f"training.{name}": value for name, value in changes.items()}
