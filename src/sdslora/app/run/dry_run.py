@@ -48,8 +48,15 @@ def describe(plan: Plan) -> str:
 def _steps(plan: Plan) -> list[str]:
     training, work, total = plan.spec.training, plan.work, plan.schedule.total_steps
     rows = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
-    epochs = total * rows / work.samples(training)
-    lines = [f"total steps: {total}", f"rows a step: {rows}; {epochs:.3g} epochs"]
+    samples = work.samples(training)
+    epochs = total * rows / samples
+    unit = "answers" if plan.spec.task == "grpo" else "sequences" if training.packing else "rows"
+    lines = [f"total steps: {total}", f"{unit} a step: {rows}; {epochs:.3g} epochs"]
+    if training.packing:
+        lines.append(
+            f"packed: {work.size('train')} rows in {samples} sequences of at most "
+            f"{training.max_length} tokens"
+        )
     if work.tokens is not None:
         lines.append(
             f"tokens: {work.tokens:,} in the training rows, about {epochs * work.tokens:,.0f} to "

@@ -154,8 +154,6 @@ def _reject_other_tasks(spec: TrainSpec) -> None:
 
 
 def _reject_unsupported(training: TrainingConfig) -> None:
-    if training.packing:
-        raise UserError("training.packing is not supported: set it to false")
     if training.n_gpu > 1:
         raise UserError(
             f"`sdslora train` uses one GPU a process, not {training.n_gpu}: set "

@@ -1,18 +1,20 @@
 """Prompts and completions, for a language model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
 
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config.objectives import Task
 from ..config.spec import DataSpec, EvalSpec
 from ..config.training_config import TrainingConfig
-from ..data import tokenized
+from ..data import packing, tokenized
 from ..data.encoding import Encoded
 from ..data.examples import Examples
 from ..data.templates import Example
@@ -107,7 +109,11 @@ class Text:
 
     def samples(self, training: TrainingConfig) -> int:
         """Return the sequences that the trainer takes in an epoch."""
-        return self.size("train")
+        return (
+            packing.count(self.dataset("train"), training)
+            if training.packing
+            else self.size("train")
+        )
 
     def dataset(self, split: str, limit: int | None = None) -> Dataset:
         """Return the rows, or the first ``limit``, as TRL takes them; all are converted once."""
@@ -126,7 +132,18 @@ class Text:
         return [("", row)]
 
     def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
-        """Return the trainer of these rows."""
+        """Return the trainer of these rows.
+
+        Raises:
+            UserError: where several rows share a sequence, and could read each other.
+        """
+        if packing.is_used(args):
+            model = rest["model"]
+            base = model.get_base_model() if isinstance(model, PeftModel) else model
+            chosen = self.source.spec.options.get("attn_implementation")
+            packing.require_apart(base, chosen or base.config._attn_implementation)
+            if not args.packing:
+                args = replace(args, max_length=None)  # the rows are short enough already
         return GuardedTrainer(args=args, **rest)
 
     def evaluate(self, trainer: Guarded, spec: EvalSpec, title: str) -> Measurement:
