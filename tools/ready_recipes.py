@@ -48,6 +48,8 @@ class Case(NamedTuple):
     """In a step."""
     checkpointing: bool
     weights: Weights
+    pairs: bool = False
+    """Of answers: two sequences a row, and a reference that reads both."""
 
 
 def of_yaml(tree: dict[str, Any]) -> Case:
@@ -55,6 +57,7 @@ def of_yaml(tree: dict[str, Any]) -> Case:
     training, model = tree["training"], tree["model"]
     shape = SHAPES[model["name_or_path"]]
     length = training.get("max_length", POSITIONS)
+    pairs = tree.get("task") == "dpo"
     # the command's default on a GPU; image classifiers and CPUs have float32
     weights: Weights = "bfloat16" if "dtype" in model else "float32"
     if "quantization_config" in model.get("options", {}):
@@ -62,10 +65,11 @@ def of_yaml(tree: dict[str, Any]) -> Case:
     return Case(
         shape,
         tree["adapter"]["r"],
-        training["per_device_train_batch_size"] * length,
+        training["per_device_train_batch_size"] * length * (2 if pairs else 1),
         training.get("gradient_accumulation_steps", 1),
         training.get("gradient_checkpointing", False),
         weights,
+        pairs,
     )
 
 
@@ -87,7 +91,13 @@ def of_script(source: str) -> Case | None:
 def bytes_of(case: Case, gpus: int) -> float:
     """The bytes on each GPU."""
     parts = capacity.sds_lora_bytes(
-        case.shape, case.rank, case.tokens, gpus, case.checkpointing, weights=case.weights
+        case.shape,
+        case.rank,
+        case.tokens,
+        gpus,
+        case.checkpointing,
+        chunked_loss=not case.pairs,  # TRL's DPOTrainer has all logits at once, in older versions
+        weights=case.weights,
     )
     return sum(parts.values())
 
@@ -112,6 +122,9 @@ def gpu_time(case: Case, gpu: Gpu) -> str:
     """The time of a step by arithmetic."""
     tokens = case.passes * case.tokens
     seconds = capacity.seconds(case.shape, case.rank, tokens, gpu, case.checkpointing)
+    if case.pairs:  # the reference's forward pass, as many operations as a repeated one
+        seconds += capacity.seconds(case.shape, case.rank, tokens, gpu, checkpointing=True)
+        seconds -= capacity.seconds(case.shape, case.rank, tokens, gpu, checkpointing=False)
     return f"{seconds:.2g} s a step on an {gpu.name} (estimated)"
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import RefreshSchedule, SdsLoraConfig
 from ...training.rehearsal import rehearse
-from .. import Json
+from .. import Json, hub
 from ..config.objectives import Task
 from ..config.spec import TrainSpec, unset
 from ..config.training_config import TrainingConfig
@@ -213,8 +213,12 @@ def _rehearse(
 
 
 def _require_token(spec: TrainSpec) -> None:
-    if spec.training.push_to_hub and not (spec.training.hub_token or get_token()):
+    if not spec.training.push_to_hub:
+        return
+    token = spec.training.hub_token or get_token()
+    if not token:
         raise UserError(
             "training.push_to_hub needs a token of the Hugging Face Hub: log in with "
             "`hf auth login`, or set HF_TOKEN. Without it, leave push_to_hub out"
         )
+    hub.require_write(spec.training.hub_model_id, token)
