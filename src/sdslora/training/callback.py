@@ -178,7 +178,7 @@ class _LogFirst(TrainerCallback):
 
     @classmethod
     def attach(cls, owner: SdsLoraCallback) -> None:
-        """Put one into the handler that is calling, which no argument of an event names."""
+        """Add one to the handler that is calling, which no argument of an event names."""
         frame = inspect.currentframe()
         while frame is not None:
             handler = frame.f_locals.get("self")

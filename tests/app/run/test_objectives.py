@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 import tiny
 from sdslora.app.config.spec import DataSpec
 from sdslora.app.data.examples import load_examples
-from sdslora.app.data.preferences import Pair, encode_pairs
+from sdslora.app.data.pairs import Pair, encode_pairs
 from sdslora.app.evaluation.scoring import last_number
 from sdslora.cli import main
 from tiny import Run
@@ -293,7 +293,7 @@ def test_show(sdslora: Run, tmp_path: Path, outline_dir: Path) -> None:
 
 
 FLAWS: dict[str, tuple[str, list[dict[str, Any]], list[str], str]] = {
-    "pairs, sft": ("sft", PAIRS, [], "data row .* is a pair of answers .* set task: dpo"),
+    "pairs, sft": ("sft", PAIRS, [], "data row .* a pair .* set task: dpo.*{chosen}"),
     "pairs, grpo": ("grpo", PAIRS, [], "data row .* is a pair of answers, which task: dpo"),
     "single answers": ("dpo", tiny.rows(40), [], "data row .* is no pair .*, which task: dpo"),
     "texts": ("grpo", [{"text": "words"}] * 40, [], "data row .* is plain text"),
@@ -340,6 +340,13 @@ FLAWS: dict[str, tuple[str, list[dict[str, Any]], list[str], str]] = {
     ),
     "no rule": ("grpo", tiny.rows(40), ["--grpo.reward=task"], "has no rule of its own"),
     "no such rule": ("grpo", tiny.rows(40), ["--grpo.reward=best"], "exact_match, last_number"),
+    "dropout": ("dpo", PAIRS, ["--adapter.lora_dropout=0.1"], "lora_dropout would have no effect"),
+    "tools": (
+        "grpo",
+        [{"prompt": [USER], "answer": "4", "tools": [{"name": "add"}]}] * 40,
+        [],
+        "data row 0 has tools",
+    ),
     "beta": ("dpo", PAIRS, ["--dpo.beta=0"], "dpo.beta must be above 0"),
     "one answer": ("grpo", tiny.rows(40), ["--grpo.num_generations=1"], "must be 2 or more"),
 }

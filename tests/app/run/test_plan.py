@@ -142,7 +142,3 @@ def test_a_sharded_model(refused, monkeypatch: pytest.MonkeyPatch, engine: str) 
 def test_diagnostics_in_several_processes(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingConfig, "world_size", 2)
     assert "diagnostics.every needs a single process, not 2" in refused(diagnostics__every=1)
-
-
-def test_packing(refused) -> None:
-    assert "training.packing" in refused(training__packing=True)

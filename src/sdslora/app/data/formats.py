@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from ..config.spec import DataSpec
 from ..errors import UserError
 from .conversations import Conversation, conversation, reject_half_characters
-from .preferences import pair
+from .pairs import pair
 from .readers import Row
 from .templates import Example, Place, Template, render, texts
 

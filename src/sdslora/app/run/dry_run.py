@@ -26,8 +26,8 @@ def describe(plan: Plan) -> str:
             del adapter[name]
     return "\n".join(
         [
-            f"task: {spec.task}",
             f"model: {spec.model.name_or_path}, {str(work.source.dtype).removeprefix('torch.')}",
+            f"task: {spec.task}",
             f"data: {spec.data.source}",
             f"output directory: {spec.output_dir}",
             f"rows: {work.size('train')} to train on, {work.size('validation')} to "

@@ -151,6 +151,11 @@ def _reject_other_tasks(spec: TrainSpec) -> None:
     ):
         if spec.task != "sft" and is_set:
             raise UserError(f"{key} is for task: sft, and the task is {spec.task}: leave it out")
+    if spec.task in ("dpo", "reward") and spec.adapter.lora_dropout:
+        raise UserError(
+            f"adapter.lora_dropout would have no effect, as TRL trains without dropout for task: "
+            f"{spec.task}: leave it out"
+        )
 
 
 def _reject_unsupported(training: TrainingConfig) -> None:

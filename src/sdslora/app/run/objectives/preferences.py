@@ -11,13 +11,13 @@ from ...config.objectives import Task
 from ...config.spec import EvalSpec
 from ...config.training_config import TrainingConfig
 from ...data.encoding import within
-from ...data.preferences import Pair, encode_pairs
+from ...data.pairs import Pair, encode_pairs
 from ...data.templates import Example
 from ...errors import UserError
 from ...evaluation.text_metrics import Measurement
 from ..text import Text
 from ..trainer import FromBase, Guarded
-from .arguments import arguments_for
+from .trl_arguments import arguments_for
 
 
 class PreferenceTrainer(FromBase, DPOTrainer):
@@ -99,8 +99,8 @@ class Preferences(Text):
 
     def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
         """Return the trainer of these rows."""
-        own = {**asdict(self._options), "disable_dropout": False}
-        return PreferenceTrainer(args=arguments_for(DPOConfig, args, **own), **rest)
+        arguments = arguments_for(DPOConfig, args, **asdict(self._options))
+        return PreferenceTrainer(args=arguments, **rest)
 
     def evaluate(self, trainer: Guarded, spec: EvalSpec, title: str) -> Measurement:
         """Measure what the trainer measures, on the first ``spec.limit`` rows."""
@@ -114,7 +114,7 @@ class Scores(Preferences):
     figures: ClassVar[dict[str, str]] = {"loss": "loss", "accuracy": "accuracy"}
 
     def _require_prompt(self, pair: Pair) -> None:
-        """Accept any pair: a score needs no prompt."""
+        """Check nothing: a score needs no prompt."""
 
     def _columns(self, row: Any) -> dict[str, Any]:
         return {
@@ -124,5 +124,5 @@ class Scores(Preferences):
 
     def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
         """Return the trainer of these rows."""
-        own = {**asdict(self._options), "disable_dropout": False}
-        return ScoreTrainer(args=arguments_for(RewardConfig, args, **own), **rest)
+        arguments = arguments_for(RewardConfig, args, **asdict(self._options))
+        return ScoreTrainer(args=arguments, **rest)

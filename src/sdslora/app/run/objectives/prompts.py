@@ -16,7 +16,7 @@ from ...evaluation.scoring import exact_match, last_number
 from ...evaluation.text_metrics import Measurement
 from ..text import Text
 from ..trainer import FromBase, Guarded
-from .arguments import arguments_for
+from .trl_arguments import arguments_for
 
 
 class GroupTrainer(FromBase, GRPOTrainer):
@@ -47,6 +47,8 @@ class Prompts(Text):
         """Return why an example cannot be trained on, or None."""
         if example.rejected is not None:
             return "is a pair of answers, which task: dpo and task: reward learn from, not grpo"
+        if example.conversation and example.conversation.tools:
+            return "has tools, which task: grpo does not call"
         if example.is_text:
             return "is plain text, and task: grpo needs a prompt and the answer to compare with"
         return None
