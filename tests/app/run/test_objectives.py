@@ -19,8 +19,8 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 import tiny
 from sdslora.app.config.spec import DataSpec
+from sdslora.app.data.answer_pairs import Pair, encode_pairs
 from sdslora.app.data.examples import load_examples
-from sdslora.app.data.pairs import Pair, encode_pairs
 from sdslora.app.evaluation.scoring import last_number
 from sdslora.cli import main
 from tiny import Run

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from ..config.spec import DataSpec
 from ..errors import UserError
+from .answer_pairs import pair
 from .conversations import Conversation, conversation, reject_half_characters
-from .pairs import pair
 from .readers import Row
 from .templates import Example, Place, Template, render, texts
 

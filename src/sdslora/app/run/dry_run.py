@@ -14,6 +14,7 @@ from .capacity import size
 from .memory import available, estimate
 from .plan import Plan
 from .record import as_json
+from .small_data import steps_an_epoch
 
 
 def describe(plan: Plan) -> str:
@@ -49,7 +50,7 @@ def _steps(plan: Plan) -> list[str]:
     training, work, total = plan.spec.training, plan.work, plan.schedule.total_steps
     rows = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     samples = work.samples(training)
-    epochs = total * rows / samples
+    epochs = total / steps_an_epoch(samples, training)
     unit = "answers" if plan.spec.task == "grpo" else "sequences" if training.packing else "rows"
     lines = [f"total steps: {total}", f"{unit} a step: {rows}; {epochs:.3g} epochs"]
     if training.packing:

@@ -31,7 +31,7 @@ def total_steps(rows: int, training: TrainingConfig) -> int:
     """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
     if training.max_steps > 0:
         return training.max_steps
-    return math.ceil(training.num_train_epochs * _steps_an_epoch(rows, training))
+    return math.ceil(training.num_train_epochs * steps_an_epoch(rows, training))
 
 
 def fitted_training(
@@ -46,7 +46,7 @@ def fitted_training(
         if batch != training.per_device_train_batch_size:
             changes["per_device_train_batch_size"] = batch
     epochs_count = training.max_steps <= 0 and not is_given("training.num_train_epochs")
-    if epochs_count and _steps_an_epoch(rows, replace(training, **changes)) < _FEW_STEPS:
+    if epochs_count and steps_an_epoch(rows, replace(training, **changes)) < _FEW_STEPS:
         changes["num_train_epochs"] = float(_EPOCHS_OF_FEW_ROWS)
     return replace(training, **changes), changes
 
@@ -115,7 +115,8 @@ def _require_main_stage(adapter: SdsLoraConfig, training: TrainingConfig, steps:
     )
 
 
-def _steps_an_epoch(rows: int, training: TrainingConfig) -> int:
+def steps_an_epoch(rows: int, training: TrainingConfig) -> int:
+    """Compute the optimizer steps of one pass over ``rows``."""
     batch = training.train_batch_size * training.world_size
     batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
     return max(math.ceil(batches / training.gradient_accumulation_steps), 1)

@@ -10,8 +10,8 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from ...config.objectives import Task
 from ...config.spec import EvalSpec
 from ...config.training_config import TrainingConfig
+from ...data.answer_pairs import Pair, encode_pairs
 from ...data.encoding import within
-from ...data.pairs import Pair, encode_pairs
 from ...data.templates import Example
 from ...errors import UserError
 from ...evaluation.text_metrics import Measurement
@@ -61,6 +61,10 @@ class Preferences(Text):
     def remark(self) -> str:
         """The longest answer, with its prompt."""
         return f"longest {max(map(len, self.rows('train')))} tokens"
+
+    def samples(self, training: TrainingConfig) -> int:
+        """Return the pairs that the trainer takes in an epoch."""
+        return self.size("train")
 
     @cached_property
     def _train(self) -> tuple[list[Pair], dict[str, int]]:  # type: ignore[override]
