@@ -115,8 +115,6 @@ def make(
         UserError: if the data cannot be read, or do not fit the kind of model.
     """
     if isinstance(source, ImageClassifier):
-        if task != "sft":
-            raise UserError(f"task: {task} is for language models, and the model classifies images")
         return Images(source, processor, spec, test)
     if isinstance(source, RewardModel) and task != Scores.task:
         raise UserError(f"{source.spec.name_or_path} is a reward model, which writes no text")

@@ -21,6 +21,7 @@ from ..config.spec import TrainSpec, unset
 from ..config.training_config import TrainingConfig
 from ..errors import UserError
 from ..models import base_models, trained_adapter
+from ..models.base_models import ImageClassifier
 from . import checkpoints, modality, run_directory, small_data
 from .modality import Work
 
@@ -110,6 +111,10 @@ def find_work(spec: TrainSpec) -> Work:
         UserError: if the model or the rows cannot be read.
     """
     source = base_models.find(spec.model, reward=spec.task == "reward")
+    if spec.task != "sft" and isinstance(source, ImageClassifier):
+        raise UserError(
+            f"task: {spec.task} is for language models, and the model classifies images"
+        )
     work = modality.make(
         source,
         source.processor(),
