@@ -393,7 +393,7 @@ def test_the_rule_of_a_procedural_task(sdslora: Run, tmp_path: Path, outline_dir
         *(f"--output_dir={tmp_path / 'run'}", "--dry_run", "--training.max_length=null"),
     )
     assert result.status == 0, result.err
-    assert "learning_rate 2e-05" in result.out
+    assert "training.learning_rate 2e-05, training.per_device_eval_batch_size 8" in result.out
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,15 @@ def fitted(
     """
     rows = samples(spec.training)
     training, changes = fitted_training(spec.training, rows, spec.is_given)
-    if spec.task in _LEARNING_RATES and not spec.is_given("training.learning_rate"):
-        changes["learning_rate"] = _LEARNING_RATES[spec.task]
-        training = replace(training, learning_rate=changes["learning_rate"])
+    if spec.task in _LEARNING_RATES:
+        own = {
+            "learning_rate": _LEARNING_RATES[spec.task],
+            # whose trainers evaluate with the memory of a training step
+            "per_device_eval_batch_size": training.per_device_train_batch_size,
+        }
+        own = {k: v for k, v in own.items() if not spec.is_given(f"training.{k}")}
+        changes |= own
+        training = replace(training, **own)  # type: ignore[arg-type]
     steps = total_steps(samples(training), training)
     adapter, shares = _fitted_adapter(spec.adapter, steps, spec.is_given)
     _require_main_stage(adapter, training, steps)
