@@ -26,8 +26,8 @@ class EvaluationProgress(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        eval_dataloader: Any = None,
-        **kwargs: Any,
+        eval_dataloader: object = None,
+        **kwargs: object,
     ) -> None:
         """Count the batch."""
         if args.disable_tqdm or not isinstance(eval_dataloader, Sized):
@@ -38,7 +38,11 @@ class EvaluationProgress(TrainerCallback):
         self._evaluation.update()
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Count the next evaluation from the beginning."""
         if self._evaluation is not None:
