@@ -68,6 +68,7 @@ def recipe_for(task: str, folder: Path, model: Path, **training: Any) -> Path:
         "training": {
             "learning_rate": 1e-2,
             "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 32,
             "max_steps": STEPS,
             "logging_steps": 4,
             "use_cpu": True,
