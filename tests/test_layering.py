@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": LIBRARY | {"methods", "__init__", "_version"},
     "studies": LIBRARY | {"methods", "app", "__init__", "_version"},
     "cli": {"app", "_version"},
+    "__main__": {"cli"},
     "_version": set(),
     "_tested": set(),
     "_install": {"training", "tuner"},

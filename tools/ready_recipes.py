@@ -50,6 +50,8 @@ class Case(NamedTuple):
     weights: Weights
     gpus: int
     """That share the base model."""
+    pairs: bool = False
+    """Of answers: two sequences a row, and a reference that reads both."""
 
 
 def of_yaml(tree: dict[str, Any]) -> Case:
@@ -57,6 +59,7 @@ def of_yaml(tree: dict[str, Any]) -> Case:
     training, model = tree["training"], tree["model"]
     shape = SHAPES[model["name_or_path"]]
     length = training.get("max_length", POSITIONS)
+    pairs = tree.get("task") == "dpo"
     # the command's default on a GPU; image classifiers and CPUs have float32
     weights: Weights = "bfloat16" if "dtype" in model else "float32"
     if "quantization_config" in model.get("options", {}):
@@ -64,18 +67,25 @@ def of_yaml(tree: dict[str, Any]) -> Case:
     return Case(
         shape,
         tree["adapter"]["r"],
-        training["per_device_train_batch_size"] * length,
+        training["per_device_train_batch_size"] * length * (2 if pairs else 1),
         training.get("gradient_accumulation_steps", 1),
         training.get("gradient_checkpointing", False),
         weights,
         tree.get("distributed", {}).get("processes", 1),
+        pairs,
     )
 
 
 def bytes_of(case: Case) -> float:
     """The bytes on each GPU."""
     parts = capacity.sds_lora_bytes(
-        case.shape, case.rank, case.tokens, case.gpus, case.checkpointing, weights=case.weights
+        case.shape,
+        case.rank,
+        case.tokens,
+        case.gpus,
+        case.checkpointing,
+        chunked_loss=not case.pairs,  # TRL's DPOTrainer has all logits at once, in older versions
+        weights=case.weights,
     )
     return sum(parts.values())
 
@@ -98,6 +108,9 @@ def gpu_time(case: Case, gpu: Gpu) -> str:
     """The time of a step by arithmetic."""
     tokens = case.passes * case.tokens
     seconds = capacity.seconds(case.shape, case.rank, tokens, gpu, case.checkpointing)
+    if case.pairs:  # the reference's forward pass, as many operations as a repeated one
+        seconds += capacity.seconds(case.shape, case.rank, tokens, gpu, checkpointing=True)
+        seconds -= capacity.seconds(case.shape, case.rank, tokens, gpu, checkpointing=False)
     return f"{seconds:.2g} s a step on an {gpu.name} (estimated)"
 
 

@@ -179,6 +179,26 @@ def test_a_layer_that_is_cut_off(cut, silent, first):
     attempt(without("changed", "gradients"))
 
 
+@pytest.mark.parametrize("first", [12, None])
+def test_a_loss_that_does_not_depend_on_the_adapter_yet(first):
+    """As under GRPO, where all rewards of the first steps may be equal."""
+    model = sds_model(make_llama())
+    step = 0
+
+    def depends(module, inputs, output):
+        nonlocal step
+        step += 1
+        output.loss = output.loss * (first is not None and step >= first)
+        return output
+
+    model.register_forward_hook(depends)
+    if first:
+        run(model)
+        return
+    with pytest.raises(CheckFailed, match=r"every gradient was zero.*Under GRPO"):
+        run(model)
+
+
 def test_frozen_parameters():
     """As some preparations for training leave them, when they come after the adapter."""
 

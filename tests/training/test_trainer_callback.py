@@ -108,12 +108,44 @@ def test_the_ramp_is_logged(tmp_path, tiny_llama):
     assert factors == [1, 1, 1, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]
 
 
-def test_trackers_see_the_figures_where_the_callback_stands_first(tmp_path, tiny_llama):
-    tracker = Tracker()
-    trainer = make_trainer(tmp_path, sds_model(tiny_llama), tracker)
-    trainer.callback_handler.callbacks.insert(0, SdsLoraCallback())
-    trainer.train()
-    assert [log["sds/refreshes"] for log in tracker.logs if "loss" in log] == [1, 3, 5]
+class LaterTracker(Tracker):
+    """A class of its own: the Trainer warns of two callbacks of one class."""
+
+
+class Derived(SdsLoraCallback):
+    """A user's own callback."""
+
+    def on_train_begin(self, *args, **kwargs):
+        super().on_train_begin(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [SdsLoraCallback, Derived])
+def test_trackers_get_the_figures_in_any_order(tmp_path, tiny_llama, kind):
+    before, after = Tracker(), LaterTracker()
+    trainer = make_trainer(tmp_path, sds_model(tiny_llama), before, kind(), after)
+    for _ in range(2):  # a second training adds nothing
+        trainer.train()
+    losses = [entry for entry in before.logs if "loss" in entry]
+    assert len(losses) == 2 * 3
+    assert all({"sds/phase", "sds/refreshes"} <= entry.keys() for entry in losses)
+    assert "sds/basis_drift" in losses[-1]
+    assert before.logs == after.logs
+    names = [type(c).__name__ for c in trainer.callback_handler.callbacks]
+    assert names.count("_LogFirst") == 1
+    assert names.index("Tracker") + 1 == names.index(kind.__name__), "the order is as it was"
+
+
+def test_tensorboard_gets_the_figures(tmp_path, tiny_llama):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = tmp_path / "log"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(log))
+        make_trainer(
+            tmp_path, sds_model(tiny_llama), SdsLoraCallback(), report_to="tensorboard"
+        ).train()
+    events = EventAccumulator(str(log)).Reload()
+    assert [event.step for event in events.Scalars("train/sds/refreshes")] == [4, 8, 12]
 
 
 def test_evaluation_and_prediction_are_left_alone(tmp_path, tiny_llama):

@@ -1,5 +1,6 @@
 """``SdsLoraCallback``: the schedule inside a ``transformers.Trainer`` (and TRL's trainers)."""
 
+import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.training_args import ParallelMode
 
@@ -35,8 +37,7 @@ class SdsLoraCallback(TrainerCallback):
 
     The last two are measured at most once per logging interval, at its first refresh. After a
     resume they are missing until then. All are those of the first adapter. Trackers
-    (TensorBoard, ...) get a log entry in the order of the trainer's callbacks. To give them these
-    figures too, put this callback first, with ``trainer.callback_handler.callbacks.insert``.
+    (TensorBoard, ...) get these figures too, wherever this callback stands among the others.
 
     Args:
         checks: names of the checks to run (see :mod:`sdslora.training.checks`).
@@ -68,6 +69,7 @@ class SdsLoraCallback(TrainerCallback):
                 "the sampler the adapter alone: a rollout_func that writes it with "
                 "sdslora.to_plain_lora and loads that in vLLM",
             )
+        _LogFirst.attach(self)
         self._report, self._has_report = None, False
         self.scheduler = SdsLoraScheduler(
             kwargs["model"],
@@ -163,6 +165,35 @@ class SdsLoraCallback(TrainerCallback):
             figures["sds/basis_drift"] = self._report.basis_drift
             figures["sds/relative_jump"] = self._report.relative_jump
         return figures
+
+
+class _LogFirst(TrainerCallback):
+    """A callback before all others, which trackers are among, that passes them our figures.
+
+    A trainer passes each log entry on in the order of its callbacks.
+    """
+
+    def __init__(self, owner: SdsLoraCallback) -> None:
+        self.owner = owner
+
+    @classmethod
+    def attach(cls, owner: SdsLoraCallback) -> None:
+        """Add one to the handler that is calling, which no argument of an event names."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            handler = frame.f_locals.get("self")
+            if isinstance(handler, CallbackHandler):
+                others = [c for c in handler.callbacks if getattr(c, "owner", None) is not owner]
+                # a new list: the handler is iterating over the old one
+                handler.callbacks = [cls(owner), *others]
+                return
+            frame = frame.f_back
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the figures."""
+        self.owner.on_log(args, state, control, **kwargs)
 
 
 def _replicas(args: TrainingArguments) -> dist.ProcessGroup | None:

@@ -8,7 +8,14 @@ from torch.optim import Optimizer
 
 from ..tuner import PhasedAdapter, RefreshReport, adapter_configs
 from . import steps, watchdog
-from .checks import CHECKS, Check, WatchedTraining, make_checks, require_check_names
+from .checks import (
+    CHECKS,
+    Check,
+    GradientsArrive,
+    WatchedTraining,
+    make_checks,
+    require_check_names,
+)
 from .forgetting import is_new
 from .partitioning import layer_partition_of
 from .ramp import shorten_steps
@@ -183,6 +190,8 @@ class SdsLoraScheduler:
         self._group[_REFRESHES] = self.refresh_count + any(
             a.has_refreshed for a in self._scheduled_adapters
         )
+        if step == self._first_verification and self._waits_for_gradients():
+            self._first_verification += _FIRST_STEPS
         if step in (self._first_verification, self.total_steps):
             self.verify()
         return next((report for report in reports if report is not None), None)
@@ -195,6 +204,10 @@ class SdsLoraScheduler:
         """
         for check in self._checks.values():
             check.verify()
+
+    def _waits_for_gradients(self) -> bool:
+        check = self._checks.get("gradients")
+        return isinstance(check, GradientsArrive) and check.is_waiting
 
     def end(self, *, adapter_replaced: bool = False) -> None:
         """Run the checks where the training stops early; only then is this call needed.

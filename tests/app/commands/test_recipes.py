@@ -87,25 +87,28 @@ def stand_in(tmp_path: Path, image_folder: Path):
             # bitsandbytes packs blocks of 64 numbers
             tiny.save_model(model, chat=True, hidden_size=64, intermediate_size=128)
             data = tmp_path / ("texts.txt" if name.endswith("pretraining") else "chats.jsonl")
-            write_rows(data)
+            write_rows(data, pairs=name.endswith("dpo"))
         return [f"--model.name_or_path={model}", f"--data.source={data}"]
 
     return options
 
 
-def write_rows(path: Path, count: int = 40) -> None:
+def write_rows(path: Path, count: int = 40, pairs: bool = False) -> None:
     if path.suffix == ".txt":
         path.write_text("\n\n".join(f"The sum of {n} and 1 is {n + 1}." for n in range(count)))
         return
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"{n} + 1"},
-                {"role": "assistant", "content": f"It is {n + 1}."},
-            ]
-        }
-        for n in range(count)
-    ]
+    rows = []
+    for n in range(count):
+        user, good, bad = (
+            {"role": role, "content": text}
+            for role, text in (
+                ("user", f"{n} + 1"),
+                ("assistant", f"It is {n + 1}."),
+                ("assistant", f"It is {n}."),
+            )
+        )
+        both = {"chosen": [user, good], "rejected": [user, bad]}
+        rows.append(both if pairs else {"messages": both["chosen"]})
     tiny.save_rows(path, rows)
 
 

@@ -204,12 +204,6 @@ def test_files_of_two_formats(tmp_path: Path) -> None:
     assert "data.mix" in message
 
 
-def test_preferences(tmp_path: Path) -> None:
-    message = refused(file_of(tmp_path, {"prompt": "x", "chosen": "a", "rejected": "b"}))
-    assert "is a pair of answers" in message
-    assert "'{chosen}'" in message
-
-
 def test_options_without_effect(tmp_path: Path) -> None:
     pairs = file_of(tmp_path, *tiny.rows(2))
     assert "need data.chat: true" in refused(pairs, system="Be short.")

@@ -1,4 +1,4 @@
-"""The best checkpoint, early stopping, and the push to the Hub."""
+"""The best checkpoint and early stopping."""
 
 import json
 import shutil
@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainerControl
 
-from sdslora.app.run import plan
-from sdslora.app.run.trainer import EarlyStopping, GuardedTrainer
+from sdslora.app.run.trainer import EarlyStopping
 from tiny import MakeRecipe, Run
 
 
@@ -104,32 +103,3 @@ def test_what_it_needs(recipe: MakeRecipe, sdslora: Run, options: list[str], wor
     result = sdslora("train", recipe(), "--dry_run", *options)
     assert result.status == 2
     assert words in result.err
-
-
-def test_the_adapter_is_pushed(
-    recipe: MakeRecipe, sdslora: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The Hub stands in: what is asked of it is what matters."""
-    pushed: list[str] = []
-    made: list[str | None] = []
-    monkeypatch.setattr(plan, "get_token", lambda: "hf_token")
-    monkeypatch.setattr(
-        GuardedTrainer, "init_hf_repo", lambda self, **_: made.append(self.args.hub_model_id)
-    )
-    monkeypatch.setattr(
-        GuardedTrainer,
-        "push_to_hub",
-        lambda self, **_: pushed.append(record(Path(self.args.output_dir))["status"]),
-    )
-    path = recipe(
-        training__push_to_hub=True,
-        training__hub_model_id="me/adapter",
-        training__hub_strategy="end",
-    )
-    assert sdslora("train", path, "--dry_run").status == 0
-    assert made == pushed == [], "a dry run makes no repository"
-    result = sdslora("train", path)
-    assert result.status == 0, result.err
-    assert made == ["me/adapter"]
-    # the adapter, then its card with the results
-    assert pushed == ["running", "finished"]

@@ -133,7 +133,3 @@ def test_several_gpus_in_one_process(refused, monkeypatch: pytest.MonkeyPatch) -
 def test_diagnostics_in_several_processes(refused) -> None:
     message = refused(diagnostics__every=1, distributed__processes=2, dry_run=True)
     assert "diagnostics.every needs a single process, not 2" in message
-
-
-def test_packing(refused) -> None:
-    assert "training.packing" in refused(training__packing=True)

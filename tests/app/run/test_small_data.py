@@ -44,7 +44,7 @@ def values(result: TrainSpec) -> tuple[int, float, int, int | None]:
     ],
 )
 def test_defaults_by_rows(rows: int, expected: tuple[int, ...], steps: int) -> None:
-    result, notes = fitted(spec("--adapter.preset=tuned"), rows)
+    result, notes = fitted(spec("--adapter.preset=tuned"), lambda *_: rows)
     assert values(result) == expected
     assert total_steps(rows, result.training) == steps
     assert len(notes) == (expected != (32, 1, 10, 20))
@@ -64,15 +64,15 @@ def test_what_is_set_stays() -> None:
         "--adapter.warmup_steps=10",
         "--adapter.ramp_steps=20",
     )
-    result, notes = fitted(spec(*options), 200)
+    result, notes = fitted(spec(*options), lambda *_: 200)
     assert values(result) == (32, 2, 10, 20)
     assert notes == []
-    result, _ = fitted(spec("--training.max_steps=12", "--adapter.preset=tuned"), 200)
+    result, _ = fitted(spec("--training.max_steps=12", "--adapter.preset=tuned"), lambda *_: 200)
     assert values(result)[1:] == (1, 2, 4), "the epochs do not count beside max_steps"
 
 
 def test_the_batch_leaves_room_for_accumulation() -> None:
-    result, _ = fitted(spec("--training.gradient_accumulation_steps=4"), 2000)
+    result, _ = fitted(spec("--training.gradient_accumulation_steps=4"), lambda *_: 2000)
     assert result.training.per_device_train_batch_size == 16
 
 
@@ -85,7 +85,7 @@ def test_a_specification_of_python_stays_as_it_is() -> None:
         TrainingConfig(use_cpu=True, num_train_epochs=2),
         EvalSpec(),
     )
-    result, notes = fitted(made, 200)
+    result, notes = fitted(made, lambda *_: 200)
     assert values(result) == (32, 2, 10, 20)
     assert notes == []
 
@@ -103,7 +103,7 @@ def test_a_specification_of_python_stays_as_it_is() -> None:
 )  # fmt: skip
 def test_a_warmup_that_is_too_long_as_set(options: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:
-        fitted(spec(*options), 270)
+        fitted(spec(*options), lambda *_: 270)
     assert words in str(error.value)
 
 

@@ -28,7 +28,7 @@ from ..run import checkpoints, dry_run, memory, modality, plan, run_directory, t
 from ..run.plan import Plan
 from ..run.printed import Forecast, Printed
 from ..run.record import Record, as_json
-from ..run.trainer import ChosenIntervals, EarlyStopping, OnTrainBegin, StopOnInterrupt
+from ..run.trainer import ChosenIntervals, EarlyStopping, Guarded, OnTrainBegin, StopOnInterrupt
 
 
 def command(argv: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ def run(run_plan: Plan) -> Trained:
 
             def measure_base() -> None:
                 # B = 0 in a new adapter, so this is the base model.
-                metrics["before"] = _evaluate(model, run_plan, "before training")
+                metrics["before"] = _evaluate(trainer, run_plan, "before training")
                 record.update(metrics=metrics)
 
             if spec.distributed.strategy in (None, "ddp"):
@@ -132,7 +132,7 @@ def run(run_plan: Plan) -> Trained:
         if is_first():
             schedule.require_saved(output_dir)
         if run_plan.work.size("validation") and spec.evaluation.after:
-            metrics["after"] = _evaluate(model, run_plan, "after training")
+            metrics["after"] = _evaluate(trainer, run_plan, "after training")
         record.update(status="finished", metrics=metrics)
         if spec.training.push_to_hub:  # again, with the results in the card
             trainer.push_to_hub(commit_message="Results")
@@ -194,9 +194,9 @@ def _more_callbacks(run_plan: Plan) -> Iterator[TrainerCallback]:
         )
 
 
-def _evaluate(model: PeftModel, run_plan: Plan, title: str) -> dict[str, Json]:
+def _evaluate(trainer: Guarded, run_plan: Plan, title: str) -> dict[str, Json]:
     spec = run_plan.spec
-    result = run_plan.work.measure(model, "validation", spec.evaluation, title)
+    result = run_plan.work.evaluate(trainer, spec.evaluation, title)
     if result.records and is_first():
         name = f"generations-{title.split()[0]}.jsonl"
         write_jsonl(Path(spec.output_dir) / name, result.records)

@@ -12,6 +12,7 @@ from ... import SdsLoraConfig
 from ...training import CHECKS, Check
 from ..errors import UserError
 from .distributed_spec import DistributedSpec
+from .objectives import DpoSpec, GrpoSpec, RewardSpec, Task
 from .training_config import TrainingConfig
 
 SpecT = TypeVar("SpecT")
@@ -96,6 +97,7 @@ class DataSpec:
         "prompt_completion",
         "question_answer",
         "preference",
+        "prompt_answer",
         "text",
     ] = "auto"
     mix: dict[str, float] = field(default_factory=dict)
@@ -186,6 +188,9 @@ class TrainSpec(Recipe):
 
     Args:
         output_dir: Directory of the run: checkpoints, the adapter, run.json.
+        task: Objective: "sft" imitates answers, "dpo" prefers one answer of a pair to the other,
+            "reward" trains a model that scores answers, "grpo" raises the reward of the model's
+            own answers.
         resume: Continue the run that output_dir holds from its last whole checkpoint.
         overwrite: Start again in the place of the run that output_dir holds.
         yes: Go on without asking where the memory is estimated to be too small.
@@ -201,6 +206,10 @@ class TrainSpec(Recipe):
     adapter: SdsLoraConfig
     training: TrainingConfig
     evaluation: EvalSpec
+    task: Task = "sft"
+    dpo: DpoSpec = field(default_factory=DpoSpec)
+    reward: RewardSpec = field(default_factory=RewardSpec)
+    grpo: GrpoSpec = field(default_factory=GrpoSpec)
     diagnostics: DiagnosticsSpec = field(default_factory=DiagnosticsSpec)
     distributed: DistributedSpec = field(default_factory=DistributedSpec)
     resume: bool = False
@@ -210,10 +219,17 @@ class TrainSpec(Recipe):
     dry_run: bool = False
     show: int | None = None
 
+    @property
+    def objective(self) -> DpoSpec | RewardSpec | GrpoSpec | None:
+        """The section of the task's own options; None where it has none."""
+        return getattr(self, self.task, None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved specification, for ``run.json``; tokens are masked."""
         return {
             "output_dir": self.output_dir,
+            "task": self.task,
+            **({self.task: asdict(self.objective)} if self.objective else {}),
             "model": asdict(self.model),
             "data": asdict(self.data),
             "adapter": _sorted_sets(self.adapter.to_dict()),

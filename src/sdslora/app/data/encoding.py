@@ -5,10 +5,10 @@ as in training. A conversation is tokenized as one text, as servers do.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,6 +17,8 @@ from ..errors import UserError
 from .conversations import Message
 from .loss_masks import TurnMasks, control_tokens
 from .templates import Example
+
+RowT = TypeVar("RowT", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,7 @@ def in_pieces(rows: Sequence[Encoded], max_length: int | None) -> list[Encoded]:
     return result
 
 
-def within(
-    rows: Sequence[Encoded], max_length: int | None, overlong: str, what: str
-) -> list[Encoded]:
+def within(rows: Sequence[RowT], max_length: int | None, overlong: str, what: str) -> list[RowT]:
     """Return the rows of at most ``max_length`` tokens; an answer is never cut.
 
     Raises:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from ..config.spec import DataSpec
 from ..errors import UserError
+from .answer_pairs import pair
 from .conversations import Conversation, conversation, reject_half_characters
 from .readers import Row
-from .templates import Example, Template
+from .templates import Example, Place, Template, render, texts
 
 _HEAD = (
     "Below is an instruction that describes a task{}. Write a response that appropriately "
@@ -22,18 +23,8 @@ _ALPACA_WITH_INPUT = Template(
 _ALPACA_IN_CHAT = Template("{instruction}", "{output}")
 _ALPACA_IN_CHAT_WITH_INPUT = Template("{instruction}\n\n{input}", "{output}")
 _PAIR = Template("{prompt}", "{completion}")
+_ANSWER = Template("{prompt}", "{answer}")
 _IMAGES = ("image", "images")  # fields that hold them
-
-
-@dataclass(frozen=True)
-class Place:
-    """The place of a row: a file or data set, and the row's number in it from 0."""
-
-    source: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.source}: data row {self.number}"
 
 
 @dataclass(frozen=True)
@@ -76,8 +67,8 @@ def recognize(rows: Sequence[Row], source: str, spec: DataSpec) -> Format:
         return TEMPLATE
     choice = [f for f in FORMATS.values() if spec.format in ("auto", f.name)]
     matching = [f for f in choice if f.matches(rows[0])]
-    if len(matching) > 1:  # a text often stands beside the fields that it consists of
-        matching = [f for f in matching if f.name != "text"]
+    if len(matching) > 1:  # they often stand beside the fields of another format
+        matching = [f for f in matching if f.name not in ("text", "prompt_answer")]
     if len(matching) > 1:
         names = [f.name for f in matching]
         raise UserError(
@@ -141,15 +132,8 @@ def example_of(form: Format, row: Row, place: Place, spec: DataSpec) -> Example:
     return example
 
 
-def _render(template: Template, row: Row, place: Place) -> Example:
-    try:
-        return template.render(row, place.number)
-    except UserError as error:
-        raise UserError(f"{place.source}: {error}") from error
-
-
 def _by_template(row: Row, place: Place, spec: DataSpec) -> Example:
-    return _render(Template(spec.prompt, spec.completion), row, place)
+    return render(Template(spec.prompt, spec.completion), row, place)
 
 
 def _conversation(field: str) -> Callable[[Row, Place, DataSpec], Example]:
@@ -165,22 +149,6 @@ def _conversation_example(row: Row, turns: Conversation) -> Example:
     return Example(turns.prompt, turns.completion, row, conversation=turns)
 
 
-def _texts(row: Row, fields: Sequence[str], place: Place) -> Row:
-    """Return the row with these fields as strings.
-
-    Raises:
-        UserError: for one that is neither a string nor a number, whose words nobody wrote.
-    """
-    for name in fields:
-        value = row[name]
-        if not isinstance(value, str | int | float) or value != value:
-            raise UserError(
-                f"{place}: `{name}` must be text, not {value!r}; fill it, or say what to make of "
-                "it with data.prompt and data.completion"
-            )
-    return {**row, **{name: str(row[name]) for name in fields}}
-
-
 def _alpaca(row: Row, place: Place, spec: DataSpec) -> Example:
     if row.get("history"):
         raise UserError(
@@ -189,19 +157,19 @@ def _alpaca(row: Row, place: Place, spec: DataSpec) -> Example:
     cell = row.get("input")
     if cell is None or cell != cell:  # pandas writes an empty cell as NaN
         cell = ""
-    row = _texts({**row, "input": cell}, ("instruction", "input", "output"), place)
+    row = texts({**row, "input": cell}, ("instruction", "input", "output"), place)
     has_input = bool(row["input"].strip())
     if spec.chat:
         template = _ALPACA_IN_CHAT_WITH_INPUT if has_input else _ALPACA_IN_CHAT
     else:
         template = _ALPACA_WITH_INPUT if has_input else _ALPACA
-    return _render(template, row, place)
+    return render(template, row, place)
 
 
 def _pair(row: Row, place: Place, spec: DataSpec) -> Example:
     prompt, completion = row["prompt"], row["completion"]
     if not isinstance(completion, list):
-        return _render(_PAIR, _texts(row, ("prompt", "completion"), place), place)
+        return render(_PAIR, texts(row, ("prompt", "completion"), place), place)
     turns = conversation(completion, str(place), row=row, system=spec.system, prompt=prompt)
     return _conversation_example(row, turns)
 
@@ -214,12 +182,13 @@ def _text(row: Row, place: Place, spec: DataSpec) -> Example:
     return Example(text, "", row)
 
 
-def _preference(row: Row, place: Place, spec: DataSpec) -> Example:
-    raise UserError(
-        f"{place} is a pair of answers (data.format: preference), which supervised fine-tuning "
-        "cannot learn from; to train on the better answers alone, set data.completion: "
-        "'{chosen}' and data.prompt, or rename `chosen` to `messages` where it is a conversation"
-    )
+def _answer(row: Row, place: Place, spec: DataSpec) -> Example:
+    """Return a prompt and its answer, for rewards that compare with the answer."""
+    if not isinstance(row["prompt"], list):
+        return render(_ANSWER, texts(row, ("prompt", "answer"), place), place)
+    answer = [{"role": "assistant", "content": texts(row, ("answer",), place)["answer"]}]
+    turns = conversation(answer, str(place), row=row, system=spec.system, prompt=row["prompt"])
+    return _conversation_example(row, turns)
 
 
 FORMATS = {
@@ -230,7 +199,8 @@ FORMATS = {
         Format("alpaca", ("instruction", "output"), _alpaca),
         Format("prompt_completion", ("prompt", "completion"), _pair),
         Format("question_answer", ("question", "answer"), _by_template),
-        Format("preference", ("chosen", "rejected"), _preference),
+        Format("preference", ("chosen", "rejected"), pair),
+        Format("prompt_answer", ("prompt", "answer"), _answer),
         Format("text", ("text",), _text),
     )
 }

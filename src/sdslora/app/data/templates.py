@@ -16,6 +16,17 @@ _NULL = "null: leave such rows out, or fill them in"
 
 
 @dataclass(frozen=True)
+class Place:
+    """The place of a row: a file or data set, and the row's number in it from 0."""
+
+    source: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.source}: data row {self.number}"
+
+
+@dataclass(frozen=True)
 class Example:
     """A prompt, the expected completion, and the row that they come from.
 
@@ -24,6 +35,7 @@ class Example:
 
     Attributes:
         place: file and row, for error messages; None where the row is in no file.
+        rejected: the worse answer, of a pair; None where the row is no pair.
     """
 
     prompt: str
@@ -31,6 +43,7 @@ class Example:
     row: Row
     conversation: Conversation | None = None
     place: str | None = None
+    rejected: "Example | None" = None
 
     @property
     def is_text(self) -> bool:
@@ -90,6 +103,30 @@ class Template:
             ) from error
         reject_half_characters(text, f"data row {number}: data.{name}")
         return text
+
+
+def render(template: Template, row: Row, place: Place) -> Example:
+    """Return the example of one row; an error names its file too."""
+    try:
+        return template.render(row, place.number)
+    except UserError as error:
+        raise UserError(f"{place.source}: {error}") from error
+
+
+def texts(row: Row, fields: Sequence[str], place: Place) -> Row:
+    """Return the row with these fields as strings.
+
+    Raises:
+        UserError: for one that is neither a string nor a number, whose words nobody wrote.
+    """
+    for name in fields:
+        value = row[name]
+        if not isinstance(value, str | int | float) or value != value:
+            raise UserError(
+                f"{place}: `{name}` must be text, not {value!r}; fill it, or say what to make of "
+                "it with data.prompt and data.completion"
+            )
+    return {**row, **{name: str(row[name]) for name in fields}}
 
 
 class _TextFormatter(Formatter):

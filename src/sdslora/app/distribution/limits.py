@@ -33,6 +33,8 @@ def _limits(spec: TrainSpec, source: Source, trained_names: list[str]) -> Iterat
         or getattr(source.config, "quantization_config", None)
     ):
         yield "a quantized base is not sharded: use ddp"
+    if strategy != "ddp" and spec.task != "sft":
+        yield f"task: {spec.task} trains under ddp only"
     if strategy != "ddp" and adapter.target_parameters:
         yield "adapter.target_parameters trains under ddp only"
     if not strategy.startswith("zero"):

@@ -1,6 +1,8 @@
 """Rules that score a generated answer: text in, right or wrong out. One rule a function."""
 
+import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 
 from .. import Json
 from ..data.readers import Row
@@ -8,6 +10,7 @@ from ..data.templates import Example
 
 Rule = Callable[[str, Row], bool]
 """A task's own rule: (answer, row) -> whether it is right."""
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def normalize(text: str) -> str:
@@ -18,6 +21,15 @@ def normalize(text: str) -> str:
 def exact_match(answer: str, reference: str) -> bool:
     """Return whether the two are equal once their whitespace is normalized."""
     return normalize(answer) == normalize(reference)
+
+
+def last_number(answer: str, reference: str) -> bool:
+    """Return whether the last numbers of the two are equal; False where either has none."""
+    numbers = [_NUMBER.findall(text) for text in (answer, reference)]
+    if not all(numbers):
+        return False
+    first, second = (Decimal(found[-1].replace(",", "")) for found in numbers)
+    return first == second
 
 
 def score(

@@ -76,8 +76,8 @@ def require_rows(number: int) -> None:
 
 def summary(metrics: Mapping[str, object]) -> str:
     """Return one line of an evaluation's figures; the task's own score only where it differs."""
-    parts = [f"loss {metrics['loss']:.4f}"]
-    for name in ("exact_match", "accuracy"):
+    parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
+    for name in ("exact_match", "accuracy", "reward"):
         if name in metrics:
             parts.append(f"{name.replace('_', ' ')} {metrics[name]:.1%}")
     if metrics.get("task_score", metrics.get("exact_match")) != metrics.get("exact_match"):

@@ -15,6 +15,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -134,6 +135,18 @@ class LanguageModel(Source):
         return tokenizer
 
 
+class RewardModel(Source):
+    """A language model whose only output is a reward.
+
+    PEFT trains the layer of that output whole, and saves it beside the adapter.
+    """
+
+    auto = AutoModelForSequenceClassification
+    what = "a reward model"
+    task_type = "SEQ_CLS"
+    processor = LanguageModel.processor
+
+
 @dataclass(frozen=True)
 class ImageClassifier(Source):
     """A model that classifies images.
@@ -199,8 +212,12 @@ class ImageClassifier(Source):
             ) from error
 
 
-def find(spec: ModelSpec) -> Source:
+def find(spec: ModelSpec, reward: bool = False) -> Source:
     """Resolve the name, ask the Hub if necessary, and read the configuration.
+
+    Args:
+        spec: the model section.
+        reward: whether a language model is to score answers.
 
     Raises:
         UserError: where there is no such model.
@@ -223,8 +240,12 @@ def find(spec: ModelSpec) -> Source:
                 "Face Hub cannot be reached; check the name and the connection"
             ) from error
         raise UserError(f"model {path!r} cannot be loaded: {first_line(error)}") from error
-    kind = ImageClassifier if is_classifier(config) else LanguageModel
-    return kind(spec, path, arguments, config)
+    if is_classifier(config):
+        return ImageClassifier(spec, path, arguments, config)
+    if reward:
+        config.num_labels = 1
+        return RewardModel(spec, path, arguments, config)
+    return LanguageModel(spec, path, arguments, config)
 
 
 def gguf_path(spec: ModelSpec) -> Path | None:

@@ -117,6 +117,14 @@ pipeline.load_lora_weights("{name}")
 }
 
 
+_TASKS = {
+    "sft": "supervised fine-tuning",
+    "dpo": "direct preference optimization (DPO)",
+    "reward": "a reward model",
+    "grpo": "group relative policy optimization (GRPO)",
+}
+
+
 def _is_ours(config: Mapping[str, Json]) -> bool:
     return config.get("peft_type") == "SDSLORA"
 
@@ -151,6 +159,7 @@ def _facts(base: str, config: Mapping[str, Json], run: Mapping[str, Json] | None
         training = settings["training"]
         steps = run["metrics"].get("train", {}).get("steps")
         facts |= {
+            "task": _TASKS[settings.get("task", "sft")],
             "data": f"`{settings['data']['source']}`: {rows.get('train')} rows trained on, "
             f"{rows.get('validation')} held out",
             "training": f"{f'{steps} steps, ' if steps else ''}learning rate "
@@ -215,8 +224,11 @@ def _classes(config: Mapping[str, Json], has_classes: bool, base: str, name: str
     """Return the parts of the Python snippet that depend on the kind of model."""
     mapping = config.get("auto_mapping") or {}
     causal = config.get("task_type") == "CAUSAL_LM"
+    is_reward = config.get("task_type") == "SEQ_CLS"
     auto = "AutoModelForCausalLM" if causal else mapping.get("base_model_class", "AutoModel")
-    imports, line = auto, f'base = {auto}.from_pretrained("{base}")'
+    auto = "AutoModelForSequenceClassification" if is_reward else auto
+    options = ", num_labels=1" if is_reward else ""
+    imports, line = auto, f'base = {auto}.from_pretrained("{base}"{options})'
     if has_classes and not causal:
         imports = f"AutoConfig, {auto}"
         line = (

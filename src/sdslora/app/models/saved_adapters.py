@@ -15,7 +15,7 @@ from ..errors import UserError, first_line
 from ..files import new_directory, reject_used
 from ..run import record
 from . import base_models, model_card, weightless
-from .base_models import ImageClassifier, Source
+from .base_models import ImageClassifier, RewardModel, Source
 
 
 @dataclass
@@ -74,7 +74,8 @@ def find(directory: str, model: ModelSpec) -> SavedAdapter:
     """
     config = read_config(directory)
     path = Path(directory)
-    source = base_models.find(_base(path, config, model))
+    is_reward = config.task_type == RewardModel.task_type
+    source = base_models.find(_base(path, config, model), reward=is_reward)
     if isinstance(source, ImageClassifier):
         source = source.with_classes(base_models.read_classes(path) or source.classes)
     return SavedAdapter(path, config, source)

@@ -15,6 +15,7 @@ from .capacity import size
 from .memory import available, estimate
 from .plan import Plan
 from .record import as_json
+from .small_data import steps_an_epoch
 
 
 def describe(plan: Plan) -> str:
@@ -28,6 +29,7 @@ def describe(plan: Plan) -> str:
     return "\n".join(
         [
             f"model: {spec.model.name_or_path}, {str(work.source.dtype).removeprefix('torch.')}",
+            f"task: {spec.task}",
             f"data: {spec.data.source}",
             f"output directory: {spec.output_dir}",
             f"rows: {work.size('train')} to train on, {work.size('validation')} to "
@@ -62,8 +64,15 @@ def _steps(plan: Plan) -> list[str]:
     training, work, total = plan.spec.training, plan.work, plan.schedule.total_steps
     number = plan.spec.distributed.processes or 1
     rows = training.per_device_train_batch_size * number * training.gradient_accumulation_steps
-    epochs = total * rows / work.size("train")
-    lines = [f"total steps: {total}", f"rows a step: {rows}; {epochs:.3g} epochs"]
+    samples = work.samples(training, number)
+    epochs = total / steps_an_epoch(samples, training, number)
+    unit = "answers" if plan.spec.task == "grpo" else "sequences" if training.packing else "rows"
+    lines = [f"total steps: {total}", f"{unit} a step: {rows}; {epochs:.3g} epochs"]
+    if training.packing:
+        lines.append(
+            f"packed: {work.size('train')} rows in {samples} sequences of at most "
+            f"{training.max_length} tokens"
+        )
     if work.tokens is not None:
         lines.append(
             f"tokens: {work.tokens:,} in the training rows, about {epochs * work.tokens:,.0f} to "

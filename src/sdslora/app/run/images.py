@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..config.spec import DataSpec, EvalSpec
+from ..config.training_config import TrainingConfig
 from ..data import image_sources
 from ..data.examples import Size
 from ..errors import UserError
@@ -18,7 +19,7 @@ from ..evaluation.inference import class_figures
 from ..evaluation.text_metrics import Measurement, require_rows
 from ..models.base_models import ImageClassifier
 from ..progress import Progress
-from .trainer import ImageTrainer
+from .trainer import Guarded, ImageTrainer
 
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's image modes, by a model's number of channels."""
@@ -34,7 +35,6 @@ class Images:
             channels.
     """
 
-    trainer_type = ImageTrainer
     tokens = None
     left_out: Mapping[str, int] = {}
 
@@ -86,6 +86,14 @@ class Images:
         images = self._splits[split]
         return self.collate([images[i] for i in range(*rows.indices(len(images)))])
 
+    def samples(self, training: TrainingConfig, processes: int = 1) -> int:
+        """Return the images that the trainer takes in an epoch."""
+        return self.size("train")
+
+    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+        """Return the trainer of these images."""
+        return ImageTrainer(args=args, data_collator=self.collate, **rest)
+
     def collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
         """Return images and the data's labels as a batch with the model's labels."""
         pixels, labels = default_collate(rows)
@@ -105,6 +113,11 @@ class Images:
         figures = class_figures(model, progress)
         seconds = round(time.perf_counter() - start, 2)
         return Measurement({"rows": rows, **figures, "seconds": seconds}, [])
+
+    def evaluate(self, trainer: Guarded, spec: EvalSpec, title: str) -> Measurement:
+        """Measure the trainer's model on the images to evaluate on."""
+        assert trainer.model is not None
+        return self.measure(trainer.model, "validation", spec, title)
 
     def _read(self, image: Image.Image) -> Tensor:
         pixels = self.processor(image.convert(self._mode), return_tensors="pt")["pixel_values"]

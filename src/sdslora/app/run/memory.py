@@ -113,16 +113,17 @@ def _activations(plan: Plan) -> dict[str, int]:
 
     Checkpointing keeps the inputs of all layers, and the numbers of one layer.
     """
-    source, tokens = plan.work.source, plan.work.positions
+    source, training = plan.work.source, plan.spec.training
+    tokens = training.max_length if training.packing else plan.work.positions
     config = source.config.get_text_config()
     hidden, layers = (getattr(config, k, None) for k in ("hidden_size", "num_hidden_layers"))
     if not (isinstance(hidden, int) and isinstance(layers, int) and tokens):
         return {}
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
-    rows = min(plan.spec.training.per_device_train_batch_size, plan.work.size("train"))
+    rows = min(training.per_device_train_batch_size, plan.work.size("train"))
     block = block_activations(rows * tokens, hidden, intermediate)
     numbers = layers * block
-    if plan.spec.training.gradient_checkpointing:
+    if training.gradient_checkpointing:
         numbers = layers * rows * tokens * hidden + block
     return {"activations": numbers * source.dtype.itemsize}
 

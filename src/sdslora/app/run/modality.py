@@ -4,19 +4,23 @@ A training, an evaluation and a comparison know the kind of data only through :c
 :func:`make` chooses it by the model.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
+from ..config.objectives import Task
 from ..config.spec import DataSpec, EvalSpec
+from ..config.training_config import TrainingConfig
 from ..data.examples import Size, load_examples
 from ..errors import UserError
 from ..evaluation.text_metrics import Measurement
-from ..models.base_models import ImageClassifier, LanguageModel, Source
+from ..models.base_models import ImageClassifier, LanguageModel, RewardModel, Source
 from .images import Images
+from .objectives.preferences import Preferences, Scores
+from .objectives.prompts import Prompts
 from .text import Text
 from .trainer import Guarded
 
@@ -59,13 +63,11 @@ class Work(Protocol):
     def batch(self, split: Split, rows: slice) -> dict[str, Tensor]:
         """Return rows as keyword arguments of the model, with labels, on the CPU."""
 
-    @property
-    def trainer_type(self) -> type[Guarded]:
-        """The class of the trainer for such rows."""
+    def samples(self, training: TrainingConfig, processes: int = 1) -> int:
+        """Return the sequences that the trainers of all processes take in an epoch."""
 
-    @property
-    def collate(self) -> Callable[[list[Any]], dict[str, Tensor]] | None:
-        """The function that makes a batch from a list of rows, or None for the trainer's own."""
+    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+        """Return the trainer of such rows; ``rest`` are the arguments that all trainers have."""
 
     def dataset(self, split: Split, limit: int | None = None) -> Any:
         """Return the rows, or the first ``limit``, as the trainer takes them."""
@@ -79,6 +81,15 @@ class Work(Protocol):
             UserError: if there are no rows.
         """
 
+    def evaluate(self, trainer: Guarded, spec: EvalSpec, title: str) -> Measurement:
+        """Return the figures of the trainer's model on the rows to evaluate on."""
+
+
+OBJECTIVES: dict[Task, type[Text]] = {
+    work.task: work for work in (Text, Preferences, Scores, Prompts)
+}
+"""The rows of text by the task of a recipe; they know their trainer and its arguments."""
+
 
 def make(
     source: Source,
@@ -86,6 +97,8 @@ def make(
     spec: DataSpec,
     max_length: int | None = None,
     test: Size | str = 0,
+    task: Task = "sft",
+    options: Any = None,
 ) -> Work:
     """Read the data that ``source`` is to be trained or measured on.
 
@@ -95,32 +108,36 @@ def make(
         spec: the data section.
         max_length: the most tokens of a row of text.
         test: the test rows, as for :func:`.load_examples`.
+        task: what a language model is trained to do.
+        options: the section of the task's own options.
 
     Raises:
         UserError: if the data cannot be read, or do not fit the kind of model.
     """
     if isinstance(source, ImageClassifier):
         return Images(source, processor, spec, test)
-    assert isinstance(source, LanguageModel)
-    return Text(source, processor, spec, max_length, load_examples(spec, test))
+    if isinstance(source, RewardModel) and task != Scores.task:
+        raise UserError(f"{source.spec.name_or_path} is a reward model, which writes no text")
+    assert isinstance(source, LanguageModel | RewardModel)
+    examples = load_examples(spec, test)
+    return OBJECTIVES[task](source, processor, spec, max_length, examples, options)
 
 
 def make_trainer(
     work: Work,
     model: nn.Module,
-    arguments: TrainingArguments,
+    arguments: TrainingConfig,
     callbacks: Iterable[TrainerCallback],
     optimizer: Optimizer | None = None,
-) -> Trainer:
+) -> Guarded:
     """Return a trainer of ``model`` that stops at a loss that is not a number.
 
     Without ``optimizer`` the trainer makes the one that ``arguments`` name.
     """
     evaluates = arguments.eval_strategy != "no" or arguments.eval_on_start
-    return work.trainer_type(
+    return work.trainer(
+        arguments,
         model=model,
-        args=arguments,
-        data_collator=work.collate,
         train_dataset=work.dataset("train"),
         eval_dataset=work.dataset("validation") if evaluates and work.size("validation") else None,
         processing_class=work.processor,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 from huggingface_hub import get_token
 from peft import PeftModel
@@ -13,13 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import RefreshSchedule, SdsLoraConfig
 from ...training.rehearsal import rehearse
-from .. import Json, processes
+from .. import Json, hub, processes
 from ..config.distributed_spec import DistributedSpec
+from ..config.objectives import Task
 from ..config.spec import TrainSpec, unset
 from ..config.training_config import TrainingConfig
 from ..distribution import limits, strategies
 from ..errors import UserError
 from ..models import base_models, trained_adapter
+from ..models.base_models import ImageClassifier
 from . import checkpoints, modality, run_directory, small_data
 from .modality import Work
 
@@ -73,8 +76,9 @@ def make(spec: TrainSpec) -> Plan:
     spec = _with_processes(spec)
     number = spec.distributed.processes or 1
     _reject_unsupported(spec.training, number)
+    _reject_other_tasks(spec)
     work = find_work(spec)
-    rows, validation = work.size("train"), work.size("validation")
+    validation = work.size("validation")
     if not validation and spec.training.eval_strategy != "no":
         raise UserError(
             "training.eval_strategy needs rows to evaluate on; set data.validation or data.holdout"
@@ -87,7 +91,7 @@ def make(spec: TrainSpec) -> Plan:
         raise UserError(
             f"diagnostics.every needs a single process, not {number}: leave it out, or train in one"
         )
-    spec, notes = small_data.fitted(spec, rows)
+    spec, notes = small_data.fitted(spec, work.samples)
     skeleton = trained_adapter.attach(work.source.skeleton(), spec.adapter, work.source)
     limits.check(spec, work.source, list(trained_adapter.tensors(skeleton)))
     spec = _with_checkpointing(spec, skeleton, notes)
@@ -104,7 +108,8 @@ def make(spec: TrainSpec) -> Plan:
         if keys:
             notes.append(f"no whole checkpoint, beginning again with changed {', '.join(keys)}")
             earlier_record = None
-    schedule = spec.adapter.schedule(small_data.total_steps(rows, spec.training, number))
+    steps = small_data.total_steps(work.samples(spec.training, number), spec.training, number)
+    schedule = spec.adapter.schedule(steps)
     return Plan(spec, config, work, skeleton, schedule, earlier_record, checkpoint, notes)
 
 
@@ -114,8 +119,19 @@ def find_work(spec: TrainSpec) -> Work:
     Raises:
         UserError: if the model or the rows cannot be read.
     """
-    source = base_models.find(spec.model)
-    work = modality.make(source, source.processor(), spec.data, spec.training.max_length)
+    source = base_models.find(spec.model, reward=spec.task == "reward")
+    if spec.task != "sft" and isinstance(source, ImageClassifier):
+        raise UserError(
+            f"task: {spec.task} is for language models, and the model classifies images"
+        )
+    work = modality.make(
+        source,
+        source.processor(),
+        spec.data,
+        spec.training.max_length,
+        task=spec.task,
+        options=spec.objective,
+    )
     if spec.training.eos_token is not None:
         _set_eos(work.processor, spec.training.eos_token)
     return work
@@ -176,9 +192,33 @@ def _changed(spec: TrainSpec, **sections: object) -> TrainSpec:
     return changed
 
 
+def _reject_other_tasks(spec: TrainSpec) -> None:
+    """Raise ``UserError`` for options of another task."""
+    for section in get_args(Task):
+        value = getattr(spec, section, None)
+        if section == spec.task or value is None:
+            continue
+        given = spec.given if spec.given is not None else frozenset()
+        changed = [key for key in sorted(given) if key.partition(".")[0] == section]
+        if changed or value != type(value)():
+            raise UserError(
+                f"{changed[0] if changed else section} is for task: {section}, and the task is "
+                f"{spec.task}: leave it out, or set task: {section}"
+            )
+    for key, is_set in (
+        ("evaluation.exact_match", spec.evaluation.exact_match),
+        ("diagnostics.every", spec.diagnostics.every is not None),
+    ):
+        if spec.task != "sft" and is_set:
+            raise UserError(f"{key} is for task: sft, and the task is {spec.task}: leave it out")
+    if spec.task in ("dpo", "reward") and spec.adapter.lora_dropout:
+        raise UserError(
+            f"adapter.lora_dropout would have no effect, as TRL trains without dropout for task: "
+            f"{spec.task}: leave it out"
+        )
+
+
 def _reject_unsupported(training: TrainingConfig, number: int) -> None:
-    if training.packing:
-        raise UserError("training.packing is not supported: set it to false")
     if training.n_gpu > 1 and number == 1:
         raise UserError(
             f"`sdslora train` uses one GPU a process, not {training.n_gpu}: set "
@@ -200,10 +240,9 @@ def check_trainer(plan: Plan) -> None:
     with TemporaryDirectory() as folder:
         arguments = replace(spec.training, output_dir=folder, push_to_hub=False, disable_tqdm=True)
         try:
-            trainer = work.trainer_type(
+            trainer = work.trainer(
+                arguments,
                 model=skeleton,
-                args=arguments,
-                data_collator=work.collate,
                 train_dataset=work.dataset("train", 1),
                 eval_dataset=work.dataset("validation", 1) if work.size("validation") else None,
                 processing_class=work.processor,
@@ -232,8 +271,12 @@ def _rehearse(
 
 
 def _require_token(spec: TrainSpec) -> None:
-    if spec.training.push_to_hub and not (spec.training.hub_token or get_token()):
+    if not spec.training.push_to_hub:
+        return
+    token = spec.training.hub_token or get_token()
+    if not token:
         raise UserError(
             "training.push_to_hub needs a token of the Hugging Face Hub: log in with "
             "`hf auth login`, or set HF_TOKEN. Without it, leave push_to_hub out"
         )
+    hub.require_write(spec.training.hub_model_id, token)

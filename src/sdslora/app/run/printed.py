@@ -14,15 +14,51 @@ from .capacity import duration, size
 _MEASURED_STEPS = 3
 
 
-class Printed(TrainerCallback):
+class EvaluationProgress(TrainerCallback):
+    """A callback that shows a bar over the batches of an evaluation."""
+
+    def __init__(self, title: str = "evaluating") -> None:
+        self._title = title
+        self._evaluation: Progress | None = None
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: object = None,
+        **kwargs: object,
+    ) -> None:
+        """Count the batch."""
+        if args.disable_tqdm or not isinstance(eval_dataloader, Sized):
+            return
+        if self._evaluation is None:
+            batches = len(eval_dataloader)
+            self._evaluation = Progress(title=self._title, total=batches, unit="batch")
+        self._evaluation.update()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
+    ) -> None:
+        """Count the next evaluation from the beginning."""
+        if self._evaluation is not None:
+            self._evaluation.close()
+        self._evaluation = None
+
+
+class Printed(EvaluationProgress):
     """A callback that prints in place of Transformers', whose lines are dictionaries of Python.
 
     It comes after the callbacks that add figures to the log.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._training: Progress | None = None
-        self._evaluation: Progress | None = None
 
     def on_train_begin(
         self,
@@ -47,34 +83,6 @@ class Printed(TrainerCallback):
         """Count the step."""
         if self._training is not None:
             self._training.update(state.global_step - self._training.n)
-
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: object = None,
-        **kwargs: object,
-    ) -> None:
-        """Count the batch."""
-        if args.disable_tqdm or not isinstance(eval_dataloader, Sized):
-            return
-        if self._evaluation is None:
-            batches = len(eval_dataloader)
-            self._evaluation = Progress(title="evaluating", total=batches, unit="batch")
-        self._evaluation.update()
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
-        """Count the next evaluation from the beginning."""
-        if self._evaluation is not None:
-            self._evaluation.close()
-        self._evaluation = None
 
     def on_log(
         self,

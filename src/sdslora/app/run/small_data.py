@@ -21,6 +21,8 @@ _STEPS_AN_EPOCH = 30
 _FEW_STEPS = 100
 """An epoch of fewer steps is repeated."""
 _EPOCHS_OF_FEW_ROWS = 3
+_LEARNING_RATES = {"dpo": 2e-5, "reward": 1e-4, "grpo": 2e-5}
+"""The default rates of tasks other than supervised fine-tuning. Not tuned."""
 _LARGEST_SHARE = 0.75
 """Of all steps, the most that the default warm-up and ramp may take."""
 
@@ -29,7 +31,7 @@ def total_steps(rows: int, training: TrainingConfig, processes: int = 1) -> int:
     """Compute the optimizer steps of a training on ``rows``, as the Trainer counts them."""
     if training.max_steps > 0:
         return training.max_steps
-    return math.ceil(training.num_train_epochs * _steps_an_epoch(rows, training, processes))
+    return math.ceil(training.num_train_epochs * steps_an_epoch(rows, training, processes))
 
 
 def fitted_training(
@@ -45,20 +47,36 @@ def fitted_training(
             changes["per_device_train_batch_size"] = batch
     epochs_count = training.max_steps <= 0 and not is_given("training.num_train_epochs")
     fitted_batch = replace(training, **changes)
-    if epochs_count and _steps_an_epoch(rows, fitted_batch, processes) < _FEW_STEPS:
+    if epochs_count and steps_an_epoch(rows, fitted_batch, processes) < _FEW_STEPS:
         changes["num_train_epochs"] = float(_EPOCHS_OF_FEW_ROWS)
     return replace(training, **changes), changes
 
 
-def fitted(spec: TrainSpec, rows: int) -> tuple[TrainSpec, list[str]]:
-    """Return the specification with defaults for this number of rows, and a line if any changed.
+def fitted(
+    spec: TrainSpec, samples: Callable[[TrainingConfig, int], int]
+) -> tuple[TrainSpec, list[str]]:
+    """Return the specification with defaults for its rows and task, and a line if any changed.
+
+    Args:
+        spec: the specification.
+        samples: returns the sequences of an epoch, for this number of processes.
 
     Raises:
         UserError: where the adapter's warm-up, as set, is as long as the training.
     """
     processes = spec.distributed.processes or 1
+    rows = samples(spec.training, processes)
     training, changes = fitted_training(spec.training, rows, spec.is_given, processes)
-    steps = total_steps(rows, training, processes)
+    if spec.task in _LEARNING_RATES:
+        own = {
+            "learning_rate": _LEARNING_RATES[spec.task],
+            # whose trainers evaluate with the memory of a training step
+            "per_device_eval_batch_size": training.per_device_train_batch_size,
+        }
+        own = {k: v for k, v in own.items() if not spec.is_given(f"training.{k}")}
+        changes |= own
+        training = replace(training, **own)  # type: ignore[arg-type]
+    steps = total_steps(samples(training, processes), training, processes)
     adapter, shares = _fitted_adapter(spec.adapter, steps, spec.is_given)
     _require_main_stage(adapter, training, steps)
     values = {f"training.{name}": value for name, value in changes.items()}
@@ -105,7 +123,8 @@ def _require_main_stage(adapter: SdsLoraConfig, training: TrainingConfig, steps:
     )
 
 
-def _steps_an_epoch(rows: int, training: TrainingConfig, processes: int) -> int:
+def steps_an_epoch(rows: int, training: TrainingConfig, processes: int) -> int:
+    """Compute the optimizer steps of one pass over ``rows``."""
     batch = training.per_device_train_batch_size * processes
     batches = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
     return max(math.ceil(batches / training.gradient_accumulation_steps), 1)

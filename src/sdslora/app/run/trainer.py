@@ -1,7 +1,9 @@
 """The Trainers, which stop at a loss that is not a number and, with a checkpoint, at Ctrl-C."""
 
 import signal
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -24,10 +26,12 @@ from trl import SFTTrainer
 from ...export.whole_directory import follow_umask
 from ..distribution.sharded import Sharded
 from ..errors import RunFailed
+from ..evaluation.text_metrics import Measurement, require_rows
 from ..models import model_card
 from ..models.trained_adapter import require_finite
 from ..processes import in_any
 from .checkpoints import mark_unfinished
+from .printed import EvaluationProgress
 
 
 class Guarded(Sharded):
@@ -42,6 +46,7 @@ class Guarded(Sharded):
     """
 
     def __init__(self, *, callbacks: Iterable[TrainerCallback] = (), **kwargs: Any) -> None:
+        disable_progress_bars()  # TRL shows them for passes over rows that are prepared already
         own = list(callbacks)
         super().__init__(callbacks=own, **kwargs)
         self.callback_handler.callbacks.sort(key=lambda callback: callback not in own)
@@ -85,6 +90,31 @@ class Guarded(Sharded):
             follow_umask(file)
         model_card.of_run(folder)
 
+    def measure(self, dataset: Any, figures: Mapping[str, str], title: str) -> Measurement:
+        """Evaluate beside the training, which goes on as if nothing had happened.
+
+        Args:
+            dataset: rows as the trainer takes them.
+            figures: by the trainer's name, the name of each figure to return.
+            title: of the progress bar.
+
+        Raises:
+            UserError: if there are no rows.
+        """
+        require_rows(len(dataset))
+        start = time.perf_counter()
+        handler, cuda = self.callback_handler, range(torch.cuda.device_count())
+        callbacks, handler.callbacks = handler.callbacks, [EvaluationProgress(title)]
+        history, self.state.log_history = self.state.log_history, []
+        try:
+            with torch.random.fork_rng(cuda):  # answers are sampled
+                measured = self.evaluate(dataset)
+        finally:
+            handler.callbacks, self.state.log_history = callbacks, history
+        values = {name: measured[f"eval_{key}"] for key, name in figures.items()}
+        seconds = round(time.perf_counter() - start, 2)
+        return Measurement({"rows": len(dataset), **values, "seconds": seconds}, [])
+
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Write no stock card: :meth:`_save` has written the run's."""
 
@@ -92,9 +122,19 @@ class Guarded(Sharded):
 class GuardedTrainer(Guarded, SFTTrainer):
     """TRL's ``SFTTrainer``, for text."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        disable_progress_bars()  # TRL shows them for passes over rows that are prepared already
-        super().__init__(**kwargs)
+
+class FromBase(Guarded):
+    """A mix-in for trainers with a reference, which is the base model: the adapter switched off.
+
+    TRL takes an adapter that is there for one that was trained before, and copies it.
+    """
+
+    def __init__(self, *, model: Any, **kwargs: Any) -> None:
+        is_meta = any(p.is_meta for p in model.parameters())  # and so must the copy be
+        with torch.device("meta") if is_meta else nullcontext():
+            super().__init__(model=model, **kwargs)
+        if "ref" in model.peft_config:
+            model.delete_adapter("ref")
 
 
 class ImageTrainer(Guarded):

@@ -33,8 +33,10 @@ def describe(work: Work, number: int) -> str:
     marks = _COLOUR if in_colour else _MARKS
     parts = [f"What bears loss is {'green' if in_colour else 'between >>> and <<<'}."]
     for i, row in enumerate(rows[:number], start=1):
-        parts.append(f"--- row {i} of {len(rows)}: {len(row)} tokens, {sum(row.mask)} bear loss")
-        parts.append("".join(_pieces(row, work, marks)))
+        for name, part in work.shown(row):
+            title = f"row {i} of {len(rows)}{f', {name}' if name else ''}"
+            parts.append(f"--- {title}: {len(part)} tokens, {sum(part.mask)} bear loss")
+            parts.append("".join(_pieces(part, work, marks)))
     return "\n".join(parts)
 
 
@@ -42,10 +44,13 @@ def example(work: Work) -> list[str]:
     """Return the first training row in short, on lines of its own; none of images."""
     if not isinstance(work, Text):
         return []
-    row = work.rows("train")[0]
-    text = "".join(_shortened(piece) for piece in _pieces(row, work, _MARKS))
-    head = f"a row of {len(row)} tokens; the {sum(row.mask)} between >>> and <<< bear loss:"
-    return [head, f"  {text}"]
+    lines = []
+    for name, part in work.shown(work.rows("train")[0]):
+        text = "".join(_shortened(piece) for piece in _pieces(part, work, _MARKS))
+        kind, loss = f"a row{f' ({name})' if name else ''}", sum(part.mask)
+        lines.append(f"{kind} of {len(part)} tokens; the {loss} between >>> and <<< bear loss:")
+        lines.append(f"  {text}")
+    return lines
 
 
 def _shortened(text: str) -> str:

@@ -58,10 +58,11 @@ def run_comparison(spec: CompareSpec, place: Engine | None = None) -> Comparison
     """
     field = contenders(spec)
     work = workload(spec)
-    training, changes = fitted_training(spec.training, work.work.size("train"), spec.is_given)
+    rows = work.work.samples(spec.training)
+    training, changes = fitted_training(spec.training, rows, spec.is_given)
     if changes:
         text = ", ".join(f"training.{name} {value:g}" for name, value in changes.items())
-        print(f"note: for {work.work.size('train')} rows: {text} (set them to choose)")
+        print(f"note: for {rows} rows: {text} (set them to choose)")
         spec = replace(spec, training=training)
         work = workload(spec)
     for note in work.notes:

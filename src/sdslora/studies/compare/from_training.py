@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from ...app.config.training_recipe import Tree
+from ...app.errors import UserError
 from ...methods import METHODS
 from ..grid.spec import TUNED
 
@@ -16,7 +17,12 @@ def to_compare(tree: Tree) -> list[str]:
     ``adapter.r`` and ``adapter.target_modules`` are those of every method. The adapter's other
     options are those of the reference ``sds-lora``, where the method has them. The results are
     written beside the training's directory.
+
+    Raises:
+        UserError: for a recipe of another task than supervised fine-tuning.
     """
+    if (task := tree.pop("task", "sft")) != "sft":
+        raise UserError(f"a comparison trains with task: sft, and the recipe has task: {task}")
     adapter = tree.get("adapter") or {}
     if "r" in adapter:
         tree.setdefault("rank", adapter.pop("r"))

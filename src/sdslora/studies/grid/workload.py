@@ -81,7 +81,7 @@ class Workload:
 
     def total_steps(self) -> int:
         """Return the optimizer steps of a run."""
-        return total_steps(self.work.size("train"), self.spec.training)
+        return total_steps(self.work.samples(self.spec.training), self.spec.training)
 
     def measure(self, model: nn.Module, split: Split) -> dict[str, Json]:
         """Return ``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``.

@@ -28,6 +28,7 @@ __all__ = [
     "CHECKS",
     "Check",
     "CheckFailed",
+    "GradientsArrive",
     "ResetComplete",
     "Verifiable",
     "WatchedTraining",

@@ -56,11 +56,17 @@ class GradientsArrive:
     The gradient of A is zero in the very first step, where B is zero. The check reads gradients
     just before the optimizer's steps, after which many trainers drop them. It stops once every
     tensor had one.
+
+    Attributes:
+        is_waiting: whether all gradients were zero so far, as under GRPO while all rewards are
+            equal. It is no fault of the adapter, but not a training either.
     """
 
     def __init__(self, training: WatchedTraining) -> None:
         self.missing_gradients = training.factors()
         self.count = len(self.missing_gradients)
+        self.is_waiting = False
+        self._has_detached = False
         self._hook = training.optimizer.register_step_pre_hook(self._look)
 
     def _look(self, *_: object) -> None:
@@ -70,12 +76,22 @@ class GradientsArrive:
             for name, parameter in self.missing_gradients.items()
             if _is_missing(parameter)
         }
+        missing = self.missing_gradients.values()
+        self._has_detached |= any(parameter.grad is None for parameter in missing)
+        self.is_waiting = len(missing) == self.count and not self._has_detached
 
     def verify(self) -> None:
         """Raise ``CheckFailed`` where a tensor never had a gradient."""
         self._hook.remove()
         if not self.missing_gradients:
             return
+        if self.is_waiting:
+            raise CheckFailed(
+                "gradients",
+                "every gradient was zero: no loss depended on the adapter, so nothing was learned. "
+                "Under GRPO no group had answers with different rewards: choose easier prompts, "
+                "another reward, or more answers to a prompt (num_generations)",
+            )
         frozen = sum(not parameter.requires_grad for parameter in self.missing_gradients.values())
         reason = (
             f"{frozen} of them are frozen (requires_grad is False)"
