@@ -35,6 +35,13 @@ class LoRARequest:
 """
 
 
+@pytest.fixture
+def stock_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its check aside, which takes a process of its own."""
+    figures = {"difference": 0.0, "change": 1.0}
+    monkeypatch.setattr(serve_check.serving, "compare_in_stock_peft", lambda *_: figures)
+
+
 def rows_of(out: str) -> dict[str, list[str]]:
     """The cells of the table, by software."""
     lines = out.partition("software")[2].partition("\n\n")[0].splitlines()[1:]
@@ -67,6 +74,7 @@ def test_peft_and_llama_cpp(
     assert (result.status, "exists and is not empty" in result.err) == (2, True)
 
 
+@pytest.mark.usefixtures("stock_peft")
 def test_nothing_is_kept_by_default(
     sdslora: Run, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +86,7 @@ def test_nothing_is_kept_by_default(
     assert f"  sdslora export {trained_run} plain\n" in result.out
 
 
+@pytest.mark.usefixtures("stock_peft")
 @pytest.mark.parametrize("right", [True, False])
 def test_vllm_by_a_stand_in(
     right: bool, sdslora: Run, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
