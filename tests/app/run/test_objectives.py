@@ -177,9 +177,8 @@ def test_the_steps_are_those_of_the_plan(
     trained: Trained, sdslora: Run, tmp_path: Path, model_dir: Path
 ) -> None:
     """Of epochs, with accumulation; 13 rows, and for GRPO 4 answers to each."""
-    path = recipe_for(
-        trained.task, tmp_path, model_dir, gradient_accumulation_steps=3, max_steps=-1
-    )
+    training = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4}
+    path = recipe_for(trained.task, tmp_path, model_dir, max_steps=-1, **training)
     options = ["--evaluation.before=false", "--evaluation.after=false", "--data.size=13"]
     planned = sdslora("train", path, "--dry_run", *options)
     assert planned.status == 0, planned.err
