@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 import pytest
 import torch
-from torch import nn
+from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from sdslora.app.config.spec import ModelSpec
@@ -37,14 +37,19 @@ OPENINGS = [
 
 
 @torch.no_grad()
-def continuation(model: nn.Module, prompt: list[int]) -> list[int]:
+def continuations(model: PeftModel, prompts: list[list[int]]) -> list[list[int]]:
+    length = max(map(len, prompts))
+    padded = [[0] * (length - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     made = model.generate(
-        input_ids=torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        input_ids=torch.tensor(padded),
+        attention_mask=torch.tensor(mask),
         max_new_tokens=TOKENS,
         do_sample=False,
     )
-    return made[0, len(prompt) :].tolist()
+    end = model.generation_config.eos_token_id
+    rows = made[:, length:].tolist()
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
 
 
 @pytest.mark.slow
@@ -58,7 +63,7 @@ def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return tokenizer(text + answer).input_ids
 
-    def loss(model: nn.Module) -> torch.Tensor:
+    def loss(model: PeftModel) -> torch.Tensor:
         rows = [torch.tensor([chat(*lesson)]) for lesson in LESSONS]
         return sum(model(input_ids=ids, labels=ids).loss for ids in rows)
 
@@ -73,10 +78,10 @@ def test_the_same_text(smollm2: LlamaForCausalLM, tmp_path: Path) -> None:
     server = llama_cpp.serve(tmp_path / "base.gguf", done.path)
     prompts = [*map(chat, QUESTIONS), *(tokenizer(text).input_ids for text in OPENINGS)]
     assert len(prompts) == 20
-    ours = [continuation(model, prompt) for prompt in prompts]
+    ours = continuations(model, prompts)
     for prompt, expected in zip(prompts, ours, strict=True):
         theirs = [token for token, _ in llama_cpp.greedy(server, prompt, TOKENS)]
         assert theirs == expected, tokenizer.decode(prompt)
     with model.disable_adapter():
-        base = [continuation(model, prompt) for prompt in prompts[:4]]
+        base = continuations(model, prompts[:4])
     assert all(a != b for a, b in zip(ours, base, strict=False)), "the adapter changes the text"
