@@ -104,6 +104,8 @@ def test_a_strategy_needs_processes(recipe: MakeRecipe, sdslora: Run) -> None:
             },
             "ddp only",
         ),
+        ("fsdp2", {"training__optim": "adafactor"}, "adafactor are not resumed"),
+        ("zero3", {"task": "grpo"}, "task: grpo trains under ddp only"),
         ("zero2", {"training__optim": "sgd"}, "Adam's family, such as adamw_torch, not sgd"),
         ("zero2", {"adapter__modules_to_save": ["lm_head"]}, "trains the adapter alone"),
         ("zero3", {"adapter__use_hira": True}, "use fsdp2 or zero2"),

@@ -37,9 +37,11 @@ def _limits(spec: TrainSpec, source: Source, trained_names: list[str]) -> Iterat
         yield f"task: {spec.task} trains under ddp only"
     if strategy != "ddp" and adapter.target_parameters:
         yield "adapter.target_parameters trains under ddp only"
+    optimizer = str(getattr(spec.training.optim, "value", spec.training.optim))
+    if strategy == "fsdp2" and "adafactor" in optimizer:
+        yield "the factored moments of adafactor are not resumed: use adamw_torch, or ddp"
     if not strategy.startswith("zero"):
         return
-    optimizer = str(getattr(spec.training.optim, "value", spec.training.optim))
     if "adam" not in optimizer:
         yield f"training.optim must be of Adam's family, such as adamw_torch, not {optimizer}"
     others = [name for name in trained_names if ".lora_" not in name]
