@@ -185,12 +185,13 @@ def tested(
         status = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False
         ).returncode
-    text = log.read_text().rstrip()
+    text = log.read_text()
     print(*re.findall(r"^(?:FAILED|ERROR|SKIPPED) .*", text, re.MULTILINE), sep="\n")
-    last = text.rpartition("\n")[2]
-    if status not in (0, 1) or "passed" not in last:
+    # libraries may write more when Python ends
+    summaries = re.findall(r"^\W*\d+ (?:passed|failed).* in [\d.]+s.*", text, re.MULTILINE)
+    if status not in (0, 1) or not summaries:
         raise SystemExit(f"no test ran; see {log}")
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", last)}
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", summaries[-1])}
     counts["failed"] = sum(counts.get(word, 0) for word in ("failed", "error", "errors"))
     return {word: counts.get(word, 0) for word in COUNTS}
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 TESTED_VERSIONS: Mapping[str, tuple[str, str]] = {
-    "torch": ("2.9", "2.13"),
+    "torch": ("2.9", "2.15"),
     "peft": ("0.20", "0.21"),
     "transformers": ("5.16", "5.24"),
 }
