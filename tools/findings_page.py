@@ -335,6 +335,7 @@ HEADLINES = [
     ("Small vision", TUNED, "small-vision-default", "small-vision-default-full"),
     ("Small language", TUNED, "small-language-default"),
     ("Small language", "sds-lora preset=tuned", "small-language-confirm"),
+    ("Small language, another base model", "sds-lora preset=tuned", "small-language-again"),
 ]
 """Where ``preset="tuned"`` ran: the task, the preset's label there, and the comparisons."""
 RIVALS = ("lora+", "rslora", "full")
