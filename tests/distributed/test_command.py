@@ -209,8 +209,3 @@ def test_the_command_starts_its_processes(shared: Path, tmp_path: Path) -> None:
     [single] = launch(recipe(shared, "long", **training), world=1)
     assert single.status == 0, single.err
     assert losses(run) == pytest.approx(losses(shared / "long"), rel=1e-5)
-
-    again = start(path, folder=temporary)
-    _, err = again.communicate(timeout=300)
-    assert (again.returncode, err.count("error: ")) == (2, 1), err
-    assert "exists and is not empty" in err
