@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -17,8 +16,8 @@ import pytest
 import torch
 import yaml
 from commands import command, killed_at, observed
+from finished import adapter, losses, record
 from ranks import together
-from safetensors.torch import load_file
 
 import tiny
 from tiny import Result
@@ -36,14 +35,6 @@ HELD = {
 STRATEGIES = ["ddp", "fsdp2"]
 if importlib.util.find_spec("deepspeed") is not None:
     STRATEGIES += ["zero2", "zero3"]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shared")
-    tiny.save_model(folder / "model", chat=True)
-    tiny.save_rows(folder / "rows.jsonl", tiny.rows(100))
-    return folder
 
 
 def recipe(shared: Path, name: str, strategy: str | None = None, **training: object) -> str:
@@ -71,18 +62,6 @@ def recipe(shared: Path, name: str, strategy: str | None = None, **training: obj
     path = shared / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree))
     return str(path)
-
-
-def record(run: Path) -> dict[str, Any]:
-    return json.loads((run / "run.json").read_text())
-
-
-def losses(run: Path) -> list[float]:
-    return [entry["loss"] for entry in record(run)["log_history"] if "loss" in entry]
-
-
-def adapter(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter_model.safetensors")
 
 
 def products(folder: Path) -> dict[str, torch.Tensor]:

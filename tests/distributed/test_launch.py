@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +10,14 @@ import pytest
 import torch
 import yaml
 from commands import command, sharing
+from finished import adapter, losses, record
 from ranks import together
-from safetensors.torch import load_file
 
-import tiny
 from tiny import Result
 
 pytestmark = pytest.mark.distributed
 
 ROWS_A_STEP = 8
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shared")
-    tiny.save_model(folder / "model", chat=True)
-    tiny.save_rows(folder / "rows.jsonl", tiny.rows(100))
-    return folder
 
 
 def recipe(shared: Path, output: Path, processes: int, **training: object) -> str:
@@ -50,15 +40,6 @@ def recipe(shared: Path, output: Path, processes: int, **training: object) -> st
     path = output.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(tree))
     return str(path)
-
-
-def adapter(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter_model.safetensors")
-
-
-def losses(run: Path) -> list[float]:
-    history = json.loads((run / "run.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
 
 
 def launch(path: str, *options: str, happening: str = "") -> list[Result]:
@@ -86,9 +67,7 @@ def test_equals_a_single_process(shared: Path, whole: Path) -> None:
     mine, its = adapter(whole), adapter(shared / "single")
     for name in its.keys() | mine.keys():
         torch.testing.assert_close(mine[name], its[name], rtol=1e-3, atol=1e-5)
-    metrics = [
-        json.loads((r / "run.json").read_text())["metrics"] for r in (whole, shared / "single")
-    ]
+    metrics = [record(run)["metrics"] for run in (whole, shared / "single")]
     assert metrics[0]["after"]["loss"] == pytest.approx(metrics[1]["after"]["loss"], rel=1e-4)
 
 
@@ -129,7 +108,7 @@ def test_a_failure_of_one_process_ends_all(shared: Path) -> None:
     results = launch(recipe(shared, run, 2), happening="not_a_number")
     assert [r.status for r in results] == [1, 1], results
     assert "error: the loss is nan at step 5" in results[1].err
-    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    assert record(run)["status"] == "failed"
 
 
 SETTINGS = {
@@ -162,7 +141,7 @@ def test_by_accelerates_settings(shared: Path, whole: Path, strategy: str) -> No
     argv += ["--main_process_port=0", "-m", "sdslora", "train", recipe(shared, run, 2)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    config = json.loads((run / "run.json").read_text())["config"]
+    config = record(run)["config"]
     assert config["distributed"] == {"strategy": strategy, "processes": 2}
     for name, tensor in adapter(whole).items():
         torch.testing.assert_close(adapter(run)[name], tensor, rtol=1e-5, atol=1e-5)

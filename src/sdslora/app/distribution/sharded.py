@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,8 +25,6 @@ from .. import processes
 from ..models import trained_adapter
 from ..models.base_models import Source
 from . import strategies
-
-_ADAPTER = "adapter_model.safetensors"
 
 
 class Sharded(Trainer):
@@ -193,6 +192,6 @@ def _placed(value: Any, like: Tensor) -> Any:
 @torch.no_grad()
 def _load_adapter(model: nn.Module, folder: Path) -> None:
     """Write a saved adapter into a model that FSDP2 shards."""
-    saved: Mapping[str, Tensor] = load_file(folder / _ADAPTER)
+    saved: Mapping[str, Tensor] = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     for name, target in get_peft_model_state_dict(model).items():
         target.copy_(_placed(saved[name], target))

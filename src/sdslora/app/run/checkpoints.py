@@ -4,13 +4,13 @@ import json
 import zipfile
 from pathlib import Path
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import processes
 
 _PREFIX = f"{PREFIX_CHECKPOINT_DIR}-"
-_ADAPTER = "adapter_model.safetensors"
 _STATE = "trainer_state.json"  # the Trainer writes it last
 # Files of torch.save. Without the random state the Trainer would resume with other numbers.
 _PICKLES = ("optimizer.pt", "scheduler.pt", "rng_state*.pth")
@@ -59,7 +59,7 @@ def flaw(checkpoint: Path) -> str | None:
             # A zip archive has its directory at the end of the file.
             if not zipfile.is_zipfile(file):
                 return f"{file.name} is cut short"
-    for name, reader in ((_ADAPTER, _open_safetensors), (_STATE, _read_json)):
+    for name, reader in ((SAFETENSORS_WEIGHTS_NAME, _open_safetensors), (_STATE, _read_json)):
         try:
             reader(checkpoint / name)
         except FileNotFoundError:

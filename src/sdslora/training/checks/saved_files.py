@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from ..._peft import name_in_base
@@ -21,7 +22,7 @@ def require_saved(directory: Path, adapters: Collection[PhasedAdapter]) -> None:
     for adapter in adapters:
         # PEFT's layout
         folder = directory if adapter.name == "default" else directory / adapter.name
-        path = folder / "adapter_model.safetensors"
+        path = folder / SAFETENSORS_WEIGHTS_NAME
         try:
             with safe_open(path, framework="pt") as file:
                 keys = file.keys()
