@@ -19,8 +19,6 @@ from ..errors import UserError
 from ..evaluation.text_metrics import Measurement
 from ..models.base_models import ImageClassifier, LanguageModel, RewardModel, Source
 from .images import Images
-from .objectives.preferences import Preferences, Scores
-from .objectives.prompts import Prompts
 from .text import Text
 from .trainer import Guarded
 
@@ -85,10 +83,24 @@ class Work(Protocol):
         """Return the figures of the trainer's model on the rows to evaluate on."""
 
 
-OBJECTIVES: dict[Task, type[Text]] = {
-    work.task: work for work in (Text, Preferences, Scores, Prompts)
-}
-"""The rows of text by the task of a recipe; they know their trainer and its arguments."""
+def objective(task: Task) -> type[Text]:
+    """Return the rows of text of a recipe's task; they know their trainer and its arguments."""
+    # TRL's trainer of the task takes seconds to import.
+    match task:
+        case "sft":
+            return Text
+        case "dpo":
+            from .objectives.preferences import Preferences
+
+            return Preferences
+        case "reward":
+            from .objectives.preferences import Scores
+
+            return Scores
+        case "grpo":
+            from .objectives.prompts import Prompts
+
+            return Prompts
 
 
 def make(
@@ -116,11 +128,11 @@ def make(
     """
     if isinstance(source, ImageClassifier):
         return Images(source, processor, spec, test)
-    if isinstance(source, RewardModel) and task != Scores.task:
+    if isinstance(source, RewardModel) and task != "reward":
         raise UserError(f"{source.spec.name_or_path} is a reward model, which writes no text")
     assert isinstance(source, LanguageModel | RewardModel)
     examples = load_examples(spec, test)
-    return OBJECTIVES[task](source, processor, spec, max_length, examples, options)
+    return objective(task)(source, processor, spec, max_length, examples, options)
 
 
 def make_trainer(
