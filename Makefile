@@ -11,6 +11,8 @@ TORCHAO := $(VENV)/torchao
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Otherwise each of the many processes compiles everything that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The mathematics, the PEFT contract, one tiny training, the commands.
 FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_persistence.py \

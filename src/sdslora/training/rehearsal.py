@@ -199,8 +199,8 @@ class _Twin:
         parameters = self.ours + self.others
         start = [p.detach().double().clone() for p in parameters]
         paths = _Paths([], [])
+        torch.manual_seed(first)  # not in each step: without a GPU, torch takes milliseconds for it
         for step in range(first, first + _STEPS):
-            torch.manual_seed(step)
             generator = torch.Generator().manual_seed(step)
             for p in parameters:
                 p.grad = random_values(p, generator) if gradients else torch.zeros_like(p)

@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +78,7 @@ def parse(
     return result
 
 
+@cache
 def _parser(spec: type) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
     parser.add_argument(f"--{RECIPE}", action="config")
@@ -165,13 +167,15 @@ def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> Spec
     sections = {name: ready[name] for name, _, _ in _fields(spec)}
     for name, kind, _ in _fields(spec):
         if kind is SdsLoraConfig:
-            sections[name] = make_config(_changed_options(values[name]))
+            options, defaults = vars(values[name]), _adapter_defaults()
+            # it rejects some explicit defaults
+            sections[name] = make_config({k: v for k, v in options.items() if v != defaults[k]})
     return spec(**sections)
 
 
-def _changed_options(values: Namespace) -> dict[str, Json]:
-    """Return the adapter's options that were changed, as it rejects some explicit defaults."""
+@cache
+def _adapter_defaults() -> Namespace:
+    """Return the defaults of the adapter's section, as they are parsed."""
     parser = ArgumentParser()
     parser.add_class_arguments(SdsLoraConfig, "adapter")
-    defaults = parser.parse_args([]).adapter
-    return {name: value for name, value in vars(values).items() if value != defaults[name]}
+    return parser.parse_args([]).adapter
