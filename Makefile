@@ -14,9 +14,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Otherwise each of the many processes compiles everything that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The mathematics, the PEFT contract, one tiny training, the commands.
+# The mathematics, the PEFT contract, the commands as the pages show them, on tiny models.
 FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_persistence.py \
-	tests/methods/test_method_contract.py tests/app/config tests/test_cli.py
+	tests/methods/test_method_contract.py tests/app/config tests/test_cli.py tests/docs/test_docs_runs.py
 
 .PHONY: help install demo test test-fast test-oldest test-matrix test-torchao nightly lint bench \
 	reliability optimizers distribution docs wheel release clean

@@ -84,7 +84,8 @@ def trained(method: Method, steps: int, settings: Settings = SETTINGS) -> nn.Mod
 
 def merged(model: nn.Module) -> LlamaForCausalLM:
     """A plain model of the same function."""
-    model = copy.deepcopy(model)
+    # half of the time of a copy would go into the configuration
+    model = copy.deepcopy(model, {id(model.config): model.config})
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 

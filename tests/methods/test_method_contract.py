@@ -12,6 +12,11 @@ import torch
 from sdslora import methods
 from sdslora.methods import METHODS, Method, Settings, make_method
 
+AT_THE_PAPERS_SCALE = [
+    "rslora", "lora+", "pissa", "dora", "lora-ga", "lora-pro", "scaled-adamw", "altlora",
+    "altlora+", "lora-rite", "loft", "lora-tsd", "orthonormal", "sds-lora", "sds-hira",
+]  # fmt: skip
+"""With s = 4/√r. Another method has a scale of its own."""
 each_method = pytest.mark.parametrize("name", METHODS)
 NOT_PLAIN = ("full", "dora", "hira", "sds-hira")
 each_plain_method = pytest.mark.parametrize("name", [n for n in METHODS if n not in NOT_PLAIN])
@@ -137,21 +142,13 @@ def test_modules_to_save_are_exported(name, tmp_path):
     contract.check_export(method, contract.trained(method, 5, settings), tmp_path / "plain")
 
 
-@each_method
-def test_the_scaling(name):
-    """LoRA's is 2, every other's 4/√r."""
-    if name in ("full", "hira"):
-        pytest.skip("nothing is scaled")
-    model = contract.attached(make_method(name), Settings(rank=4, target_modules=["q_proj"]))
-    scalings = {
-        module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")
-    }
-    assert scalings == {2.0}
-    model = contract.attached(make_method(name), Settings(rank=5, target_modules=["q_proj"]))
-    scalings = {
-        module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")
-    }
-    assert scalings == {2.0 if name == "lora" else 4 / 5**0.5}
+@pytest.mark.parametrize("rank", [4, 5])
+@pytest.mark.parametrize("name", ["lora", *AT_THE_PAPERS_SCALE])
+def test_the_scale(name, rank):
+    """LoRA's is 2."""
+    model = contract.attached(make_method(name), Settings(rank=rank, target_modules=["q_proj"]))
+    scales = {module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")}
+    assert scales == {2.0 if name == "lora" else 4 / rank**0.5}
 
 
 # --- the registry

@@ -12,7 +12,8 @@ import torch
 from sdslora import methods
 from sdslora.methods import METHODS, make_method
 
-PAGE = Path(__file__).parents[2] / "docs" / "add_a_method.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "add_a_method.md"
 
 
 def run(block: str, names: dict[str, object]) -> None:
@@ -56,3 +57,8 @@ def test_the_page_names_what_is_there():
     page = PAGE.read_text()
     for name in re.findall(r"`(\w+)\(", page):
         assert hasattr(methods.FactorMethod, name) or hasattr(methods, name), name
+
+
+def test_the_page_of_comparisons_names_every_method():
+    page = (DOCS / "compare.md").read_text()
+    assert [name for name in METHODS if f"`{name}`" not in page] == []
