@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from .. import Json
 from ..data.readers import Row
 from ..data.templates import Example
 
@@ -34,14 +33,14 @@ def last_number(answer: str, reference: str) -> bool:
 
 def score(
     examples: Sequence[Example], answers: Sequence[str], rule: Rule | None = None
-) -> list[dict[str, Json]]:
+) -> list[dict[str, str | bool]]:
     """Return one record an example: prompt, expected and generated text, each rule's verdict.
 
     ``exact_match`` is always there, ``task_score`` where the task has a ``rule`` of its own.
     """
     records = []
     for example, answer in zip(examples, answers, strict=True):
-        record = {
+        record: dict[str, str | bool] = {
             "prompt": example.prompt,
             "expected": example.completion,
             "generated": answer,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from .. import Json
 from ..config.spec import EvalSpec
 from ..data.encoding import Encoded
 from ..errors import UserError
@@ -34,8 +33,8 @@ class Measurement:
         records: one a row, with the generated text; empty where nothing was generated.
     """
 
-    metrics: dict[str, Json]
-    records: list[dict[str, Json]]
+    metrics: dict[str, float]
+    records: list[dict[str, str | bool]]
 
 
 def measure(
@@ -55,15 +54,15 @@ def measure(
     start = time.perf_counter()
     rows = rows[: spec.limit]
     loss = mean_loss(model, rows, spec.batch_size, tokenizer.pad_token_id, title)
-    metrics: dict[str, Json] = {"rows": len(rows), "loss": loss}
-    records: list[dict[str, Json]] = []
+    metrics: dict[str, float] = {"rows": len(rows), "loss": loss}
+    records: list[dict[str, str | bool]] = []
     if spec.exact_match and not rows[0].example.is_text:  # a text answers nothing
         longest = spec.max_new_tokens or max(len(row.completion) for row in rows) + 8
         answers = generate(model, tokenizer, rows, longest, spec.batch_size, title)
         records = scoring.score([row.example for row in rows], answers, rule)
         for name in ("exact_match", "task_score"):
             if name in records[0]:
-                metrics[name] = sum(record[name] for record in records) / len(records)
+                metrics[name] = sum(bool(record[name]) for record in records) / len(records)
     metrics["seconds"] = round(time.perf_counter() - start, 2)
     return Measurement(metrics, records)
 
@@ -74,7 +73,7 @@ def require_rows(number: int) -> None:
         raise UserError("there are no rows to evaluate on; set data.validation or data.holdout")
 
 
-def summary(metrics: Mapping[str, object]) -> str:
+def summary(metrics: Mapping[str, float]) -> str:
     """Return one line of an evaluation's figures; the task's own score only where it differs."""
     parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
     for name in ("exact_match", "accuracy", "reward"):

@@ -21,3 +21,7 @@ COMMONSENSE = (
 TASKS = (*COMMONSENSE, "gsm8k", "gsm8k_lora_ga", "math", "humaneval")
 CODE = ("humaneval",)  # those that run what the model has written
 GROUPS = {"commonsense": COMMONSENSE}
+TaskFigures = dict[str, int | dict[str, float]]
+"""The figures of a task: ``rows``, and by rule (whose reading of an answer) the scores, which are
+shares of the rows, and ``no_answer``, a number of rows.
+"""

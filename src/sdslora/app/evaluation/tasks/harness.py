@@ -6,7 +6,7 @@ The harness builds the prompts, generates in batches, filters and scores.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import lm_eval
 from lm_eval.tasks import TaskManager
@@ -15,8 +15,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ... import Json
 from ...errors import UserError, nearest
 from .. import sandbox
-from . import CODE, DIRECTORY, GROUPS, PREFIX, TASKS
+from . import CODE, DIRECTORY, GROUPS, PREFIX, TASKS, TaskFigures
 from .generator import generator
+
+
+class TaskRecord(TypedDict):
+    """A line of ``generations.jsonl``: one row of a task."""
+
+    task: str
+    row: int
+    prompt: str
+    target: object
+    responses: list[str]
+    rules: dict[str, dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -24,13 +35,12 @@ class TaskResults:
     """The figures and the generations of the tasks.
 
     Attributes:
-        metrics: by task: ``rows``, and by rule (whose reading of an answer) the scores, shares of
-            the rows, and ``no_answer``, a number of rows.
+        metrics: the figures by task.
         records: one a row of a task: prompt, responses, and by rule the answer and its scores.
     """
 
-    metrics: dict[str, dict[str, Json]]
-    records: list[dict[str, Json]]
+    metrics: dict[str, TaskFigures]
+    records: list[TaskRecord]
 
 
 def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
@@ -84,7 +94,7 @@ def run(
     tasks: Sequence[Any],
     batch_size: int = 8,
     limit: int | None = None,
-    generation: Mapping[str, Json] | None = None,
+    generation: Mapping[str, object] | None = None,
 ) -> TaskResults:
     """Generate and score; ``tasks`` come from :func:`load`, the model is on its device.
 
@@ -116,12 +126,12 @@ def run(
     return TaskResults(metrics, records)
 
 
-def summary(metrics: Mapping[str, Mapping[str, Json]]) -> str:
+def summary(metrics: Mapping[str, TaskFigures]) -> str:
     """Return one line a task and rule."""
     lines = []
     for task, figures in metrics.items():
         for rule, scores in figures.items():
-            if rule == "rows":
+            if isinstance(scores, int):  # the rows
                 continue
             shares = ", ".join(f"{k} {v:.1%}" for k, v in scores.items() if k != "no_answer")
             none = f"{scores['no_answer']} of {figures['rows']} without an answer"
@@ -129,19 +139,19 @@ def summary(metrics: Mapping[str, Mapping[str, Json]]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(results: Mapping[str, Json], rows: int) -> dict[str, Json]:
+def _metrics(results: Mapping[str, float], rows: int) -> TaskFigures:
     """Return the scores by rule from keys such as ``exact_match,dora``."""
-    metrics: dict[str, Json] = {"rows": rows}
+    scores: dict[str, dict[str, float]] = {}
     for key, value in results.items():
         name, comma, rule = key.partition(",")
         if comma and not name.endswith("_stderr"):
-            metrics.setdefault(rule, {})[name] = value
-    return metrics
+            scores.setdefault(rule, {})[name] = value
+    return {"rows": rows, **scores}
 
 
-def _records(task: str, samples: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
+def _records(task: str, samples: Sequence[Mapping[str, Json]]) -> list[TaskRecord]:
     """Return one record a row; the harness has one a row and rule."""
-    records: dict[int, dict[str, Json]] = {}
+    records: dict[int, TaskRecord] = {}
     for sample in samples:
         record = records.setdefault(
             sample["doc_id"],

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import datasets
 
-from ... import Json
 from ...progress import Progress
 from .. import sandbox
 from ..sandbox import Limits
@@ -65,7 +64,7 @@ def load(data_dir: str | None = None, **_: object) -> dict[str, datasets.Dataset
     return source.splits("humaneval", rows, ("task_id", "prompt", "test", "entry_point"))
 
 
-def prompt(doc: Mapping[str, object]) -> str:
+def prompt(doc: Mapping[str, str]) -> str:
     """Return the problem in LoRA-GA's template."""
     return _PROMPT.format(problem=doc["prompt"])
 
@@ -88,7 +87,7 @@ def completion(response: str) -> str:
 
 
 def run_tests(
-    responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, object]]
+    responses: Sequence[Sequence[str]], docs: Sequence[Mapping[str, str]]
 ) -> list[list[dict[str, str]]]:
     """Filter for lm-evaluation-harness: return each response's code and its verdict."""
     pairs = list(zip(responses, docs, strict=True))
@@ -98,7 +97,7 @@ def run_tests(
     ]
 
 
-def judgement(doc: Mapping[str, object], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
+def judgement(doc: Mapping[str, str], code: str, limits: Limits = _LIMITS) -> dict[str, str]:
     """Return ``completion`` and ``verdict``: "passed", "failed: why" or "timed out"."""
     source = f"{doc['prompt']}{code}\n"
     if len(source.encode()) > _LONGEST:
@@ -107,7 +106,7 @@ def judgement(doc: Mapping[str, object], code: str, limits: Limits = _LIMITS) ->
 
 
 def process_results(
-    doc: Mapping[str, object], results: Sequence[Sequence[Mapping[str, str]]]
+    doc: Mapping[str, str], results: Sequence[Sequence[Mapping[str, str]]]
 ) -> dict[str, float]:
     """Return pass@1: the share of a problem's responses that pass."""
     (responses,) = results
@@ -118,7 +117,7 @@ def process_results(
     }
 
 
-def _verdict(doc: Mapping[str, Json], source: str, limits: Limits) -> str:
+def _verdict(doc: Mapping[str, str], source: str, limits: Limits) -> str:
     name = doc["entry_point"]
     solve = ["-c", _WORKER, "solve", source, name]
     judge = ["-c", _WORKER, "judge", doc["prompt"], doc["test"], name]

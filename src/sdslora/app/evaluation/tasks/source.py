@@ -5,7 +5,6 @@ from pathlib import Path
 
 import datasets
 
-from ... import Json
 from ...config.spec import DataSpec
 from ...data import readers
 from ...data.readers import Row
@@ -44,7 +43,7 @@ def splits(task: str, rows: Iterable[Row], fields: Sequence[str]) -> dict[str, d
     Raises:
         UserError: where a row lacks a field.
     """
-    records: list[dict[str, Json]] = []
+    records: list[dict[str, object]] = []
     for number, row in enumerate(rows):
         for field in fields:
             if row.get(field) is None:
