@@ -1,11 +1,10 @@
 """``sdslora evaluate``: the figures of a trained adapter, or of a base model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import Json
 from ..config.arguments import adapter_or_recipe
 from ..config.outline import RECIPE
 from ..config.parsing import parse
@@ -18,6 +17,7 @@ from ..files import reject_used
 from ..models import base_models, saved_adapters
 from ..models.saved_adapters import BaseModelSpec
 from ..run import modality, record
+from ..run.record import RunRecord
 
 _SECTIONS = ("model", "data", "evaluation")
 
@@ -85,5 +85,5 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     return result
 
 
-def _defaults(run: Mapping[str, Json]) -> dict[str, Json]:
+def _defaults(run: RunRecord) -> dict[str, object]:
     return {name: run["config"][name] for name in _SECTIONS}

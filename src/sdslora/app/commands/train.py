@@ -13,7 +13,7 @@ from transformers import TrainerCallback, set_seed
 from ... import SdsLoraCallback
 from ...methods.sds_hira import sds_method
 from ...training import CheckFailed, Diverged
-from .. import Json, recording
+from .. import recording
 from ..config.parsing import parse
 from ..config.spec import TrainSpec
 from ..distribution.sharded import load_adapted
@@ -27,7 +27,7 @@ from ..recording import DiagnosticsRecorder
 from ..run import checkpoints, dry_run, memory, modality, plan, run_directory, training_rows
 from ..run.plan import Plan
 from ..run.printed import Forecast, Printed
-from ..run.record import Record, as_json
+from ..run.record import Record, RunRecord, as_json
 from ..run.trainer import ChosenIntervals, EarlyStopping, Guarded, OnTrainBegin, StopOnInterrupt
 
 
@@ -37,7 +37,7 @@ def command(argv: Sequence[str]) -> None:
         train(parse(TrainSpec, argv, prog="sdslora train"))
 
 
-def train(spec: TrainSpec) -> dict[str, Json]:
+def train(spec: TrainSpec) -> RunRecord:
     """Train as specified; return the content of the run's ``run.json``.
 
     In several processes, each calls this; the first one writes. All checks that need no weights
@@ -76,7 +76,7 @@ class Trained:
     """The model with its trained adapter, and the content of the run's ``run.json``."""
 
     model: PeftModel
-    record: dict[str, Json]
+    record: RunRecord
 
 
 def run(run_plan: Plan) -> Trained:
@@ -121,9 +121,10 @@ def run(run_plan: Plan) -> Trained:
         if interrupt.interrupted and step < run_plan.schedule.total_steps:
             raise KeyboardInterrupt
         metrics["train"] = {"steps": step, "seconds": round(time.perf_counter() - start, 2)}
-        if spec.training.load_best_model_at_end:
-            metrics["train"]["best_step"] = trainer.state.best_global_step
-            print(f"the adapter is that of step {trainer.state.best_global_step}, the best one")
+        best_step = trainer.state.best_global_step
+        if spec.training.load_best_model_at_end and best_step is not None:
+            metrics["train"]["best_step"] = best_step
+            print(f"the adapter is that of step {best_step}, the best one")
         record.update(metrics=metrics, log_history=trainer.state.log_history)
 
         trained_adapter.require_finite(model, step)
@@ -194,7 +195,7 @@ def _more_callbacks(run_plan: Plan) -> Iterator[TrainerCallback]:
         )
 
 
-def _evaluate(trainer: Guarded, run_plan: Plan, title: str) -> dict[str, Json]:
+def _evaluate(trainer: Guarded, run_plan: Plan, title: str) -> dict[str, float]:
     spec = run_plan.spec
     result = run_plan.work.evaluate(trainer, spec.evaluation, title)
     if result.records and is_first():

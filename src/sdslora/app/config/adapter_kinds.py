@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import Json
 from ..errors import UserError
 
 _OURS = "SDSLORA"
@@ -13,7 +12,7 @@ NO_PLAIN_FORM = ("hira", "merged")
 """The formats of ``sdslora export`` that are no plain LoRA."""
 
 
-def check_export(settings: Mapping[str, Json]) -> None:
+def check_export(settings: Mapping[str, object]) -> None:
     """Raise ``UserError`` where the adapter has no form in the format of ``sdslora export``."""
     directory, format = settings.get("adapter_dir"), settings.get("format", "peft")
     config = _config(directory)
@@ -34,7 +33,7 @@ def check_export(settings: Mapping[str, Json]) -> None:
         )
 
 
-def check_convert(settings: Mapping[str, Json]) -> None:
+def check_convert(settings: Mapping[str, object]) -> None:
     """Raise ``UserError`` where the adapter is no plain LoRA."""
     directory = settings.get("adapter_dir")
     config = _config(directory)
@@ -50,7 +49,7 @@ def check_convert(settings: Mapping[str, Json]) -> None:
         raise UserError(f"{directory} is an adapter of type {kind}; convert reads those of LoRA")
 
 
-def _config(directory: Any) -> Mapping[str, Json] | None:
+def _config(directory: Any) -> Mapping[str, object] | None:
     """Return the configuration; None where it cannot be read, which the command itself reports."""
     try:
         config = json.loads((Path(directory) / "adapter_config.json").read_text(encoding="utf-8"))

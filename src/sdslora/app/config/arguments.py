@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from .. import Json
 from ..errors import UserError, nearest
 from . import paths
 from .outline import RECIPE, Outline, help_text
-from .training_recipe import is_key_of_training
+from .training_recipe import Tree, is_key_of_training
 
 Places = tuple[str, ...]
 """The keys that arguments without ``--`` set, in order."""
@@ -59,7 +58,7 @@ def as_options(argv: Sequence[str], shape: Outline, places: Sequence[str]) -> li
 
 def check(
     options: Sequence[str], shape: Outline, prog: str, places: Sequence[str], whole: bool = True
-) -> dict[str, Json]:
+) -> dict[str, object]:
     """Check the keys, and that the files they name exist; return the values by dotted key.
 
     Prints the help for ``--help``.
@@ -128,7 +127,7 @@ def _unescape(value: str) -> str:
     return re.sub(r"\\[nt\\]", lambda escape: _ESCAPES[escape.group()], value)
 
 
-def settings(options: Iterable[str]) -> Iterator[tuple[str, Json]]:
+def settings(options: Iterable[str]) -> Iterator[tuple[str, object]]:
     """Yield each dotted key and its value, as the options and the recipes in them set it."""
     for option in options:
         key, _, value = option.removeprefix("--").partition("=")
@@ -144,9 +143,9 @@ def settings(options: Iterable[str]) -> Iterator[tuple[str, Json]]:
             raise UserError(f"recipe {value!r} cannot be read: there is no such file")
 
 
-def all_settings(options: Iterable[str]) -> dict[str, Json]:
+def all_settings(options: Iterable[str]) -> dict[str, object]:
     """Return the values by dotted key as :func:`settings` does, those of a run's record too."""
-    values: dict[str, Json] = {}
+    values: dict[str, object] = {}
     for option in options:
         if _is_record(option):
             config = read_recipe(option.partition("=")[2]).get("config")
@@ -156,7 +155,7 @@ def all_settings(options: Iterable[str]) -> dict[str, Json]:
     return values
 
 
-def read_recipe(path: str) -> dict[Json, Json]:
+def read_recipe(path: str) -> Tree:
     """Read a YAML file, or the text itself where it is a mapping."""
     import yaml  # comes with an extra; --help works without it
 
@@ -184,7 +183,7 @@ def _is_record(option: str) -> bool:
     return is_recipe(option) and Path(option.partition("=")[2]).name == RECORD
 
 
-def _leaves(tree: Mapping[Json, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+def _leaves(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
 from ... import SdsLoraConfig
 from ...tuner import PRESETS
-from .. import Json
 from ..errors import UserError
 from ..models.trained_adapter import make_config
 from ..run import record
@@ -26,7 +25,7 @@ from . import arguments
 from .outline import RECIPE, Outline, outline
 from .spec import Recipe
 from .training_config import TrainingConfig
-from .training_recipe import Convert, for_command
+from .training_recipe import Convert, Tree, for_command
 from .value_words import words
 
 SpecT = TypeVar("SpecT")
@@ -40,7 +39,7 @@ def parse(
     argv: Sequence[str],
     prog: str,
     positionals: Sequence[str] = (RECIPE,),
-    defaults: Mapping[str, Json] | None = None,
+    defaults: Mapping[str, object] | None = None,
     convert: Convert = lambda tree: [],
 ) -> SpecT:
     """Build ``spec`` (a dataclass, sections being dataclasses too) from command-line arguments.
@@ -94,7 +93,7 @@ def _parser(spec: type) -> ArgumentParser:
     return parser
 
 
-def _fields(spec: type) -> Iterator[tuple[str, Any, Any]]:
+def _fields(spec: type) -> Iterator[tuple[str, type, object]]:
     hints = typing.get_type_hints(spec)
     for field in fields(spec):
         if not field.init:
@@ -124,7 +123,7 @@ def _for_command(option: str, shape: Outline, prog: str, convert: Convert) -> st
     return option if converted is tree else f"{name}={json.dumps(converted)}"
 
 
-def _settable(config: Mapping[str, Json]) -> dict[str, Json]:
+def _settable(config: Tree) -> Tree:
     """Return a recorded configuration without values that no recipe sets or that are masked.
 
     Values of the adapter's preset are left out, so that another preset can be chosen.
@@ -142,7 +141,7 @@ def _settable(config: Mapping[str, Json]) -> dict[str, Json]:
     return sections | {"training": training}
 
 
-def _readable(error: Exception, spec: type, settings: Mapping[str, Json]) -> str:
+def _readable(error: Exception, spec: type, settings: Mapping[str, object]) -> str:
     """Return the message on one line, with the key and the values that it takes."""
     text = " ".join(str(error).split())
     if wrong := re.match(r'Parser key "([^"]+)":', text):
@@ -156,7 +155,7 @@ def _readable(error: Exception, spec: type, settings: Mapping[str, Json]) -> str
     return re.sub(r'^Parser key "([^"]+)": ?', r"`\1`: ", text)
 
 
-def _kind(spec: Any, names: Sequence[str]) -> Any:
+def _kind(spec: object, names: Sequence[str]) -> type | None:
     """Return the type of a dotted key, or None where it is none of a dataclass."""
     kind = typing.get_type_hints(spec).get(names[0])
     return _kind(kind, names[1:]) if names[1:] and is_dataclass(kind) else kind

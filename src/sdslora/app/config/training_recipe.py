@@ -8,6 +8,7 @@ from .. import Json
 from .outline import Outline, outline
 
 Tree = dict[str, Json]
+"""A recipe: the content of a YAML file."""
 Convert = Callable[[Tree], list[str]]
 """Changes a training's recipe in place to what a command takes; returns unused keys it removed."""
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 
-from .. import Json
 from ..cache import path_of
 
 
@@ -34,7 +33,7 @@ class Converted:
         """The file's name without its ending."""
         return Path(self.source).stem
 
-    def make(self, directory: Path) -> dict[str, Json]:
+    def make(self, directory: Path) -> dict[str, object]:
         """Write the model and its tokenizer."""
         file = Path(self.source)
         file_argument = {"gguf_file": file.name}

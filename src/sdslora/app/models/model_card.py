@@ -11,6 +11,7 @@ from typing import Literal
 from .. import Json
 from ..files import read_json, write_text
 from ..run import record
+from ..run.record import Config, RunRecord
 from .base_models import SMOLLM2, SMOLLM2_HUB_ID
 
 NAME = "README.md"
@@ -23,7 +24,7 @@ Form = Literal["peft", "merged", "gguf", "kohya", "diffusers", "hira"]
 
 def write(
     folder: Path,
-    run: Mapping[str, Json] | None,
+    run: RunRecord | None,
     *,
     of: Path | None = None,
     form: Form = "peft",
@@ -48,7 +49,7 @@ def write(
 
 def text(
     config: Mapping[str, Json],
-    run: Mapping[str, Json] | None,
+    run: RunRecord | None,
     form: Form,
     name: str,
     has_classes: bool = False,
@@ -129,7 +130,7 @@ def _is_ours(config: Mapping[str, Json]) -> bool:
     return config.get("peft_type") == "SDSLORA"
 
 
-def _is_training(run: Mapping[str, Json]) -> bool:
+def _is_training(run: RunRecord) -> bool:
     """Return whether a record is that of ``sdslora train``; a comparison's has other keys."""
     return {"metrics", "seed", "versions"} <= run.keys() and {"data", "training"} <= run[
         "config"
@@ -147,7 +148,7 @@ def _front_matter(base: str, config: Mapping[str, Json], form: Form) -> list[str
     return [*lines, "tags:", "- lora", "- sds-lora", "---", ""]
 
 
-def _facts(base: str, config: Mapping[str, Json], run: Mapping[str, Json] | None) -> Iterator[str]:
+def _facts(base: str, config: Mapping[str, Json], run: RunRecord | None) -> Iterator[str]:
     facts = {
         "method": _method(config),
         "base model": f"`{base}`",
@@ -173,7 +174,7 @@ def _facts(base: str, config: Mapping[str, Json], run: Mapping[str, Json] | None
     yield ""
 
 
-def _rows_a_step(settings: Mapping[str, Json]) -> int:
+def _rows_a_step(settings: Config) -> int:
     training = settings["training"]
     processes = settings.get("distributed", {}).get("processes") or 1
     accumulated: int = training.get("gradient_accumulation_steps", 1)
@@ -196,7 +197,7 @@ def _method(config: Mapping[str, Json]) -> str:
     return f"SDS-LoRA{hira}, preset `{config.get('preset', 'paper')}`"
 
 
-def _results(metrics: Mapping[str, Json]) -> Iterator[str]:
+def _results(metrics: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """Yield the figures on the held-out rows, before and after the training."""
     measured = {when: metrics[when] for when in ("before", "after") if when in metrics}
     keys = dict.fromkeys(

@@ -1,12 +1,12 @@
 """The description of a planned run, as text: what matters first, then what was changed."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import yaml
 
 from ...tuner import PRESETS
-from .. import Json, processes
+from .. import processes
 from ..config.spec import unset
 from ..distribution import strategies
 from ..models.trained_adapter import layers, tensors
@@ -14,7 +14,7 @@ from . import training_rows
 from .capacity import size
 from .memory import available, estimate
 from .plan import Plan
-from .record import as_json
+from .record import Config, as_json
 from .small_data import steps_an_epoch
 
 
@@ -115,9 +115,9 @@ def _schedule(plan: Plan) -> list[str]:
     ]
 
 
-def _changed(config: Mapping[str, Json], defaults: Mapping[str, Json]) -> dict[str, Json]:
+def _changed(config: Config, defaults: Config) -> Config:
     """Return the entries that differ, nested as they are."""
-    result: dict[str, Json] = {}
+    result: Config = {}
     for key, value in config.items():
         default = defaults.get(key)
         if isinstance(value, dict) and isinstance(default, dict):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ... import RefreshSchedule, SdsLoraConfig
 from ...training.rehearsal import rehearse
-from .. import Json, hub, processes
+from .. import hub, processes
 from ..config.distributed_spec import DistributedSpec
 from ..config.objectives import Task
 from ..config.spec import TrainSpec, unset
@@ -25,6 +25,7 @@ from ..models import base_models, trained_adapter
 from ..models.base_models import ImageClassifier
 from . import checkpoints, modality, run_directory, small_data
 from .modality import Work
+from .record import RunRecord
 
 CHECKPOINTED = 10**9
 """The base model's parameters from which gradient checkpointing is on by default.
@@ -49,11 +50,11 @@ class Plan:
     """
 
     spec: TrainSpec
-    config: dict[str, Json]
+    config: dict[str, object]
     work: Work
     skeleton: PeftModel
     schedule: RefreshSchedule
-    earlier_record: dict[str, Json] | None
+    earlier_record: RunRecord | None
     checkpoint: Path | None
     notes: list[str]
 
@@ -181,8 +182,9 @@ def _with_checkpointing(spec: TrainSpec, skeleton: PeftModel, notes: list[str]) 
         f"training.gradient_checkpointing is on, as the model has {parameters / 1e9:.1f}B "
         "parameters: a third slower, and the activations fit (false turns it off)"
     )
-    switches: dict[str, Json] = dict.fromkeys(names, True)
-    return _changed(spec, training=replace(spec.training, **switches))
+    switches = dict.fromkeys(names, True)
+    training = replace(spec.training, **switches)  # type: ignore[arg-type]
+    return _changed(spec, training=training)
 
 
 def _changed(spec: TrainSpec, **sections: object) -> TrainSpec:

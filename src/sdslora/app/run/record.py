@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -21,6 +22,8 @@ from ..processes import is_first
 from ..secrets import mask_secrets, without_secrets
 
 NAME = "run.json"
+Config = dict[str, Json]
+"""A whole specification, as JSON gives it back: sections and their options."""
 _PACKAGES = (
     "torch",
     "peft",
@@ -33,6 +36,21 @@ _PACKAGES = (
 )
 
 
+class RunRecord(TypedDict, total=False):
+    """The content of ``run.json``, by ``sdslora train``; keys appear as the run goes on."""
+
+    status: str
+    started: str
+    seed: int
+    versions: dict[str, str]
+    hardware: dict[str, object]
+    config: Config
+    metrics: dict[str, dict[str, float]]
+    rows: dict[str, object]
+    log_history: list[dict[str, float]]
+    error: str
+
+
 class Record:
     """The record of one run, which its directory stores.
 
@@ -41,12 +59,12 @@ class Record:
         data: the content of the record on disk (see :func:`read`), or of a new one.
     """
 
-    def __init__(self, output_dir: Path, data: dict[str, Json]) -> None:
+    def __init__(self, output_dir: Path, data: RunRecord) -> None:
         self.path = output_dir / NAME
         self.data = data
 
     @classmethod
-    def start(cls, output_dir: Path, config: Mapping[str, Json], seed: int) -> "Record":
+    def start(cls, output_dir: Path, config: Mapping[str, object], seed: int) -> "Record":
         """Return the record of a new run, without writing it."""
         return cls(
             output_dir,
@@ -61,14 +79,14 @@ class Record:
             },
         )
 
-    def update(self, **values: object) -> None:
+    def update(self, **values: Unpack[RunRecord]) -> None:
         """Set entries and write the whole file."""
         self.data.update(values)
         if is_first():
             write_json(self.path, self.data)
 
 
-def read(directory: Path) -> dict[str, Json] | None:
+def read(directory: Path) -> RunRecord | None:
     """Return the content of ``run.json``, or None if the directory holds no run.
 
     Raises:
@@ -77,21 +95,22 @@ def read(directory: Path) -> dict[str, Json] | None:
     data = read_json(directory / NAME)
     if data is None:
         return None
-    if not isinstance(data, dict) or not isinstance(data.get("config"), dict):
+    config = data.get("config") if isinstance(data, dict) else None
+    if not isinstance(config, dict):
         raise UserError(f"{directory / NAME} is no record of a run: it has no config")
     return data
 
 
-def of_adapter(directory: Path) -> dict[str, Json] | None:
+def of_adapter(directory: Path) -> RunRecord | None:
     """Return the record of an adapter's run, from its folder or the one above a checkpoint's."""
     return read(directory) or read(directory.parent)
 
 
 def write_figures(
     output_dir: Path,
-    metrics: Mapping[str, Json],
-    records: Sequence[Mapping[str, Json]],
-    config: Mapping[str, Json],
+    metrics: Mapping[str, object],
+    records: Sequence[Mapping[str, object]],
+    config: Mapping[str, object],
     packages: Iterable[str] = (),
 ) -> None:
     """Write an evaluation's ``metrics.json``, and ``generations.jsonl`` if there are any."""
@@ -121,7 +140,7 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
     return package_versions
 
 
-def hardware() -> dict[str, Json]:
+def hardware() -> dict[str, object]:
     """Return the devices that the run may use."""
     return {
         "platform": platform.platform(),
@@ -132,9 +151,9 @@ def hardware() -> dict[str, Json]:
 
 
 def differing_keys(
-    earlier: Mapping[str, Json],
-    current: Mapping[str, Json],
-    defaults: Mapping[str, Json],
+    earlier: Mapping[str, object],
+    current: Mapping[str, object],
+    defaults: Mapping[str, object],
     free: tuple[str, ...] = (),
     prefix: str = "",
 ) -> list[str]:
@@ -158,6 +177,6 @@ def differing_keys(
     return keys
 
 
-def as_json(config: Mapping[str, Json]) -> dict[str, Json]:
+def as_json(config: Mapping[str, object]) -> Config:
     """Return the configuration as JSON would give it back, without secrets."""
     return json.loads(mask_secrets(json.dumps(without_secrets(config), default=str)))

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...training.callback import UNCHECKED_FOLDER
-from .. import Json
 from ..errors import UserError
 from ..files import is_used, reject_links_out
 from ..recording import NAME as DIAGNOSTICS
-from .record import NAME, as_json, differing_keys, read
+from .record import NAME, RunRecord, as_json, differing_keys, read
 
 FREE: dict[str, tuple[str, ...]] = {
     "they say where and what to write": (
@@ -66,7 +65,7 @@ _WRITTEN = (
 
 def earlier_run(
     output_dir: Path, *, resume: bool = False, overwrite: bool = False, dry_run: bool = False
-) -> dict[str, Json] | None:
+) -> RunRecord | None:
     """Check that a run may write to ``output_dir``, and return the record to continue, if any.
 
     Args:
@@ -99,7 +98,7 @@ def earlier_run(
 
 
 def changes(
-    record: Mapping[str, Json], config: Mapping[str, Json], defaults: Mapping[str, Json]
+    record: RunRecord, config: Mapping[str, object], defaults: Mapping[str, object]
 ) -> list[str]:
     """Return the settings that differ from a record's and are not ``FREE``, with both values."""
     return differing_keys(record["config"], as_json(config), as_json(defaults), _FREE_KEYS)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ... import SdsLoraConfig
-from .. import Json
 from ..config.spec import TrainSpec
 from ..config.training_config import TrainingConfig
 from ..errors import UserError
@@ -36,9 +35,9 @@ def total_steps(rows: int, training: TrainingConfig, processes: int = 1) -> int:
 
 def fitted_training(
     training: TrainingConfig, rows: int, is_given: Callable[[str], bool], processes: int = 1
-) -> tuple[TrainingConfig, dict[str, Json]]:
+) -> tuple[TrainingConfig, dict[str, float]]:
     """Return the training with defaults for this number of rows, and those that changed."""
-    changes: dict[str, Json] = {}
+    changes: dict[str, float] = {}
     if not is_given("training.per_device_train_batch_size"):
         batches = processes * training.gradient_accumulation_steps
         fits = (b for b in _BATCHES if rows >= _STEPS_AN_EPOCH * b * batches)
@@ -46,10 +45,10 @@ def fitted_training(
         if batch != training.per_device_train_batch_size:
             changes["per_device_train_batch_size"] = batch
     epochs_count = training.max_steps <= 0 and not is_given("training.num_train_epochs")
-    fitted_batch = replace(training, **changes)
+    fitted_batch = replace(training, **changes)  # type: ignore[arg-type]
     if epochs_count and steps_an_epoch(rows, fitted_batch, processes) < _FEW_STEPS:
         changes["num_train_epochs"] = float(_EPOCHS_OF_FEW_ROWS)
-    return replace(training, **changes), changes
+    return replace(training, **changes), changes  # type: ignore[arg-type]
 
 
 def fitted(
