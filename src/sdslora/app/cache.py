@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from filelock import FileLock, Timeout
 
 from ..export.whole_directory import whole_directory
-from . import Json, requirements
+from . import requirements
 from .errors import UserError
 from .files import write_json
 
@@ -41,7 +41,7 @@ class Recipe(Protocol):
     def name(self) -> str:
         """The result's name after the prefix."""
 
-    def make(self, directory: Path) -> dict[str, Json]:
+    def make(self, directory: Path) -> dict[str, object]:
         """Write the result into an empty directory; return figures of its quality."""
 
 
@@ -71,7 +71,7 @@ def root() -> Path:
     return Path(os.environ.get(VARIABLE) or "~/.cache/sdslora").expanduser()
 
 
-def _content(recipe: Recipe) -> dict[str, Json]:
+def _content(recipe: Recipe) -> dict[str, object]:
     return {
         "name": recipe.name,
         "revision": _REVISION,
@@ -101,7 +101,7 @@ def _lock(folder: Path, patience: float) -> AbstractContextManager[object]:
         ) from error
 
 
-def _make(recipe: Recipe, content: dict[str, Json], folder: Path, kind: str) -> None:
+def _make(recipe: Recipe, content: dict[str, object], folder: Path, kind: str) -> None:
     for partial in folder.parent.glob(f".{folder.name}.*"):  # of a process that was killed
         shutil.rmtree(partial)
     if recipe.takes:

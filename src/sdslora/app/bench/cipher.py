@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
-from .. import Json
 from ..errors import UserError
 from ..files import write_json
 from . import corpus
@@ -44,7 +43,7 @@ class Cipher:
     rows: int = 2000
     seed: int = 0
 
-    def make(self, directory: Path) -> dict[str, Json]:
+    def make(self, directory: Path) -> dict[str, object]:
         """Write the rows: objects with ``question`` and ``answer``."""
         rows = self.all_rows()
         write_json(directory / self.file, rows)

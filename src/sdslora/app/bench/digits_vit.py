@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from .. import Json
 from ..evaluation.inference import class_figures
 from . import digits
 from .pretraining import Pretraining
@@ -43,7 +42,7 @@ class DigitsVit:
     noise: float = 0.1
     side: int = 8
 
-    def make(self, directory: Path) -> dict[str, Json]:
+    def make(self, directory: Path) -> dict[str, object]:
         """Pretrain and save; return the parameters, and loss and accuracy on the test part."""
         splits = digits.load()
         with torch.random.fork_rng(devices=[]):

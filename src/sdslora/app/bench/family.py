@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar
 
-from .. import Json
 from ..files import write_json
 from . import corpus
 
@@ -74,7 +73,7 @@ class Family:
     rows: int = 50
     seed: int = 0
 
-    def make(self, directory: Path) -> dict[str, Json]:
+    def make(self, directory: Path) -> dict[str, object]:
         """Write the held-out rows."""
         rows = self.held_out_rows()
         write_json(directory / self.file, rows)

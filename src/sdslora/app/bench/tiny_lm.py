@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .. import Json
 from . import corpus
 from .characters import tokenizer
 from .family import Family, Row
@@ -43,7 +42,7 @@ class TinyLm:
     heads: int = 5
     intermediate: int = 432
 
-    def make(self, directory: Path) -> dict[str, Json]:
+    def make(self, directory: Path) -> dict[str, object]:
         """Pretrain and save; return the size, and loss and exact answers on held-out rows."""
         characters = tokenizer()
         with torch.random.fork_rng(devices=[]):
@@ -88,7 +87,7 @@ def _batch(characters: PreTrainedTokenizerFast, texts: Sequence[str]) -> dict[st
 @torch.no_grad()
 def answer_quality(
     model: LlamaForCausalLM, characters: PreTrainedTokenizerFast, rows: Sequence[Row]
-) -> dict[str, Json]:
+) -> dict[str, object]:
     """Return ``loss`` (nats a character) and ``exact``: the share of right answers, by task."""
     batch = _batch(characters, [row["text"] for row in rows])
     logits, targets = model(batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:]

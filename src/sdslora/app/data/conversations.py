@@ -9,6 +9,7 @@ from trl.data_utils import maybe_convert_to_chatml
 
 from .. import Json
 from ..errors import UserError
+from .readers import Row
 
 Message = dict[str, Json]
 
@@ -69,7 +70,7 @@ def conversation(
     raw: object,
     place: str,
     *,
-    row: Mapping[str, Json],
+    row: Row,
     system: str | None = None,
     prompt: object = None,
 ) -> Conversation:
@@ -123,7 +124,7 @@ def _messages(raw: object, place: str, first: int = 0) -> list[Message]:
     return [_message(m, f"{place}: message {number}") for number, m in enumerate(chatml, first)]
 
 
-def _message(raw: Mapping[str, Json], place: str) -> Message:
+def _message(raw: object, place: str) -> Message:
     message: Message = _without_nulls(raw, place)
     alias = message.get("role")
     role = _ROLE_OF.get(str(alias).lower())
@@ -186,7 +187,7 @@ def _text(content: object, place: str) -> str:
     return text
 
 
-def _call(call: Json, place: str) -> Json:
+def _call(call: Json, place: str) -> Message:
     """Return a call whose arguments are an object, which templates write as JSON themselves."""
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, dict) or "name" not in function:
@@ -204,7 +205,7 @@ def _parse(value: object, place: str) -> Json:
         raise UserError(f"{place}: a tool call is no valid JSON ({error}): {value!r}") from error
 
 
-def _tools(row: Mapping[str, Json], place: str) -> list[Json] | None:
+def _tools(row: Row, place: str) -> list[Json] | None:
     tools = row.get("tools") or row.get("functions")
     if isinstance(tools, str):
         tools = _parse(tools, place)
@@ -212,8 +213,7 @@ def _tools(row: Mapping[str, Json], place: str) -> list[Json] | None:
         return None
     if not isinstance(tools, list):
         raise UserError(f"{place}: tools must be a list, not {type(tools).__name__}")
-    schemas: list[Json] = _without_nulls(tools, place)
-    return schemas
+    return _without_nulls(tools, place)
 
 
 def _require_order(messages: Sequence[Message], place: str) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .. import Json
 from ..errors import UserError, first_line, nearest
 from .readers import Row
 
@@ -26,7 +25,7 @@ class Task:
             task rejects, or where reasoning-gym is not installed.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Json]) -> None:
+    def __init__(self, name: str, options: Mapping[str, object]) -> None:
         try:
             import reasoning_gym
             from reasoning_gym.factory import DATASETS

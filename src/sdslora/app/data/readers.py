@@ -93,7 +93,7 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _json(text: str) -> Json:
+def _json(text: str) -> object:
     """Return one JSON value, or the list of one a line, which many files called .json hold."""
     try:
         return _value(text)
@@ -103,11 +103,11 @@ def _json(text: str) -> Json:
         return _lines(text)
 
 
-def _value(text: str) -> Json:
+def _value(text: str) -> object:
     return json.loads(text, object_pairs_hook=_object)
 
 
-def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Return a JSON object; of two fields of one name, Python would drop the first."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -117,7 +117,7 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return fields
 
 
-def _lines(text: str) -> list[Json]:
+def _lines(text: str) -> list[object]:
     rows = []
     # splitlines would also cut at characters that JSON allows within a string
     for number, line in enumerate(text.split("\n"), start=1):
@@ -154,7 +154,7 @@ def _paragraphs(text: str) -> list[dict[str, str]]:
     return [{"text": part.strip()} for part in parts if part.strip()]
 
 
-_PARSERS: dict[str, Callable[[str], Json]] = {
+_PARSERS: dict[str, Callable[[str], object]] = {
     ".json": _json,
     ".jsonl": _lines,
     ".csv": lambda text: _table(text, ","),

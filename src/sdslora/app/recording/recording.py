@@ -25,7 +25,7 @@ class Recording:
         header: for the first line.
     """
 
-    def __init__(self, path: Path, step: int, header: Mapping[str, Json]) -> None:
+    def __init__(self, path: Path, step: int, header: Mapping[str, object]) -> None:
         self.path = path
         earlier = [line for line in read(path) if line["step"] <= step]
         self.seconds: float = earlier[-1]["seconds"] if earlier else 0.0
