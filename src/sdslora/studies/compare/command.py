@@ -11,7 +11,6 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import nn
 
-from ...app import Json
 from ...app.config.parsing import parse
 from ...app.config.spec import unset
 from ...app.errors import RunFailed, UserError
@@ -24,7 +23,7 @@ from ..grid.contenders import Contender, contenders, next_rate, rates
 from ..grid.engines import Engine, engine
 from ..grid.execution import NAME, Job, carry_out, outcome, workload
 from ..grid.spec import CompareSpec, metric_of
-from ..statistics.rates import Rate, best, end_of_grid, rates_of
+from ..statistics.rates import Rate, Run, best, end_of_grid, rates_of
 from ..statistics.statistics import Comparison, compare
 from . import plots
 from .from_training import to_compare
@@ -118,12 +117,12 @@ class _Schedule:
 
     def __init__(self, spec: CompareSpec, field: Sequence[Contender], place: Engine) -> None:
         self.spec, self.place = spec, place
-        self.records: dict[str, list[dict[str, Json]]] = {c.label: [] for c in field}
+        self.records: dict[str, list[Run]] = {c.label: [] for c in field}
         self.contenders = {contender.label: contender for contender in field}
-        self.open: dict[Future[dict[str, Json]], Job] = {}
+        self.open: dict[Future[Run], Job] = {}
         self.progress = Progress(title="runs", unit="run")
 
-    def finish(self) -> list[dict[str, Json]]:
+    def finish(self) -> list[Run]:
         """Carry out all runs; return the records of all contenders, in order."""
         for contender in self.contenders.values():
             self._add(contender, rates(contender.center, self.spec.grid))
@@ -152,7 +151,7 @@ class _Schedule:
         else:
             self.open[self.place.submit(carry_out, job)] = job
 
-    def _take(self, job: Job, record: dict[str, Json]) -> None:
+    def _take(self, job: Job, record: Run) -> None:
         self.records[job.contender.label].append(record)
         self.progress.update()
         if record["status"] != "finished":
@@ -180,7 +179,7 @@ class _Schedule:
             self._start(Job(self.spec, contender, rate, seed, threads, fresh=True))
 
 
-def _conclude(spec: CompareSpec, records: Sequence[dict[str, Json]]) -> Comparison:
+def _conclude(spec: CompareSpec, records: Sequence[Run]) -> Comparison:
     directory = Path(spec.output_dir)
     if all(record["status"] != "finished" for record in records):
         raise RunFailed(f"no run finished; the first error: {records[0]['error']}")

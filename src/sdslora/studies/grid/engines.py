@@ -4,16 +4,17 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from multiprocessing.sharedctypes import Synchronized
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from ...app import Json
 from ...app.errors import UserError
 from .spec import EngineSpec
 
-Work = Callable[[Any], dict[str, Json]]
+JobT = TypeVar("JobT")
+ResultT = TypeVar("ResultT")
 
 
 class Engine(Protocol):
@@ -28,7 +29,7 @@ class Engine(Protocol):
 
     def __exit__(self, kind: object, *error: object) -> None: ...
 
-    def submit(self, work: Work, job: object) -> "Future[dict[str, Json]]":
+    def submit(self, work: Callable[[JobT], ResultT], job: JobT) -> Future[ResultT]:
         """Carry out ``work(job)`` somewhere; a process that dies fails its own future only."""
 
 
@@ -69,13 +70,13 @@ class LocalEngine:
             self._pool.stop()
         self._pool.join()
 
-    def submit(self, work: Work, job: object) -> "Future[dict[str, Json]]":
+    def submit(self, work: Callable[[JobT], ResultT], job: JobT) -> Future[ResultT]:
         """Queue ``work(job)``."""
-        future: Future[dict[str, Json]] = self._pool.schedule(work, args=(job,))
+        future: Future[ResultT] = self._pool.schedule(work, args=(job,))
         return future
 
 
-def _settle(process_count: Any, threads: int, gpus: int) -> None:
+def _settle(process_count: "Synchronized[int]", threads: int, gpus: int) -> None:
     """Assign a new process its GPU, in turn, and its number of threads."""
     with process_count.get_lock():
         number = process_count.value
@@ -111,10 +112,10 @@ class RayEngine:
         if self._owns_cluster:
             self._ray.shutdown()
 
-    def submit(self, work: Work, job: object) -> "Future[dict[str, Json]]":
+    def submit(self, work: Callable[[JobT], ResultT], job: JobT) -> Future[ResultT]:
         """Submit ``work(job)`` as a task of its own."""
         task = self._ray.remote(max_retries=0, **self._resources)(work)
-        future: Future[dict[str, Json]] = task.remote(job).future()
+        future: Future[ResultT] = task.remote(job).future()
         return future
 
 

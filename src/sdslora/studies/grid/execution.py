@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, set_seed
 
-from ...app import Json, recording
+from ...app import recording
 from ...app.errors import RunFailed
 from ...app.files import write_json
 from ...app.models import base_models
@@ -21,6 +21,7 @@ from ...app.recording import DiagnosticsRecorder
 from ...app.run import record
 from ...app.run.modality import make_trainer
 from ...methods import AnyMethod
+from ..statistics.rates import Run
 from .contenders import Contender
 from .image_workload import VisionWorkload
 from .peak_memory import peak_memory
@@ -65,7 +66,7 @@ class Job:
         return f"{self.contender.label}, rate {self.learning_rate:.3g}, seed {self.seed}"
 
 
-def carry_out(job: Job) -> dict[str, Json]:
+def carry_out(job: Job) -> Run:
     """Train and measure, write the complete record at the end, and return it.
 
     A loss that is not a number makes the run ``diverged``, an error makes it ``failed``. Neither is
@@ -76,14 +77,14 @@ def carry_out(job: Job) -> dict[str, Json]:
     try:
         _train_and_measure(job, data)
     except _Diverged as error:
-        data.update(status="diverged", error=str(error))
+        data["status"], data["error"] = "diverged", str(error)
     except Exception as error:
-        data.update(status="failed", error=f"{type(error).__name__}: {error}")
+        data["status"], data["error"] = "failed", f"{type(error).__name__}: {error}"
     write_json(job.folder / NAME, data)
     return data
 
 
-def outline(job: Job) -> dict[str, Json]:
+def outline(job: Job) -> Run:
     """Return the record of a run before anything is known about it."""
     return {
         "status": "finished",
@@ -110,12 +111,11 @@ def outline(job: Job) -> dict[str, Json]:
     }
 
 
-def outcome(future: "Future[dict[str, Json]]", job: Job) -> dict[str, Json]:
+def outcome(future: Future[Run], job: Job) -> Run:
     """Return the run's record, or the record of a failure where its process died."""
     error = future.exception()
     if error is None:
-        record: dict[str, Json] = future.result()
-        return record
+        return future.result()
     return outline(job) | {"status": "failed", "error": f"its process ended: {error}"}
 
 
@@ -123,7 +123,7 @@ class _Diverged(Exception):
     """A loss or a weight is not a number."""
 
 
-def _train_and_measure(job: Job, data: dict[str, Json]) -> None:
+def _train_and_measure(job: Job, data: Run) -> None:
     work = workload(job.spec)
     method = job.contender.make()
     base = work.model(job.seed)
@@ -135,18 +135,17 @@ def _train_and_measure(job: Job, data: dict[str, Json]) -> None:
         data["trainable_parameters"] = sum(trainable)
         _train(job, work, method, model, data)
     data["peak_bytes"] = peak.bytes
-    data["validation"] = work.measure(model, "validation")
-    if not math.isfinite(data["validation"]["loss"]):
-        raise _Diverged(f"the validation loss is {data['validation']['loss']}")
+    data["validation"] = validation = work.measure(model, "validation")
+    if not math.isfinite(validation["loss"]):
+        raise _Diverged(f"the validation loss is {validation['loss']}")
     data["test"] = work.measure(model, "test")
     data["tasks"] = work.task_figures(model)
-    if before is not None:
-        data["general_loss"] = {"before": before, "after": work.general_loss(model)}
+    after = work.general_loss(model)
+    if before is not None and after is not None:
+        data["general_loss"] = {"before": before, "after": after}
 
 
-def _train(
-    job: Job, work: Workload, method: AnyMethod, model: nn.Module, data: dict[str, Json]
-) -> None:
+def _train(job: Job, work: Workload, method: AnyMethod, model: nn.Module, data: Run) -> None:
     """Train; in every case note the seconds and the logged (step, training loss)."""
     optimizer = method.optimizer(
         model, job.learning_rate, weight_decay=job.spec.training.weight_decay

@@ -6,12 +6,12 @@ from typing import cast
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ...app import Json
 from ...app.data import readers
 from ...app.data.encoding import Encoded
 from ...app.data.examples import Examples, load_examples
 from ...app.data.templates import Example, Template
 from ...app.errors import UserError
+from ...app.evaluation.tasks import TaskFigures
 from ...app.evaluation.text_metrics import mean_loss
 from ...app.models.base_models import LanguageModel
 from ...app.run.text import Text
@@ -35,7 +35,7 @@ class LanguageWorkload(Workload):
         self._general = _general_rows(spec.forgetting, tokenizer)
         self._tasks = _tasks(spec.tasks)
 
-    def task_figures(self, model: nn.Module) -> dict[str, Json] | None:
+    def task_figures(self, model: nn.Module) -> dict[str, TaskFigures] | None:
         """Measure by lm-evaluation-harness, as ``sdslora evaluate --tasks`` does."""
         if not self._tasks:
             return None
@@ -64,7 +64,7 @@ def _without_overlap(examples: Examples) -> tuple[Examples, list[str]]:
     """Return the examples without evaluation rows that training or tuning uses, and notes."""
     earlier_prompts = {example.prompt for example in examples.train}
     notes = []
-    distinct: dict[str, Json] = {}
+    distinct: dict[str, list[Example]] = {}
     for name in ("validation", "test"):
         rows: list[Example] = getattr(examples, name)
         distinct[name] = [example for example in rows if example.prompt not in earlier_prompts]
@@ -75,7 +75,7 @@ def _without_overlap(examples: Examples) -> tuple[Examples, list[str]]:
             raise UserError(f"{finding}: give other rows")
         if overlap:
             notes.append(f"{finding}; left out")
-    return replace(examples, **distinct), notes
+    return replace(examples, **distinct), notes  # type: ignore[arg-type]
 
 
 def _tasks(section: TasksSection) -> list[object]:

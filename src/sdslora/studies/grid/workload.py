@@ -9,9 +9,9 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 
-from ...app import Json
 from ...app.config.spec import EvalSpec
 from ...app.errors import UserError
+from ...app.evaluation.tasks import TaskFigures
 from ...app.run.modality import Work
 from ...app.run.small_data import total_steps
 from ...methods import Batches, Settings
@@ -83,7 +83,7 @@ class Workload:
         """Return the optimizer steps of a run."""
         return total_steps(self.work.samples(self.spec.training), self.spec.training)
 
-    def measure(self, model: nn.Module, split: Split) -> dict[str, Json]:
+    def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Return ``rows``, ``loss`` and further figures, ``accuracy`` or ``exact_match``.
 
         A language model generates answers on the test rows only, if the evaluation section says so.
@@ -97,7 +97,7 @@ class Workload:
         """The settings of an evaluation."""
         return self.spec.evaluation
 
-    def task_figures(self, model: nn.Module) -> dict[str, Json] | None:
+    def task_figures(self, model: nn.Module) -> dict[str, TaskFigures] | None:
         """Return rows and scores of each task; None where no task is configured."""
         return None
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ... import RefreshSchedule
-from ...app import Json
 
 _TRAIN, _EVAL, _MARK = "#4477aa", "#ee6677", "#228833"  # told apart by colour-blind readers too
 
 
 def loss_curve(
-    history: Sequence[Mapping[str, object]], schedule: RefreshSchedule, path: Path, title: str
+    history: Sequence[Mapping[str, float]], schedule: RefreshSchedule, path: Path, title: str
 ) -> None:
     """Draw training and evaluation loss by step, with the schedule's events, as a PNG.
 
@@ -53,6 +52,6 @@ def loss_curve(
     FigureCanvasAgg(figure).print_png(path)
 
 
-def _series(history: Sequence[Mapping[str, Json]], key: str) -> tuple[list[int], list[float]]:
+def _series(history: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
     entries = [entry for entry in history if key in entry]
     return [entry["step"] for entry in entries], [entry[key] for entry in entries]

@@ -6,12 +6,10 @@ reader's light or dark scheme. Names from files occur in data only, which is sho
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from ...app import Json
 from ..plotting.palette import LIGHT, dash
 from . import thin
 from .runs import Run
@@ -36,7 +34,7 @@ class Chart:
     name: str
     title: str
     caption: str
-    spec: dict[str, Json]
+    spec: dict[str, object]
     pictures: Sequence[str]
     legend: Sequence[str] = ()
 
@@ -48,7 +46,9 @@ def table(frame: pd.DataFrame, numbers: Iterable[str]) -> alt.Data:
     return alt.Data(values=text, format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
-def spec(chart: alt.LayerChart | alt.FacetChart, description: str, **view: Any) -> dict[str, Json]:
+def spec(
+    chart: alt.LayerChart | alt.FacetChart, description: str, **view: object
+) -> dict[str, object]:
     """Return the chart as Vega-Lite in the page's style; screen readers read the description."""
     chart = chart.properties(
         width="container",
@@ -97,7 +97,7 @@ def strokes(runs: Sequence[Run]) -> alt.StrokeDash:
     return alt.StrokeDash("run:N", scale=_by_name(runs, dashes), legend=None)
 
 
-def _by_name(runs: Sequence[Run], values: Sequence[Any]) -> alt.Scale:
+def _by_name(runs: Sequence[Run], values: Sequence[str] | Sequence[list[int]]) -> alt.Scale:
     return alt.Scale(domain=[run.name for run in runs], range=values)
 
 

@@ -13,6 +13,7 @@ from ...app import Json
 from ...app.errors import UserError
 from ...app.recording import NAME
 from ...app.run import checkpoints, record
+from ...app.run.record import RunRecord
 from ..statistics.numbers import count
 from . import recordings
 from .recordings import Diagnostics
@@ -36,7 +37,7 @@ class Run:
 
     name: str
     directory: Path
-    record: dict[str, Json]
+    record: Mapping[str, Json]
     log: pd.DataFrame
     diagnostics: Diagnostics | None
     schedule: RefreshSchedule | None
@@ -86,7 +87,7 @@ def read(directories: Sequence[Path]) -> list[Run]:
     return [_run(*of_one) for of_one in zip(_names(paths), directories, records, strict=True)]
 
 
-def _record(directory: Path) -> dict[str, Json]:
+def _record(directory: Path) -> RunRecord:
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory: give the output_dir of a run")
     data = record.read(directory)
@@ -106,7 +107,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
     return names
 
 
-def _run(name: str, directory: Path, data: dict[str, Json]) -> Run:
+def _run(name: str, directory: Path, data: Mapping[str, Json]) -> Run:
     history, total = _history(directory, data)
     log = _log(history)
     diagnostics = recordings.read(directory)
@@ -116,7 +117,9 @@ def _run(name: str, directory: Path, data: dict[str, Json]) -> Run:
     return Run(name, directory, data, log, diagnostics, _schedule(data, total), notes)
 
 
-def _history(directory: Path, data: Mapping[str, Json]) -> tuple[list[Json], int | None]:
+def _history(
+    directory: Path, data: Mapping[str, Json]
+) -> tuple[list[dict[str, float]], int | None]:
     """Return the trainer's log, and the number of steps that it planned.
 
     An unfinished run left its log in its last complete checkpoint.

@@ -1,6 +1,7 @@
 """The figures and theorems that can be reproduced, by name."""
 
 from types import ModuleType
+from typing import Any
 
 from .contents import CONTENTS
 from .figures import fig1a, fig1b, fig3a, fig3b, fig4, fig5, trainings
@@ -8,7 +9,7 @@ from .target import Target
 from .theorems import theorem31, theorem32
 
 
-def _figure(name: str, module: ModuleType) -> Target:
+def _figure(name: str, module: ModuleType) -> Target[Any]:
     """Make the target of a figure, drawn from the trainings of the module's methods."""
     return Target(
         CONTENTS[name].title,
@@ -21,7 +22,7 @@ def _figure(name: str, module: ModuleType) -> Target:
     )
 
 
-def _theorem(name: str, spec: type, module: ModuleType) -> Target:
+def _theorem(name: str, spec: type, module: ModuleType) -> Target[Any]:
     """Make the target of a theorem, which has a synthetic problem."""
     return Target(
         CONTENTS[name].title,
@@ -42,7 +43,7 @@ _FIGURES = {
     "fig4": fig4,
     "fig5": fig5,
 }
-TARGETS: dict[str, Target] = {
+TARGETS: dict[str, Target[Any]] = {
     **{name: _figure(name, module) for name, module in _FIGURES.items()},
     "theorem31": _theorem("theorem31", theorem31.Theorem31Spec, theorem31),
     "theorem32": _theorem("theorem32", theorem32.Theorem32Spec, theorem32),

@@ -3,21 +3,21 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import yaml
 
-from ...app import Json
 from ...app.config.parsing import parse
 from ...app.config.training_config import TrainingConfig
 from ...app.errors import UserError
-from ...app.run.record import as_json
+from ...app.run.record import Config, as_json
 from . import contents
 from .catalogue import TARGETS
 from .tables import TABLES
 from .target import Reproducible, Spec
 
 _SMALL = "small"
-_ALL: dict[str, Reproducible] = {**TARGETS, **TABLES}
+_ALL: dict[str, Reproducible[Any]] = {**TARGETS, **TABLES}
 
 
 def command(argv: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ def _spec(name: str, argv: Sequence[str]) -> Spec:
     return spec
 
 
-def _config(spec: Spec) -> dict[str, Json]:
+def _config(spec: Spec) -> Config:
     """Return every setting as JSON gives it back; the training's tokens are masked."""
     training: TrainingConfig | None = getattr(spec, "training", None)
     section = {} if training is None else {"training": training.to_dict()}

@@ -1,10 +1,10 @@
 """The interface of figures, theorems and tables, and the class of figures and theorems."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -12,9 +12,35 @@ from matplotlib.figure import Figure
 from ...app import Json
 from ...app.files import read_json, write_json, write_text
 from ...app.run import record
+from ...app.run.record import Config
 
 Numbers = dict[str, Json]
 """Everything that a target measured, as JSON gives it back."""
+
+
+class Results(TypedDict):
+    """The content of a target's JSON file."""
+
+    target: str
+    title: str
+    config: Config
+    versions: dict[str, str]
+    hardware: dict[str, object]
+    measured: Numbers
+
+
+def results(
+    target: str, title: str, config: Config, measured: Numbers, packages: Iterable[str] = ()
+) -> Results:
+    """Return the content of a target's JSON file, with the versions of ``packages`` too."""
+    return {
+        "target": target,
+        "title": title,
+        "config": config,
+        "versions": record.versions(packages),
+        "hardware": record.hardware(),
+        "measured": measured,
+    }
 
 
 class Spec(Protocol):
@@ -26,7 +52,10 @@ class Spec(Protocol):
     dry_run: bool
 
 
-class Reproducible(Protocol):
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+class Reproducible(Protocol[SpecT]):
     """A figure, theorem or table that one command reproduces."""
 
     @property
@@ -34,7 +63,7 @@ class Reproducible(Protocol):
         """The title, in a few words."""
 
     @property
-    def spec(self) -> type[Any]:
+    def spec(self) -> type[SpecT]:
         """The dataclass of its settings."""
 
     @property
@@ -42,15 +71,15 @@ class Reproducible(Protocol):
         """The settings by scale, nested as in a recipe."""
 
     @property
-    def plan(self) -> Callable[[Any], str]:
+    def plan(self) -> Callable[[SpecT], str]:
         """The function that describes the work before any of it is done."""
 
-    def produce(self, name: str, spec: Any, config: dict[str, Json]) -> Path:
+    def produce(self, name: str, spec: SpecT, config: Config) -> Path:
         """Run the work, and return the folder of the results."""
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Generic[SpecT]):
     """One figure or theorem.
 
     Attributes:
@@ -65,18 +94,18 @@ class Target:
     """
 
     title: str
-    spec: type[Any]
+    spec: type[SpecT]
     scales: Mapping[str, Mapping[str, object]]
-    plan: Callable[[Any], str]
-    measure: Callable[[Any], Numbers]
+    plan: Callable[[SpecT], str]
+    measure: Callable[[SpecT], Numbers]
     draw: Callable[[Numbers], Figure]
     describe: Callable[[Numbers], str]
 
-    def produce(self, name: str, spec: Any, config: dict[str, Json]) -> Path:
+    def produce(self, name: str, spec: SpecT, config: Config) -> Path:
         """Measure, draw, describe and write; return the folder."""
         return self.write(name, config, self.measure(spec))
 
-    def write(self, name: str, config: dict[str, Json], numbers: Numbers) -> Path:
+    def write(self, name: str, config: Config, numbers: Numbers) -> Path:
         """Write ``<name>.json``, ``.md``, ``.png`` and ``.svg``, all or none.
 
         The same numbers give the same picture, to the last byte. The folder is in output_dir; it is
@@ -86,15 +115,7 @@ class Target:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".") as temporary:
             whole = Path(temporary) / name
-            content = {
-                "target": name,
-                "title": self.title,
-                "config": config,
-                "versions": record.versions(),
-                "hardware": record.hardware(),
-                "measured": numbers,
-            }
-            write_json(whole.with_suffix(".json"), content)
+            write_json(whole.with_suffix(".json"), results(name, self.title, config, numbers))
             # The figure is drawn from the file's numbers, so that anyone can draw it again.
             numbers = read_json(whole.with_suffix(".json"))["measured"]
             figure = self.draw(numbers)

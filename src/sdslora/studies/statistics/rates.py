@@ -1,14 +1,43 @@
 """The learning rates of one contender: the best one, and the range of good ones around it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isclose, isfinite, log2
+from typing import TypedDict
 
 from ...app import Json
+from ...app.evaluation.tasks import TaskFigures
+from ...app.run.record import Config
 from .sample import Sample
 
-Run = Mapping[str, Json]  # a run's record, as its JSON holds it
+
+class Run(TypedDict):
+    """The record of one run of a comparison or a table: its ``run.json``, complete at its end."""
+
+    status: str
+    method: str
+    label: str
+    options: dict[str, Json]
+    default_rate: float
+    learning_rate: float
+    seed: int
+    fresh: bool
+    validation: dict[str, float] | None
+    test: dict[str, float] | None
+    tasks: dict[str, TaskFigures] | None
+    general_loss: dict[str, float] | None
+    seconds: float | None
+    peak_bytes: int | None
+    trainable_parameters: int | None
+    curve: list[list[float]]
+    error: str | None
+    threads: int
+    config: Config
+    versions: dict[str, str]
+    hardware: dict[str, object]
+
+
 WITHIN = 0.05  # a rate is good while its loss exceeds the best one by no more than this share
 _FINAL = ("finished", "diverged")
 
@@ -169,5 +198,7 @@ def _reach(path: Sequence[Rate], limit: float) -> tuple[float, bool]:
 
 def _loss(run: Run) -> float:
     """Return the validation loss; infinite for a diverged run or a loss that is not a number."""
-    loss = inf if run["status"] == "diverged" else run["validation"]["loss"]
+    if run["status"] == "diverged" or run["validation"] is None:
+        return inf
+    loss = run["validation"]["loss"]
     return loss if isfinite(loss) else inf

@@ -19,16 +19,19 @@ _LAST = 5  # logged losses that the last one is the mean of
 def measure(spec: TrainingsSpec) -> Numbers:
     """Measure training losses by step, and the held-out losses at the end, by seed."""
     runs = finished_trainings(spec)
-    losses: dict[str, dict[int, list[float]]] = {}
+    losses: dict[str, dict[float, list[float]]] = {}
     test: dict[str, list[float]] = defaultdict(list)
     for job, run in runs:
         by_step = losses.setdefault(job.contender.label, defaultdict(list))
         for step, loss in run["curve"]:
             by_step[step].append(loss)
-        test[job.contender.label].append(run["test"]["loss"])
+        held_out = run["test"]
+        assert held_out is not None  # of a finished run
+        test[job.contender.label].append(held_out["loss"])
+        held_out_rows = held_out["rows"]
     return {
         **setting(spec, runs),
-        "held-out rows": runs[0][1]["test"]["rows"],
+        "held-out rows": held_out_rows,
         "methods": {
             label: {
                 "step": list(by_step),

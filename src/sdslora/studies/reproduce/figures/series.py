@@ -1,22 +1,23 @@
 """Gather and draw the diagnostics of the trainings, by method, measure and step."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ....app import Json, recording
+from ....app import recording
 from ...grid.execution import Job
 from ...plotting.markdown import number, table
 from ...plotting.style import line
 from ...statistics.numbers import count, rate
+from ...statistics.rates import Run
 from ..target import Numbers
 from .trainings import TrainingsSpec, finished_trainings
 
 SIDES = ("A", "B")
 
-Measure = dict[str, list[Json]]
+Measure = dict[str, Sequence[float]]
 """``step``, ``mean``, ``low`` and ``high``, of one length."""
 
 
@@ -46,7 +47,7 @@ def collect(spec: TrainingsSpec, keys: Sequence[str]) -> Numbers:
     }
 
 
-def setting(spec: TrainingsSpec, runs: Sequence[tuple[Job, Mapping[str, Json]]]) -> Numbers:
+def setting(spec: TrainingsSpec, runs: Sequence[tuple[Job, Run]]) -> Numbers:
     """Return the setting of the trainings: model, data, sizes and rates."""
     return {
         "model": spec.model.name_or_path,

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....app import Json
 from ....app.config.spec import DataSpec, EvalSpec, ModelSpec, unset
 from ....app.config.training_config import TrainingConfig
 from ....app.errors import RunFailed, UserError, first_line
@@ -14,6 +13,7 @@ from ....app.run.record import as_json, differing_keys
 from ...grid.contenders import contenders
 from ...grid.execution import NAME, Job, carry_out, workload
 from ...grid.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec
+from ...statistics.rates import Run
 
 
 @dataclass
@@ -74,7 +74,7 @@ class TrainingsSpec:
         )
 
 
-def scales(*methods: str) -> dict[str, dict[str, Json]]:
+def scales(*methods: str) -> dict[str, dict[str, object]]:
     """Return the settings of these methods' trainings, with full fine-tuning at paper scale."""
     # one CPU core, minutes a method
     small = {
@@ -144,7 +144,7 @@ def plan(spec: TrainingsSpec) -> str:
     return "\n".join(lines)
 
 
-def finished_trainings(spec: TrainingsSpec) -> list[tuple[Job, dict[str, Json]]]:
+def finished_trainings(spec: TrainingsSpec) -> list[tuple[Job, Run]]:
     """Run the missing trainings, and return each with its record, in the methods' order.
 
     Raises:
@@ -170,9 +170,9 @@ def jobs(spec: TrainingsSpec) -> Sequence[Job]:
     ]
 
 
-def finished_record(job: Job) -> dict[str, Json] | None:
+def finished_record(job: Job) -> Run | None:
     """Return the record of a training that finished; None if there is none."""
-    run: dict[str, Json] | None = read_json(job.folder / NAME)
+    run: Run | None = read_json(job.folder / NAME)
     if run is None or run["status"] != "finished":
         return None
     config, defaults = (

@@ -4,12 +4,14 @@
 the grids out, :mod:`.beside` sets our figures beside the paper's, :mod:`.page` writes them.
 """
 
+from typing import Any
+
 from ..target import Reproducible
 from . import paper_settings
 from .cost import CostTable
 from .table import TrainedTable
 
-_ALL: dict[str, Reproducible] = {
+_ALL: dict[str, Reproducible[Any]] = {
     **{name: TrainedTable(name, table) for name, table in paper_settings.TABLES.items()},
     "table6": CostTable(),
 }

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
-from ....app import Json
 from ...statistics.numbers import NONE, UNITS, Unit, fixed_point, mean_std
 from ...statistics.sample import Sample
 from . import paper
@@ -15,6 +15,23 @@ PERCENT = Unit("percent", 100.0)
 """The unit without a sign after each figure: the page says it once."""
 _LOSS = "test loss"
 _OTHER_UNITS = {paper.SHARE: Unit("share"), _LOSS: UNITS["loss"]}
+
+
+class TableRun(TypedDict):
+    """One run, as the JSON of its table has it."""
+
+    model: str
+    checkpoint: str
+    part: str
+    rank: int | None
+    method: str
+    rate: float
+    seed: int
+    steps: int
+    batch: int
+    seconds: float | None
+    rows: dict[str, object]
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,7 +63,7 @@ class OurRow:
         return self.method in paper.METHODS[method]
 
 
-def our_rows(table: str, runs: Sequence[Mapping[str, Json]]) -> list[OurRow]:
+def our_rows(table: str, runs: Sequence[TableRun]) -> list[OurRow]:
     """Group runs by model, method and rank, with the paper's average if no column lacks."""
     columns = paper.columns(table)
     groups: dict[tuple[str, str, int | None], dict[str, dict[int, float]]] = {}

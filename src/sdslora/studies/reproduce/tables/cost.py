@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ....app import Json
 from ....app.config.spec import ModelSpec
 from ....app.errors import UserError
 from ....app.evaluation.inference import to_accelerator
 from ....app.models import base_models
 from ....app.progress import Progress
-from ....app.run import record
+from ....app.run.record import Config
 from ....methods import Settings, make_method
 from ...plotting.markdown import table
+from ..target import Numbers, results
 from . import cost_page, estimate, page
 from .paper_settings import LLAMA3
 from .table import OUTPUT
@@ -92,26 +92,19 @@ class CostTable:
         """The function that describes the steps, after the paper's figures at paper scale."""
         return _plan
 
-    def produce(self, name: str, spec: CostSpec, config: dict[str, Json]) -> Path:
+    def produce(self, name: str, spec: CostSpec, config: Config) -> Path:
         """Measure, write the table, and return its folder.
 
         Raises:
             UserError: if there is no such model.
         """
         numbers = measure(spec)
-        content = {
-            "target": name,
-            "title": self.title,
-            "config": config,
-            "versions": record.versions(),
-            "hardware": record.hardware(),
-            "measured": numbers,
-        }
+        content = results(name, self.title, config, numbers)
         print(table(*cost_page.cells(numbers)))
-        return page.write_files(name, config, {".json": content, **cost_page.texts(content)})
+        return page.write_files(content, cost_page.texts(content))
 
 
-def measure(spec: CostSpec) -> dict[str, Json]:
+def measure(spec: CostSpec) -> Numbers:
     """Return the seconds of every step, and the bytes of a step, by method."""
     base = base_models.find(ModelSpec(spec.model)).load().requires_grad_(False)
     to_accelerator(base, {})

@@ -1,10 +1,10 @@
 """Table 6 as Markdown and LaTeX: the paper's costs of a whole training, and ours of a step."""
 
 import statistics
-from collections.abc import Mapping
 
-from ....app import Json
+from ....app.run.record import Config
 from ...plotting.markdown import table
+from ..target import Numbers, Results
 from . import page, paper
 
 LORA, SDS_LORA = "lora", "sds-lora"
@@ -30,7 +30,7 @@ def paper_costs(kind: str) -> dict[str, tuple[float, float]]:
     return costs
 
 
-def cells(numbers: Mapping[str, object] | None) -> tuple[list[str], list[list[str]]]:
+def cells(numbers: Numbers | None) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: the paper's costs, then ours if they are measured.
 
     Our ratio is followed by how far it lies from the range of the paper's two.
@@ -45,7 +45,7 @@ def cells(numbers: Mapping[str, object] | None) -> tuple[list[str], list[list[st
     return list(HEADER), rows
 
 
-def texts(content: Mapping[str, Json]) -> dict[str, str]:
+def texts(content: Results) -> dict[str, str]:
     """Return the Markdown and the LaTeX that the table's JSON gives, by suffix."""
     header, rows = cells(content["measured"])
     sentences = setting(content["config"], content["measured"])
@@ -55,7 +55,7 @@ def texts(content: Mapping[str, Json]) -> dict[str, str]:
     }
 
 
-def setting(config: Mapping[str, Json], numbers: Mapping[str, object]) -> str:
+def setting(config: Config, numbers: Numbers) -> str:
     """Return the setting of the measurement in sentences."""
     sentences = (
         "The paper's figures are of whole trainings on an H200; it does not name the model. Its "
@@ -67,7 +67,7 @@ def setting(config: Mapping[str, Json], numbers: Mapping[str, object]) -> str:
     return f"{sentences}\n{page.SMALL}" if config["scale"] == "small" else sentences
 
 
-def _ours(kind: str, numbers: Mapping[str, Json]) -> list[str]:
+def _ours(kind: str, numbers: Numbers) -> list[str]:
     if kind == "time":
         what = "time of a step (ms)"
         cost = {name: 1e3 * statistics.median(s) for name, s in numbers["seconds"].items()}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ....app import Json
 from ....app.config.spec import DataSpec, EvalSpec, ModelSpec
 from ....app.config.training_config import TrainingConfig
 from ....app.data.training_sets import TRAINING_SETS
@@ -16,6 +15,7 @@ from ...grid.contenders import contenders
 from ...grid.engines import engine
 from ...grid.execution import Job, carry_out, outcome, workload
 from ...grid.spec import CompareSpec, EngineSpec, ForgettingSpec, GridSpec, TasksSection
+from ...statistics.rates import Run
 from ..figures.trainings import finished_record
 from .paper_settings import Entry, Model, Part, Scale, Table
 
@@ -127,10 +127,10 @@ def check(cells: Sequence[Cell]) -> None:
                 raise UserError(f"{job}: {first_line(error)}") from error
 
 
-def records(cells: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, dict[str, Json]]]:
+def records(cells: Sequence[Cell], spec: TableSpec) -> Iterator[tuple[Cell, Run]]:
     """Yield each run's record, in the cells' order. A run that is on disk is not run again."""
     runs = [(cell, job, finished_record(job)) for cell in cells for job in cell.jobs]
-    new: dict[Path, dict[str, Json]] = {}
+    new: dict[Path, Run] = {}
     with engine(EngineSpec(spec.engine, spec.slots, spec.threads)) as place:
         futures = {place.submit(carry_out, job): job for _, job, record in runs if record is None}
         for future in Progress(as_completed(futures), total=len(futures), title="runs"):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ....app import Json
 from ....app.files import write_json, write_text
-from ....app.run import record
+from ....app.run.record import Config
 from ...plotting.markdown import table
 from ...statistics.numbers import rate
+from ..target import Results, results
 from . import beside, paper
+from .beside import TableRun
 
 SMALL = (
     "Our models, data and lengths are others than the paper's, and far smaller. Our figures show "
@@ -19,22 +20,14 @@ SMALL = (
 """The remark on every page of the small scale."""
 
 
-def write(name: str, title: str, config: Mapping[str, Json], numbers: Mapping[str, Json]) -> Path:
+def write(name: str, title: str, config: Config, runs: Sequence[TableRun]) -> Path:
     """Write ``<name>.json``, ``.md`` and ``.tex``, print the table, and return their folder."""
-    content = {
-        "target": name,
-        "title": title,
-        "config": config,
-        "versions": record.versions(("lm-eval",)),
-        "hardware": record.hardware(),
-        "measured": numbers,
-    }
-    header, rows = cells(name, numbers["runs"])
-    print(table(header, rows))
-    return write_files(name, config, {".json": content, **texts(content)})
+    content = results(name, title, config, {"runs": runs}, ("lm-eval",))
+    print(table(*cells(name, runs)))
+    return write_files(content, texts(content))
 
 
-def texts(content: Mapping[str, Json]) -> dict[str, str]:
+def texts(content: Results) -> dict[str, str]:
     """Return the Markdown and the LaTeX that a table's JSON gives, by suffix."""
     name, title, runs = content["target"], content["title"], content["measured"]["runs"]
     header, rows = cells(name, runs)
@@ -44,7 +37,7 @@ def texts(content: Mapping[str, Json]) -> dict[str, str]:
     }
 
 
-def cells(name: str, runs: Sequence[Mapping[str, object]]) -> tuple[list[str], list[list[str]]]:
+def cells(name: str, runs: Sequence[TableRun]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the table ``name``: the paper's rows, and those of ``runs``."""
     return beside.cells(paper.rows(name), beside.our_rows(name, runs))
 
@@ -54,12 +47,13 @@ def markdown(title: str, setting: str, body: str) -> str:
     return f"# {title}\n\n{setting}\n\n{body}\n"
 
 
-def write_files(name: str, config: Mapping[str, Json], contents: Mapping[str, Json]) -> Path:
-    """Write each content under its suffix, as JSON if it is no text, and return their folder."""
-    folder = Path(config["output_dir"]) / name
-    for suffix, content in contents.items():
-        path = folder / f"{name}{suffix}"
-        (write_text if isinstance(content, str) else write_json)(path, content)
+def write_files(content: Results, texts: Mapping[str, str]) -> Path:
+    """Write a table's JSON, and each of its texts under its suffix, and return their folder."""
+    name = content["target"]
+    folder = Path(content["config"]["output_dir"]) / name
+    write_json(folder / f"{name}.json", content)
+    for suffix, text in texts.items():
+        write_text(folder / f"{name}{suffix}", text)
     return folder
 
 
@@ -86,7 +80,7 @@ def latex(
     return text
 
 
-def setting(name: str, config: Mapping[str, Json], runs: Sequence[Mapping[str, Json]]) -> str:
+def setting(name: str, config: Config, runs: Sequence[TableRun]) -> str:
     """Return the setting of the runs in sentences: models, data, sizes, rates and seeds."""
     seeds = sorted({run["seed"] for run in runs})
     lines = [
@@ -106,7 +100,7 @@ def setting(name: str, config: Mapping[str, Json], runs: Sequence[Mapping[str, J
     return "\n".join(lines)
 
 
-def _rates(runs: Sequence[Mapping[str, Json]]) -> str:
+def _rates(runs: Sequence[TableRun]) -> str:
     """Return the rates of runs of one model and data set: full fine-tuning has its own."""
     others = sorted({run["rate"] for run in runs if run["method"] != "full"})
     full = sorted({run["rate"] for run in runs if run["method"] == "full"})
@@ -114,7 +108,7 @@ def _rates(runs: Sequence[Mapping[str, Json]]) -> str:
     return f"rate {', '.join(filter(None, rates))}"
 
 
-def _verdict(name: str, config: Mapping[str, Json], runs: Sequence[Mapping[str, object]]) -> str:
+def _verdict(name: str, config: Config, runs: Sequence[TableRun]) -> str:
     """Return how many of our figures lie within the paper's spread, and the limits on our runs."""
     verdicts = beside.within_deviation(paper.rows(name), beside.our_rows(name, runs))
     limits = [key for key in ("max_steps", "limit") if config.get(key) is not None]

@@ -14,7 +14,7 @@ from ....tuner import Preset
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
 PRESET: Preset = "paper"
 """The preset that every reproduction names."""
-Entry = str | Mapping[str, Json]
+Entry = str | Mapping[str, object]
 """A method by name, or with options."""
 
 
@@ -61,7 +61,7 @@ class Part:
     test: int | str = 120
     rate_factor: float = 1.0
     folder: str | None = None
-    generation: Mapping[str, Json] = field(default_factory=dict)
+    generation: Mapping[str, object] = field(default_factory=dict)
     limit: int | None = None
 
 

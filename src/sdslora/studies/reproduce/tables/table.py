@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .... import SdsLoraConfig
-from ....app import Json
 from ....app.errors import RunFailed
+from ....app.evaluation.tasks import TaskFigures
+from ....app.run.record import Config
 from ...plotting.markdown import table as markdown_table
+from ...statistics.rates import Run
 from . import beside, estimate, grid, page, paper
+from .beside import TableRun
 from .grid import Cell, TableSpec
 from .paper_settings import PRESET, Table
 
@@ -47,7 +50,7 @@ class TrainedTable:
         """The function that describes the grid, after the paper's figures at paper scale."""
         return self._plan
 
-    def produce(self, name: str, spec: TableSpec, config: dict[str, Json]) -> Path:
+    def produce(self, name: str, spec: TableSpec, config: Config) -> Path:
         """Run the missing runs, write the table, and return its folder.
 
         Raises:
@@ -64,8 +67,7 @@ class TrainedTable:
                 f"{failure['label']}, seed {failure['seed']}: {failure['error']}; the runs that "
                 "finished are kept"
             )
-        numbers = {"runs": [_row(cell, run) for cell, run in runs]}
-        return page.write(name, self.title, config, numbers)
+        return page.write(name, self.title, config, [_row(cell, run) for cell, run in runs])
 
     def _plan(self, spec: TableSpec) -> str:
         cells = grid.cells(self.table, spec)
@@ -80,7 +82,7 @@ class TrainedTable:
         return f"{markdown_table(*beside.cells(paper_rows, []))}\n\n{description}"
 
 
-def _row(cell: Cell, run: Mapping[str, object]) -> dict[str, Json]:
+def _row(cell: Cell, run: Run) -> TableRun:
     """Return the entries of a run that the table needs."""
     label = run["label"]
     return {
@@ -99,13 +101,14 @@ def _row(cell: Cell, run: Mapping[str, object]) -> dict[str, Json]:
     }
 
 
-def _rows(run: Mapping[str, Json]) -> dict[str, int]:
+def _rows(run: Run) -> dict[str, object]:
     """Return the number of rows that each figure is the mean of."""
-    scores_by_task = run["tasks"] or {"test": run["test"] or {}}
-    return {name: scores["rows"] for name, scores in scores_by_task.items() if scores}
+    if run["tasks"]:
+        return {task: figures["rows"] for task, figures in run["tasks"].items()}
+    return {"test": run["test"]["rows"]} if run["test"] else {}
 
 
-def _figures(run: Mapping[str, Json]) -> dict[str, float]:
+def _figures(run: Run) -> dict[str, float]:
     """Return the share of right answers by task, and their mean; of a diverged run, 0."""
     if run["tasks"]:
         scores = {task: _score(by_rule) for task, by_rule in run["tasks"].items()}
@@ -115,13 +118,13 @@ def _figures(run: Mapping[str, Json]) -> dict[str, float]:
     return {name: test[name] for name in ("accuracy", "exact_match", "loss") if name in test}
 
 
-def _score(by_rule: Mapping[str, Json]) -> float:
+def _score(by_rule: TaskFigures) -> float:
     """Return the first rule's score: a task names the rule of the paper's protocol first."""
-    rule = next(scores for name, scores in by_rule.items() if name != "rows")
-    return float(rule.get("pass@1", rule.get("exact_match")))
+    rule = next(scores for scores in by_rule.values() if isinstance(scores, dict))
+    return float(rule["pass@1"] if "pass@1" in rule else rule["exact_match"])
 
 
-def _schedule(run: Mapping[str, Json], steps: int) -> dict[str, float]:
+def _schedule(run: Run, steps: int) -> dict[str, float]:
     """Return the share of steps that refresh, for methods whose schedule is an option."""
     options = {k: v for k, v in run["options"].items() if k in ("refresh_every", "refresh_phases")}
     if not options:

@@ -8,7 +8,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ....app import Json
 from ....app.errors import UserError
 from ....core import lora_effective_gradient, orthonormal_basis
 from ....diagnostics import gradient_alignment
@@ -87,7 +86,7 @@ def _closed_form(spec: Theorem31Spec, a: Tensor, b: Tensor) -> float:
     return expected_alignment(a, b, spec.rows, spec.columns).item()
 
 
-def _samples(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Json]:
+def _samples(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> Numbers:
     """Measure the mean alignment of random spectra, and their condition number (the larger)."""
     a, b = (random_spectra(random, spec.spectra, spec.rank) for _ in range(2))
     pairs = list(zip(a, b, strict=True))
@@ -100,7 +99,7 @@ def _samples(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> d
     }
 
 
-def _ascents(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> dict[str, Json]:
+def _ascents(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> Numbers:
     """Return the condition numbers on the way from random spectra to the best alignment."""
     starts = zip(*(random_spectra(random, spec.starts, spec.rank) for _ in range(2)), strict=True)
     ascents = [maximise(where, *start) for start in starts]
@@ -110,7 +109,7 @@ def _ascents(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> d
     }
 
 
-def _alone(where: Geometry, uniform: Tensor, random: torch.Generator) -> dict[str, Json]:
+def _alone(where: Geometry, uniform: Tensor, random: torch.Generator) -> Numbers:
     """Find the best spectra of single gradients, which are not uniform."""
     rows = []
     for index in range(min(_ALONE, len(where.G))):
@@ -121,9 +120,7 @@ def _alone(where: Geometry, uniform: Tensor, random: torch.Generator) -> dict[st
     return {"uniform": uniform_alignment, "best": best, "condition": conditions}
 
 
-def _random_factors(
-    spec: Theorem31Spec, where: Geometry, random: torch.Generator
-) -> dict[str, Json]:
+def _random_factors(spec: Theorem31Spec, where: Geometry, random: torch.Generator) -> Numbers:
     """Compare LoRA, its bases alone and LoRA-Pro at Gaussian A and B of one norm."""
     shapes = ((spec.trials, spec.rank, spec.columns), (spec.trials, spec.rows, spec.rank))
     A, B = (

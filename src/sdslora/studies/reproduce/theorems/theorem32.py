@@ -7,7 +7,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ....app import Json
 from ....app.errors import UserError
 from ...plotting.markdown import number, plus_minus, table
 from ...plotting.style import blank, line
@@ -103,14 +102,14 @@ def _summary(values: Tensor) -> dict[str, list[float]]:
     }
 
 
-def _slope(values: Tensor) -> dict[str, Json]:
+def _slope(values: Tensor) -> Numbers:
     """Return the slope of ln rate against ln κ, by least squares for each seed."""
     indices = [k for k, kappa in enumerate(_KAPPAS) if kappa >= _FITTED_FROM]
     slopes = np.polyfit(np.log(_KAPPAS)[indices], np.log(values.numpy())[indices], 1)[0]
     return {"from": _FITTED_FROM, "mean": slopes.mean(), "std": slopes.std(ddof=1)}
 
 
-def _distant(sizes: Sizes) -> dict[str, Json]:
+def _distant(sizes: Sizes) -> Numbers:
     """Measure median losses relative to the first, and where LoRA's condition number ends."""
     start = problems(sizes, _DISTANT_KAPPAS, distant=True)
     descents = {
