@@ -13,4 +13,7 @@
 from typing import Any
 
 Json = Any
-"""A value of a JSON or YAML file. A union of its types would need a check before every use."""
+"""A value of a JSON or YAML file. A union of its types would need a check before every use.
+
+Files of a fixed form have a ``TypedDict`` beside the code that writes them.
+"""

@@ -2,7 +2,6 @@
 
 from dataclasses import fields
 from os import PathLike
-from typing import Any
 
 from peft import (
     LoraConfig,
@@ -24,7 +23,7 @@ _KEEP_THE_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def from_plain_lora(
-    model: nn.Module, adapter_dir: str | PathLike[str], **schedule: Any
+    model: nn.Module, adapter_dir: str | PathLike[str], **schedule: object
 ) -> PeftModel:
     """Wrap ``model`` with the plain LoRA adapter in ``adapter_dir`` as SDS-LoRA past its warm-up.
 
@@ -58,7 +57,7 @@ def from_plain_lora(
     return peft_model
 
 
-def sds_config(plain: PeftConfig, **schedule: Any) -> SdsLoraConfig:
+def sds_config(plain: PeftConfig, **schedule: object) -> SdsLoraConfig:
     """Return the configuration of a plain LoRA adapter with SDS-LoRA's schedule.
 
     Raises:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -40,7 +39,7 @@ class Pretraining:
             batches: keyword arguments of ``model``, one batch a step.
             title: of the progress bar.
         """
-        groups: list[dict[str, Any]] = [
+        groups: list[dict[str, object]] = [
             {"params": [p for p in model.parameters() if p.ndim > 1]},
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from ..config.arguments import adapter_or_recipe
 from ..config.outline import RECIPE
@@ -74,7 +75,7 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
     work = modality.make(source, processor, spec.data, spec.max_length)
     modality.require_classes(work, source)
     require_rows(work.size("validation"))
-    model: Any = load()
+    model: nn.Module = load()
     to_accelerator(model, spec.model.options)
     result = work.measure(model, "validation", spec.evaluation)
     print(summary(result.metrics))

@@ -224,7 +224,7 @@ class TrainSpec(Recipe):
         """The section of the task's own options; None where it has none."""
         return getattr(self, self.task, None)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the resolved specification, for ``run.json``; tokens are masked."""
         return {
             "output_dir": self.output_dir,
@@ -254,5 +254,5 @@ def unset(spec: SpecT) -> SpecT:
     )
 
 
-def _sorted_sets(values: dict[str, Any]) -> dict[str, Any]:
+def _sorted_sets(values: dict[str, object]) -> dict[str, object]:
     return {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()}

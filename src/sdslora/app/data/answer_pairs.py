@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
 from ..config.spec import DataSpec
 from ..errors import UserError
-from .conversations import conversation, reject_half_characters
+from .conversations import Message, conversation, reject_half_characters
 from .encoding import Encoded, encode
 from .readers import Row
 from .templates import Example, Place, Template, render, texts
@@ -51,7 +50,7 @@ def pair(row: Row, place: Place, spec: DataSpec) -> Example:
     return replace(chosen, rejected=replace(rejected, place=str(place)))
 
 
-def _shared_prompt(row: Row, place: Place) -> tuple[list[Any], list[list[Any]]]:
+def _shared_prompt(row: Row, place: Place) -> tuple[list[Message], list[list[Message]]]:
     """Return the messages before the answers, and the answers."""
     answers, prompt = [row[name] for name in _ANSWERS], row.get("prompt")
     in_both = all(answers) and answers[0][0] == answers[1][0]
@@ -69,7 +68,7 @@ def _shared_prompt(row: Row, place: Place) -> tuple[list[Any], list[list[Any]]]:
 
 
 def _conversation(
-    row: Row, answer: list[Any], prompt: list[Any], place: Place, spec: DataSpec
+    row: Row, answer: list[Message], prompt: list[Message], place: Place, spec: DataSpec
 ) -> Example:
     turns = conversation(answer, str(place), row=row, system=spec.system, prompt=prompt)
     return Example(turns.prompt, turns.completion, row, conversation=turns)

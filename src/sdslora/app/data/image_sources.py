@@ -16,7 +16,7 @@ from ..config.spec import DataSpec
 from ..errors import RunFailed, UserError, first_line
 from . import examples, locations, readers
 
-LabelledImages = Dataset[tuple[Tensor, Any]]
+LabelledImages = Dataset[tuple[Tensor, Tensor | int]]
 """Pixel values (channels, height, width) and the number of the class."""
 ToPixels = Callable[[Image.Image], Tensor]
 _WORDS = ("prompt", "completion", "chat", "system", "chat_template", "overlong", "format", "mix")

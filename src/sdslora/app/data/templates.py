@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any
 
 import numpy as np
 
@@ -134,7 +133,7 @@ class _TextFormatter(Formatter):
 
     def get_field(
         self, field_name: str, args: Sequence[object], kwargs: Mapping[str, object]
-    ) -> Any:
+    ) -> object:
         value, first = super().get_field(field_name, args, kwargs)
         problem = _no_text(value)
         if problem is not None:

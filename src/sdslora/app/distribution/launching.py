@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .. import processes
 from ..config import arguments
@@ -14,6 +14,9 @@ from ..config.distributed_spec import STRATEGIES
 from ..config.outline import RECIPE, outline
 from ..errors import INTERRUPT_STATUS, UserError
 from . import strategies
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _SECONDS_TO_STOP = "600"
 """After Ctrl-C a step is finished and a checkpoint is written before the launcher kills."""
@@ -108,14 +111,14 @@ def _threads(number: int) -> int:
     return max(1, (psutil.cpu_count(logical=False) or 1) // number)
 
 
-def _is_true(value: Any) -> bool:
+def _is_true(value: object) -> bool:
     return str(value).lower() in ("true", "yes")
 
 
-def _first(failures: Mapping[int, Any]) -> BaseException:
+def _first(failures: "Mapping[int, ProcessFailure]") -> BaseException:
     """Return the error to raise for what torch's launcher tells of each failed process."""
 
-    def order(failure: Any) -> tuple[bool, bool, int]:
+    def order(failure: "ProcessFailure") -> tuple[bool, bool, int]:
         """The launcher itself ends the others by SIGTERM; they may also miss each other."""
         expected = failure.error_file_data.get("expected", False)
         return not expected, failure.exitcode == -signal.SIGTERM, failure.timestamp

@@ -135,13 +135,13 @@ def _use_engine_on_cpu(args: TrainingArguments) -> None:
     plugin.select(_from_accelerator_state=True)
 
 
-def _without_buffers(prepare: Callable[..., Any]) -> Callable[..., Any]:
+def _without_buffers(prepare: Callable[..., object]) -> Callable[..., object]:
     """Return Accelerate's ``prepare`` without the buffers, which it takes for sharded.
 
     It sends the first process's weights to the others. The buffers are sent here.
     """
 
-    def prepare_parameters(*args: Any, **kwargs: Any) -> Any:
+    def prepare_parameters(*args: object, **kwargs: object) -> object:
         modules = [m for arg in args if isinstance(arg, nn.Module) for m in arg.modules()]
         left_out = {
             module: module._buffers.keys() - module._non_persistent_buffers_set

@@ -113,7 +113,7 @@ def require_gpus(number: int, use_cpu: bool) -> None:
         )
 
 
-def waits_for_weights(options: Mapping[str, Any]) -> bool:
+def waits_for_weights(options: Mapping[str, object]) -> bool:
     """Return whether this process gets the base model's weights from the first one.
 
     Args:

@@ -56,7 +56,7 @@ class Source:
 
     spec: ModelSpec
     path: str
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     config: PretrainedConfig
 
     @property
@@ -73,7 +73,7 @@ class Source:
         return torch.bfloat16 if on_gpu else torch.float32
 
     @property
-    def load_arguments(self) -> dict[str, Any]:
+    def load_arguments(self) -> dict[str, object]:
         """The keyword arguments of ``from_pretrained`` for the weights."""
         arguments = {"dtype": str(self.dtype).removeprefix("torch."), **self.arguments}
         return arguments | self.spec.options
@@ -195,7 +195,7 @@ class ImageClassifier(Source):
         return torch.float32 if self.spec.dtype == "auto" else super().dtype
 
     @property
-    def load_arguments(self) -> dict[str, Any]:
+    def load_arguments(self) -> dict[str, object]:
         """The keyword arguments of ``from_pretrained``, which allow a head of another size."""
         return {"ignore_mismatched_sizes": True, **super().load_arguments}
 
@@ -223,7 +223,7 @@ def find(spec: ModelSpec, reward: bool = False) -> Source:
         UserError: where there is no such model.
     """
     path, gguf_file = _resolve(spec)
-    arguments: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    arguments: dict[str, object] = {"trust_remote_code": spec.trust_remote_code}
     if not Path(path).is_dir():
         require_model(path)
         arguments["revision"] = spec.revision

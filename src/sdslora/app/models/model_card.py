@@ -18,6 +18,8 @@ NAME = "README.md"
 _PAPER = "[SDS-LoRA](https://arxiv.org/abs/2606.16454)"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
+AdapterConfig = Mapping[str, Json]
+"""The content of an ``adapter_config.json``, of any PEFT method."""
 Form = Literal["peft", "merged", "gguf", "kohya", "diffusers", "hira"]
 """The format of the files beside the card; "peft" for all adapters that PEFT saves."""
 
@@ -48,7 +50,7 @@ def write(
 
 
 def text(
-    config: Mapping[str, Json],
+    config: AdapterConfig,
     run: RunRecord | None,
     form: Form,
     name: str,
@@ -126,7 +128,7 @@ _TASKS = {
 }
 
 
-def _is_ours(config: Mapping[str, Json]) -> bool:
+def _is_ours(config: AdapterConfig) -> bool:
     return config.get("peft_type") == "SDSLORA"
 
 
@@ -137,7 +139,7 @@ def _is_training(run: RunRecord) -> bool:
     ].keys()
 
 
-def _front_matter(base: str, config: Mapping[str, Json], form: Form) -> list[str]:
+def _front_matter(base: str, config: AdapterConfig, form: Form) -> list[str]:
     lines = ["---"]
     # the Hub rejects a card whose base model is a local path
     if _HUB_ID.fullmatch(base) and not Path(base).exists():
@@ -148,7 +150,7 @@ def _front_matter(base: str, config: Mapping[str, Json], form: Form) -> list[str
     return [*lines, "tags:", "- lora", "- sds-lora", "---", ""]
 
 
-def _facts(base: str, config: Mapping[str, Json], run: RunRecord | None) -> Iterator[str]:
+def _facts(base: str, config: AdapterConfig, run: RunRecord | None) -> Iterator[str]:
     facts = {
         "method": _method(config),
         "base model": f"`{base}`",
@@ -190,7 +192,7 @@ def _layers(target_modules: object) -> str:
     return ", ".join(f"`{kind}`" for kind in kinds)
 
 
-def _method(config: Mapping[str, Json]) -> str:
+def _method(config: AdapterConfig) -> str:
     if not _is_ours(config):
         return f"{config.get('peft_type')}, which stock PEFT loads"
     hira = ", multiplied with the weights (`use_hira`)" if config.get("use_hira") else ""
@@ -221,7 +223,7 @@ def _number(key: str, value: float | None) -> str:
     return f"{value:.4f}" if key == "loss" else f"{value:.1%}"
 
 
-def _classes(config: Mapping[str, Json], has_classes: bool, base: str, name: str) -> dict[str, str]:
+def _classes(config: AdapterConfig, has_classes: bool, base: str, name: str) -> dict[str, str]:
     """Return the parts of the Python snippet that depend on the kind of model."""
     mapping = config.get("auto_mapping") or {}
     causal = config.get("task_type") == "CAUSAL_LM"

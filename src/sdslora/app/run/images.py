@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..config.spec import DataSpec, EvalSpec
@@ -19,7 +19,7 @@ from ..evaluation.inference import class_figures
 from ..evaluation.text_metrics import Measurement, require_rows
 from ..models.base_models import ImageClassifier
 from ..progress import Progress
-from .trainer import Guarded, ImageTrainer
+from .trainer import Guarded, ImageTrainer, TrainerParts
 
 _MODES = {1: "L", 3: "RGB"}
 """Pillow's image modes, by a model's number of channels."""
@@ -76,7 +76,7 @@ class Images:
         """Return the number of images."""
         return len(self._splits[split])
 
-    def dataset(self, split: str, limit: int | None = None) -> Dataset[tuple[Tensor, Any]]:
+    def dataset(self, split: str, limit: int | None = None) -> image_sources.LabelledImages:
         """Return the images, or the first ``limit``; they are read when they are needed."""
         images = self._splits[split]
         return images if limit is None else Subset(images, range(min(limit, len(images))))
@@ -90,11 +90,11 @@ class Images:
         """Return the images that the trainer takes in an epoch."""
         return self.size("train")
 
-    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+    def trainer(self, args: TrainingConfig, **rest: Unpack[TrainerParts]) -> Guarded:
         """Return the trainer of these images."""
         return ImageTrainer(args=args, data_collator=self.collate, **rest)
 
-    def collate(self, rows: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
+    def collate(self, rows: list[tuple[Tensor, Tensor | int]]) -> dict[str, Tensor]:
         """Return images and the data's labels as a batch with the model's labels."""
         pixels, labels = default_collate(rows)
         return {"pixel_values": pixels, "labels": self._label[labels]}

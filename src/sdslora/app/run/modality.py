@@ -5,7 +5,7 @@ A training, an evaluation and a comparison know the kind of data only through :c
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Unpack
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +20,7 @@ from ..evaluation.text_metrics import Measurement
 from ..models.base_models import ImageClassifier, LanguageModel, RewardModel, Source
 from .images import Images
 from .text import Text
-from .trainer import Guarded
+from .trainer import Guarded, TrainerParts
 
 Split = Literal["train", "validation", "test"]
 
@@ -64,7 +64,7 @@ class Work(Protocol):
     def samples(self, training: TrainingConfig, processes: int = 1) -> int:
         """Return the sequences that the trainers of all processes take in an epoch."""
 
-    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+    def trainer(self, args: TrainingConfig, **rest: Unpack[TrainerParts]) -> Guarded:
         """Return the trainer of such rows; ``rest`` are the arguments that all trainers have."""
 
     def dataset(self, split: Split, limit: int | None = None) -> Any:
@@ -110,7 +110,7 @@ def make(
     max_length: int | None = None,
     test: Size | str = 0,
     task: Task = "sft",
-    options: Any = None,
+    options: object = None,
 ) -> Work:
     """Read the data that ``source`` is to be trained or measured on.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from datasets import Dataset
 from peft import PeftModel
@@ -21,7 +21,7 @@ from ..data.templates import Example
 from ..errors import UserError
 from ..evaluation.text_metrics import Measurement, measure, padded_batch
 from ..models.base_models import LanguageModel, RewardModel
-from .trainer import Guarded, GuardedTrainer
+from .trainer import Guarded, GuardedTrainer, TrainerParts
 
 
 class Text:
@@ -36,7 +36,7 @@ class Text:
         spec: DataSpec,
         max_length: int | None,
         examples: Examples,
-        options: Any = None,
+        options: object = None,
     ) -> None:
         for example in chain(examples.train, examples.validation, examples.test):
             if flaw := self.flaw(example):
@@ -123,7 +123,7 @@ class Text:
             self._datasets[split] = Dataset.from_list(list(map(self._columns, self.rows(split))))
         return self._datasets[split]
 
-    def _columns(self, row: Any) -> dict[str, Any]:
+    def _columns(self, row: Any) -> dict[str, object]:
         """Return a row's columns, as the trainer takes them."""
         return dict(row.training_row())
 
@@ -131,14 +131,14 @@ class Text:
         """Return what the model reads of a row, each part with its name."""
         return [("", row)]
 
-    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+    def trainer(self, args: TrainingConfig, **rest: Unpack[TrainerParts]) -> Guarded:
         """Return the trainer of these rows.
 
         Raises:
             UserError: where several rows share a sequence, and could read each other.
         """
         if packing.is_used(args):
-            model = rest["model"]
+            model: Any = rest["model"]
             base = model.get_base_model() if isinstance(model, PeftModel) else model
             chosen = self.source.spec.options.get("attn_implementation")
             packing.require_apart(base, chosen or base.config._attn_implementation)

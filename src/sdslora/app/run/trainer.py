@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, disable_progress_bars
+from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -90,7 +92,7 @@ class Guarded(Sharded):
             follow_umask(file)
         model_card.of_run(folder)
 
-    def measure(self, dataset: Any, figures: Mapping[str, str], title: str) -> Measurement:
+    def measure(self, dataset: Dataset, figures: Mapping[str, str], title: str) -> Measurement:
         """Evaluate beside the training, which goes on as if nothing had happened.
 
         Args:
@@ -119,6 +121,17 @@ class Guarded(Sharded):
         """Write no stock card: :meth:`_save` has written the run's."""
 
 
+class TrainerParts(TypedDict, total=False):
+    """The arguments that the trainers of all objectives take."""
+
+    model: nn.Module
+    train_dataset: object
+    eval_dataset: object
+    processing_class: object
+    callbacks: Iterable[TrainerCallback]
+    optimizers: tuple[Optimizer | None, None]
+
+
 class GuardedTrainer(Guarded, SFTTrainer):
     """TRL's ``SFTTrainer``, for text."""
 
@@ -129,7 +142,7 @@ class FromBase(Guarded):
     TRL takes an adapter that is there for one that was trained before, and copies it.
     """
 
-    def __init__(self, *, model: Any, **kwargs: Any) -> None:
+    def __init__(self, *, model: PeftModel, **kwargs: Any) -> None:
         is_meta = any(p.is_meta for p in model.parameters())  # and so must the copy be
         with torch.device("meta") if is_meta else nullcontext():
             super().__init__(model=model, **kwargs)
@@ -149,9 +162,8 @@ class ImageTrainer(Guarded):
     ) -> None:
         # PEFT saves weights. The base model's configuration has the classes and their names.
         super()._save(output_dir, state_dict)
-        model: Any = self.model
         if self.args.should_save:
-            model.config.save_pretrained(output_dir or self.args.output_dir)
+            self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -217,7 +229,11 @@ class OnTrainBegin(TrainerCallback):
         self._action = action
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: object,
     ) -> None:
         """Call the action."""
         self._action()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ...app.errors import UserError, nearest
 from ...methods import METHODS, AnyMethod, make_method
@@ -23,7 +22,7 @@ class Contender:
 
     label: str
     method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     center: float = 2e-4
 
     def make(self) -> AnyMethod:

@@ -184,7 +184,7 @@ class CompareSpec(Recipe):
         first = max(self.seed_list) + 1
         return range(first, first + self.fresh_seeds)
 
-    def shared_settings(self) -> dict[str, Any]:
+    def shared_settings(self) -> dict[str, object]:
         """Return the settings that all runs of the comparison share.
 
         With other settings it is another comparison. Methods, rates and seeds may be added later.

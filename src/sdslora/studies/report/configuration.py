@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ...app import Json
-from .runs import Run
+from .runs import Record, Run
 
 # In a comparison these stand beside the configuration, which its runs share.
 _OF_THE_RUN = ("method", "options", "learning_rate", "seed")
@@ -30,7 +29,7 @@ def environment(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=str).fillna("").rename_axis("key")
 
 
-def _flat(record: Mapping[str, Json]) -> dict[str, str]:
+def _flat(record: Record) -> dict[str, str]:
     tree = {key: record[key] for key in _OF_THE_RUN if key in record} | record["config"]
     tree.pop("output_dir", None)  # it is the run's name
     return _leaves(tree)

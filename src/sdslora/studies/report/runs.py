@@ -13,11 +13,12 @@ from ...app import Json
 from ...app.errors import UserError
 from ...app.recording import NAME
 from ...app.run import checkpoints, record
-from ...app.run.record import RunRecord
 from ..statistics.numbers import count
 from . import recordings
 from .recordings import Diagnostics
 
+Record = Mapping[str, Json]
+"""The content of a ``run.json``, of a training or of a comparison's run, of any version."""
 _SCHEDULE = ("warmup_steps", "refresh_phases", "refresh_every")
 
 
@@ -37,7 +38,7 @@ class Run:
 
     name: str
     directory: Path
-    record: Mapping[str, Json]
+    record: Record
     log: pd.DataFrame
     diagnostics: Diagnostics | None
     schedule: RefreshSchedule | None
@@ -87,7 +88,7 @@ def read(directories: Sequence[Path]) -> list[Run]:
     return [_run(*of_one) for of_one in zip(_names(paths), directories, records, strict=True)]
 
 
-def _record(directory: Path) -> RunRecord:
+def _record(directory: Path) -> Record:
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory: give the output_dir of a run")
     data = record.read(directory)
@@ -107,7 +108,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
     return names
 
 
-def _run(name: str, directory: Path, data: Mapping[str, Json]) -> Run:
+def _run(name: str, directory: Path, data: Record) -> Run:
     history, total = _history(directory, data)
     log = _log(history)
     diagnostics = recordings.read(directory)
@@ -117,9 +118,7 @@ def _run(name: str, directory: Path, data: Mapping[str, Json]) -> Run:
     return Run(name, directory, data, log, diagnostics, _schedule(data, total), notes)
 
 
-def _history(
-    directory: Path, data: Mapping[str, Json]
-) -> tuple[list[dict[str, float]], int | None]:
+def _history(directory: Path, data: Record) -> tuple[list[dict[str, float]], int | None]:
     """Return the trainer's log, and the number of steps that it planned.
 
     An unfinished run left its log in its last complete checkpoint.
@@ -147,7 +146,7 @@ def _log(history: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     return log.astype({"step": int, "value": float})
 
 
-def _schedule(data: Mapping[str, Json], total_steps: int | None) -> RefreshSchedule | None:
+def _schedule(data: Record, total_steps: int | None) -> RefreshSchedule | None:
     adapter = data["config"].get("adapter", {})
     if data.get("method") in ("sds-lora", "sds-hira"):  # in a comparison
         adapter = {"peft_type": "SDSLORA", **data["options"]}

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ...app import Json
-from .runs import Run
+from .runs import Record, Run
 
 # Where figures stand: a training's ``metrics``, or a comparison's record itself.
 _WHEN = ("before", "after", "validation", "test")
@@ -38,7 +37,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "directory", str(run.directory)
 
 
-def _scores(figures: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+def _scores(figures: Record) -> Iterator[tuple[str, str]]:
     for metric, name in _METRICS.items():
         for when in _WHEN:
             value = (figures.get(when) or {}).get(metric)

@@ -1,15 +1,14 @@
 """The figures and theorems that can be reproduced, by name."""
 
 from types import ModuleType
-from typing import Any
 
 from .contents import CONTENTS
 from .figures import fig1a, fig1b, fig3a, fig3b, fig4, fig5, trainings
-from .target import Target
+from .target import AnyTarget, Target
 from .theorems import theorem31, theorem32
 
 
-def _figure(name: str, module: ModuleType) -> Target[Any]:
+def _figure(name: str, module: ModuleType) -> AnyTarget:
     """Make the target of a figure, drawn from the trainings of the module's methods."""
     return Target(
         CONTENTS[name].title,
@@ -22,7 +21,7 @@ def _figure(name: str, module: ModuleType) -> Target[Any]:
     )
 
 
-def _theorem(name: str, spec: type, module: ModuleType) -> Target[Any]:
+def _theorem(name: str, spec: type, module: ModuleType) -> AnyTarget:
     """Make the target of a theorem, which has a synthetic problem."""
     return Target(
         CONTENTS[name].title,
@@ -43,7 +42,7 @@ _FIGURES = {
     "fig4": fig4,
     "fig5": fig5,
 }
-TARGETS: dict[str, Target[Any]] = {
+TARGETS: dict[str, AnyTarget] = {
     **{name: _figure(name, module) for name, module in _FIGURES.items()},
     "theorem31": _theorem("theorem31", theorem31.Theorem31Spec, theorem31),
     "theorem32": _theorem("theorem32", theorem32.Theorem32Spec, theorem32),

@@ -131,3 +131,7 @@ class Target(Generic[SpecT]):
         """Return the description under its heading, after the picture in ``folder``."""
         picture = f"![{self.title}]({folder}{name}.png)"
         return f"{heading} {self.title}\n\n{picture}\n\n{self.describe(numbers).strip()}\n"
+
+
+AnyTarget = Target[Any]
+AnyReproducible = Reproducible[Any]

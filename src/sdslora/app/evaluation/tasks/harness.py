@@ -6,9 +6,10 @@ The harness builds the prompts, generates in batches, filters and scores.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import lm_eval
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -69,7 +70,7 @@ def resolve(names: str, allow_code_execution: bool = False) -> list[str]:
     return list(tasks)
 
 
-def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
+def load(names: Sequence[str], data_dir: str | None = None) -> list[ConfigurableTask]:
     """Return the tasks with their rows, as lm-evaluation-harness's objects.
 
     Raises:
@@ -91,7 +92,7 @@ def load(names: Sequence[str], data_dir: str | None = None) -> list[Any]:
 def run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[Any],
+    tasks: Sequence[ConfigurableTask],
     batch_size: int = 8,
     limit: int | None = None,
     generation: Mapping[str, object] | None = None,

@@ -17,9 +17,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, TextIO
 
+_Convert = Callable[[Any], Any]
 # Types that JSON lacks, each with a function that takes a value apart and one that rebuilds it. A
 # subclass (a Counter, a named tuple) becomes its base type, to which it compares equal.
-_TYPES: dict[str, tuple[type, Callable[[Any], Any], Callable[[Any], Any]]] = {
+_TYPES: dict[str, tuple[type, _Convert, _Convert]] = {
     "list": (list, lambda v: [pack(x) for x in v], lambda v: [unpack(x) for x in v]),
     "tuple": (tuple, lambda v: [pack(x) for x in v], lambda v: tuple(map(unpack, v))),
     "set": (set, lambda v: [pack(x) for x in v], lambda v: set(map(unpack, v))),

@@ -2,28 +2,28 @@
 
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-from ...config.objectives import Task
+from ...config.objectives import DpoSpec, RewardSpec, Task
 from ...config.spec import EvalSpec
 from ...config.training_config import TrainingConfig
 from ...data.answer_pairs import Pair, encode_pairs
-from ...data.encoding import within
+from ...data.encoding import Encoded, within
 from ...data.templates import Example
 from ...errors import UserError
 from ...evaluation.text_metrics import Measurement
 from ..text import Text
-from ..trainer import FromBase, Guarded
+from ..trainer import FromBase, Guarded, TrainerParts
 from .trl_arguments import arguments_for
 
 
 class PreferenceTrainer(FromBase, DPOTrainer):
     """TRL's ``DPOTrainer``, for rows that are token ids already."""
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+    def _prepare_dataset(self, dataset: Dataset, *args: object) -> Dataset:
         return dataset
 
 
@@ -35,6 +35,7 @@ class Preferences(Text):
     """Pairs of a better and a worse answer to a prompt; a :class:`~..modality.Work`."""
 
     task: ClassVar[Task] = "dpo"
+    _options: DpoSpec | RewardSpec
     figures: ClassVar[dict[str, str]] = {"loss": "loss", "rewards/accuracies": "accuracy"}
 
     @classmethod
@@ -90,18 +91,18 @@ class Preferences(Text):
             "there is no `prompt` that they answer; add one"
         )
 
-    def _columns(self, row: Any) -> dict[str, Any]:
+    def _columns(self, row: Any) -> dict[str, object]:
         return {
             "prompt_ids": row.chosen.prompt,
             "chosen_ids": row.chosen.completion,
             "rejected_ids": row.rejected.completion,
         }
 
-    def shown(self, row: Any) -> list[tuple[str, Any]]:
+    def shown(self, row: Any) -> list[tuple[str, Encoded]]:
         """Return what the model reads of a row, each part with its name."""
         return [("chosen", row.chosen), ("rejected", row.rejected)]
 
-    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+    def trainer(self, args: TrainingConfig, **rest: Unpack[TrainerParts]) -> Guarded:
         """Return the trainer of these rows."""
         arguments = arguments_for(DPOConfig, args, **asdict(self._options))
         return PreferenceTrainer(args=arguments, **rest)
@@ -120,13 +121,13 @@ class Scores(Preferences):
     def _require_prompt(self, pair: Pair) -> None:
         """Check nothing: a score needs no prompt."""
 
-    def _columns(self, row: Any) -> dict[str, Any]:
+    def _columns(self, row: Any) -> dict[str, object]:
         return {
             "chosen_ids": row.chosen.prompt + row.chosen.completion,
             "rejected_ids": row.rejected.prompt + row.rejected.completion,
         }
 
-    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+    def trainer(self, args: TrainingConfig, **rest: Unpack[TrainerParts]) -> Guarded:
         """Return the trainer of these rows."""
         arguments = arguments_for(RewardConfig, args, **asdict(self._options))
         return ScoreTrainer(args=arguments, **rest)

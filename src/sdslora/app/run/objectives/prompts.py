@@ -1,12 +1,12 @@
 """Prompts whose answers the model writes itself and a rule scores: GRPO."""
 
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from ...config.objectives import Task
+from ...config.objectives import GrpoSpec, Task
 from ...config.spec import EvalSpec
 from ...config.training_config import TrainingConfig
 from ...data.encoding import Encoded
@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...evaluation.scoring import exact_match, last_number
 from ...evaluation.text_metrics import Measurement
 from ..text import Text
-from ..trainer import FromBase, Guarded
+from ..trainer import FromBase, Guarded, TrainerParts
 from .trl_arguments import arguments_for
 
 
@@ -31,6 +31,7 @@ class Prompts(Text):
     """Prompts, and the answers that a rule compares with; a :class:`~..modality.Work`."""
 
     task: ClassVar[Task] = "grpo"
+    _options: GrpoSpec
     tokens = None  # type: ignore[assignment]
     figures: ClassVar[dict[str, str]] = {"reward": "reward"}
 
@@ -93,7 +94,7 @@ class Prompts(Text):
         return prompts.add_column("split", [split] * count).add_column("number", [*range(count)])
 
     def right(
-        self, completions: list[Any], split: list[str], number: list[int], **_: Any
+        self, completions: list[Any], split: list[str], number: list[int], **_: object
     ) -> list[float]:
         """Return 1 for a right answer and 0 for any other."""
         rewards = []
@@ -108,7 +109,7 @@ class Prompts(Text):
             return self._examples.rule(answer, example.row)
         return RULES[self._options.reward](answer, example.completion)
 
-    def _columns(self, row: Any) -> dict[str, Any]:
+    def _columns(self, row: Any) -> dict[str, object]:
         example: Example = row.example
         if example.conversation is not None:
             turns = example.conversation
@@ -121,11 +122,11 @@ class Prompts(Text):
             prompt = example.prompt
         return {"prompt": prompt}
 
-    def shown(self, row: Any) -> list[tuple[str, Any]]:
+    def shown(self, row: Any) -> list[tuple[str, Encoded]]:
         """Return what the model reads of a row, each part with its name."""
         return [("prompt", Encoded(row.prompt, [], row.example))]
 
-    def trainer(self, args: TrainingConfig, **rest: Any) -> Guarded:
+    def trainer(self, args: TrainingConfig, **rest: Unpack[TrainerParts]) -> Guarded:
         """Return the trainer of these rows."""
         own = asdict(self._options)
         del own["reward"]

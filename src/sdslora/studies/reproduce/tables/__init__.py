@@ -4,14 +4,12 @@
 the grids out, :mod:`.beside` sets our figures beside the paper's, :mod:`.page` writes them.
 """
 
-from typing import Any
-
-from ..target import Reproducible
+from ..target import AnyReproducible
 from . import paper_settings
 from .cost import CostTable
 from .table import TrainedTable
 
-_ALL: dict[str, Reproducible[Any]] = {
+_ALL: dict[str, AnyReproducible] = {
     **{name: TrainedTable(name, table) for name, table in paper_settings.TABLES.items()},
     "table6": CostTable(),
 }
