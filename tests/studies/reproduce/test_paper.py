@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import paper_recipes
+from sdslora.studies.grid.execution import outline
 from sdslora.studies.reproduce.tables import beside, cost_page, estimate, grid, page, paper, table
 from sdslora.studies.reproduce.tables.grid import TableSpec
 from sdslora.studies.reproduce.tables.paper import Figure
@@ -172,7 +173,7 @@ def test_our_shares_are_the_rules_without_the_warm_up():
     assert (cell.rank, cell.model, estimate.steps(cell)) == (32, "llama3-8b", STEPS)
     for job in cell.jobs:
         options = job.contender.options
-        share = table._schedule({"options": options}, STEPS)["refreshing steps"]
+        share = table._schedule(outline(job), STEPS)["refreshing steps"]
         every = options.get("refresh_every")
         steps = range(11, STEPS + 1)
         ticks = sum(
