@@ -64,7 +64,8 @@ def parse(
     options = [_record_as_recipe(option) for option in options]
     arguments.check(options, shape, prog, positionals)
     options = [_for_command(option, shape, prog, convert) for option in options]
-    parser, settings = _parser(spec), dict(arguments.settings(options))
+    parser = _parser(spec)  # type: ignore[arg-type]  # mypy takes no type[T] for hashable
+    settings = dict(arguments.settings(options))
     try:
         values = parser.parse_args(options)
         result = _build(spec, parser, values)
