@@ -2,21 +2,25 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Python compiles what it imports; to compile all of it here takes longer than to unpack it.
+# pip need not compile: Python compiles a module when it is first imported.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 INSTALLED := $(VENV)/.installed
 OLDEST := $(VENV)/oldest
 TORCHAO := $(VENV)/torchao
-# One process a core, one thread each: many small tests. In the order of tests/conftest.py.
+# One process for each core, with one thread each. tests/conftest.py decides the order.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_DISABLE_TELEMETRY := 1
-# Otherwise each of the many processes compiles everything that it imports anew.
+# With it, each of the many processes would compile everything that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The mathematics, the PEFT contract, the commands as the pages show them, on tiny models.
+# The mathematics, the PEFT contract, and every command on a tiny model.
 FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_persistence.py \
-	tests/methods/test_method_contract.py tests/app/config tests/test_cli.py tests/docs/test_docs_runs.py
+	tests/tuner/test_peft_rules.py tests/methods/test_method_contract.py tests/app/config \
+	tests/test_cli.py tests/docs/test_docs_runs.py \
+	tests/app/run/test_train.py::test_train_evaluate_export_merge \
+	tests/studies/compare/test_compare.py::test_from_recipe_to_report \
+	tests/studies/reproduce/test_reproduce.py::test_theorems_run
 
 .PHONY: help install demo test test-fast test-oldest test-matrix test-torchao nightly lint bench \
 	reliability optimizers distribution docs wheel release clean
@@ -47,7 +51,7 @@ test: install ## all tests
 test-fast: install ## a part of the tests that says most in two minutes
 	$(PYTEST) $(FAST) -m 'not slow'
 
-# What can differ with them: PEFT's internals, the Trainer, TRL, files for stock PEFT.
+# Only tests of what the versions decide: PEFT's internals, the Trainer, TRL, files for stock PEFT.
 test-oldest: install ## the PEFT method with the oldest supported PEFT, Transformers and TRL
 	$(PIP_INSTALL) --no-deps --upgrade --target $(OLDEST) peft==0.20.0 transformers==5.16.1 \
 		trl==1.9.0 accelerate==1.13.0 huggingface_hub==1.33.0 httpx httpcore
@@ -100,6 +104,7 @@ docs: install ## the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone
+	rm -rf dist
 	$(PIP_INSTALL) build
 	$(BIN)/python -m build
 	$(PYTEST) tests/test_wheel.py
@@ -112,12 +117,13 @@ release: wheel ## check sdist and wheel in an empty environment; print what rema
 	$(VENV)/release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	cd $(VENV)/release && bin/sdslora --version && bin/python -c "import sdslora; print(sdslora.__all__)"
 	@echo "Left to do by hand:"
-	@echo "- the repository's address in [project.urls], and before README's links: a package index has no files"
-	@echo "- the date of the version in CHANGELOG.md"
+	@echo "- the repository's address: in [project.urls], in CONTRIBUTING.md and CITATION.cff, and before the"
+	@echo "  relative links of README.md, which a package index cannot follow"
+	@echo "- the date of the version, in CHANGELOG.md and CITATION.cff"
 	@echo "- git tag v$$($(BIN)/python -c 'from sdslora._version import __version__ as v; print(v)');" \
 		"git push --tags; twine upload dist/*"
 
 nightly: test test-matrix reliability distribution ## all tests, and the longer trials
 
-clean:
-	rm -rf $(VENV) runs build dist
+clean: ## delete what was built, and .venv
+	rm -rf $(VENV) build dist

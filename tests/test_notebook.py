@@ -40,6 +40,7 @@ def test_it_is_kept_with_its_outputs(notebook):
     check(notebook)
 
 
+@pytest.mark.slow
 def test_it_runs(notebook, tmp_path):
     for cell in notebook.cells:
         cell.pop("outputs", None)

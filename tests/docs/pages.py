@@ -12,7 +12,7 @@ PARTS = ROOT / "docs/results/figures"
 """The texts in it are sections of docs/figures.md."""
 PAGES = [
     str(page.relative_to(ROOT))
-    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    for page in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
     if PARTS not in page.parents
 ]
 

@@ -31,6 +31,7 @@ def check(directory: Path, figures: dict, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+@pytest.mark.slow
 def test_demo(recipe: MakeRecipe, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(
         training__num_train_epochs=6,

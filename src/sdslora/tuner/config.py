@@ -36,7 +36,7 @@ _UNSUPPORTED = {
 T = TypeVar("T")
 
 FORMAT = 1
-"""Version of the files of an adapter. Files without a version are of the first."""
+"""Version of the files of an adapter that this version writes, and the last that it reads."""
 _LARGEST_RANK = 2**20
 """More than the inputs or outputs of any layer."""
 _INITIALISATIONS = (True, False, "gaussian")
@@ -68,7 +68,7 @@ class SdsLoraConfig(LoraConfig):
         use_hira: multiply ΔW with the base weight, entry by entry, as HiRA does (ours). The change
             ``ΔW ⊙ W / rms(W)`` has full rank and is no plain LoRA. It works for ``nn.Linear`` and
             ``Conv1D`` whose weights are not quantized.
-        sds_format: version of the adapter's files, written and checked by the package.
+        sds_format: version of the files that were read; those without one are of version 1.
 
     Raises:
         ValueError: for a combination that has no meaning here; the message opens with "SDS-LoRA
@@ -118,7 +118,7 @@ class SdsLoraConfig(LoraConfig):
         metadata={"help": "Multiply ΔW with the base weight, which gives the change full rank."},
     )
     sds_format: int = field(
-        default=FORMAT, metadata={"help": "Version of the adapter's files; not to be set."}
+        default=1, metadata={"help": "Version of the files that were read; not to be set."}
     )
 
     def __post_init__(self) -> None:
@@ -142,6 +142,10 @@ class SdsLoraConfig(LoraConfig):
         self._reject_unsupported()
         self._check_numbers()
         reject_invalid(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the options as PEFT writes them, with the version of the files."""
+        return super().to_dict() | {"sds_format": FORMAT}
 
     def schedule(self, total_steps: int, *, in_warmup: bool = True) -> RefreshSchedule:
         """Return the refresh schedule of a training of ``total_steps`` optimizer steps.

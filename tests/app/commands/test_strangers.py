@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,8 @@ def test_a_pickle_is_refused(
         ({"r": -1}, "must be an integer of 1 or more"),
         ({"lora_alpha": float("nan")}, "must be a positive number"),
         ({"target_modules": r"((\w+\.?)+)+!"}, "takes more than 1 s"),
-        ({"peft_type": "../../x"}, "no adapter's configuration"),
-        ({"peft_type": []}, "no adapter's configuration"),
+        ({"peft_type": "../../x"}, "adapter_config.json cannot be used"),
+        ({"peft_type": []}, "adapter_config.json cannot be used"),
     ],
 )
 def test_hostile_configurations(
@@ -102,6 +104,61 @@ def test_yaml_that_runs_code(tag: str, sdslora: Run, recipe: MakeRecipe, tmp_pat
     assert result.status == 2
     assert "is not valid YAML" in result.err
     assert not (tmp_path / "proof").exists()
+
+
+# ------------------------------------------------------------------- code that comes with a model
+
+
+READERS: dict[str, list[str]] = {**COMMANDS, "chat": [], "serve-check": []}
+
+
+@pytest.fixture
+def with_code(command: str, tmp_path: Path, model_dir: Path, data_file: Path) -> Path:
+    """An adapter whose run.json trusts a model that writes ``proof`` when its code is imported."""
+    model = tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Config"}}
+    write_json(model / "config.json", config)
+    (model / "theirs.py").write_text(
+        f"open({str(tmp_path / 'proof')!r}, 'w').close()\n"
+        "from transformers import LlamaConfig\n"
+        "class Config(LlamaConfig):\n    model_type = 'theirs'\n"
+    )
+    plain = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    ours = SdsLoraConfig(target_modules=["q_proj"])
+    kind = plain if command in ("convert", "diagnose") else ours
+    adapter = save_adapter(tmp_path / "adapter", model_dir, kind)
+    sections = {
+        "model": {
+            "name_or_path": str(model),
+            "trust_remote_code": True,
+            "options": {"trust_remote_code": True, "attn_implementation": "their/kernel"},
+        },
+        "data": {"source": str(data_file), "holdout": 4},
+        "evaluation": {},
+    }
+    write_json(adapter / "run.json", {"status": "finished", "config": sections})
+    return adapter
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_a_record_beside_an_adapter_runs_no_code(
+    command: str,
+    sdslora: Run,
+    with_code: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.chdir(tmp_path)
+    result = sdslora(command, with_code, *READERS[command])
+    assert result.status == 2
+    assert not (tmp_path / "proof").exists()
+    assert "model.trust_remote_code, which can run foreign code" in result.out
+    assert "model.options.attn_implementation" in result.out
+    sdslora(command, with_code, *READERS[command], "--model.trust_remote_code=true")
+    assert (tmp_path / "proof").exists()
 
 
 # ---------------------------------------------------------------------- links in a run's folder

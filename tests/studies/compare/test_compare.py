@@ -459,6 +459,7 @@ def local() -> Iterator[LocalEngine]:
         yield place
 
 
+@pytest.mark.slow
 def test_local_and_ray_give_the_same_bits(make: Make, local: LocalEngine):
     pytest.importorskip("ray")
     spec = make(methods=["sds-lora"])
@@ -487,6 +488,7 @@ def test_a_process_that_dies_fails_its_own_run_only(local: LocalEngine):
     assert dead.exception() is not None
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(
     make: Make, tmp_path: Path, sdslora: Run, monkeypatch: pytest.MonkeyPatch
 ):

@@ -18,7 +18,6 @@ from ..files import reject_used
 from ..models import base_models, saved_adapters
 from ..models.saved_adapters import BaseModelSpec
 from ..run import modality, record
-from ..run.record import RunRecord
 
 _SECTIONS = ("model", "data", "evaluation")
 
@@ -52,7 +51,7 @@ def command(argv: Sequence[str]) -> None:
     """
     places = adapter_or_recipe(argv)
     run = record.of_adapter(Path(argv[0])) if places != (RECIPE,) else None
-    defaults = _defaults(run) if run else None
+    defaults = record.sections(run, _SECTIONS) if run else None
     evaluate(parse(EvaluateSpec, argv, "sdslora evaluate", places, defaults, to_evaluate))
 
 
@@ -84,7 +83,3 @@ def evaluate(spec: EvaluateSpec) -> Measurement:
             Path(spec.output_dir), result.metrics, result.records, config=asdict(spec)
         )
     return result
-
-
-def _defaults(run: RunRecord) -> dict[str, object]:
-    return {name: run["config"][name] for name in _SECTIONS}

@@ -130,7 +130,9 @@ def require() -> None:
             "generated code cannot be contained here: this system does not allow the namespaces "
             f"({' '.join(probe.output.split())[:200]}). A container needs the right to make them "
             "(docker run --security-opt seccomp=unconfined --cap-add SYS_ADMIN); some systems need "
-            "`sysctl kernel.unprivileged_userns_clone=1`. Or leave out the tasks that run code"
+            "`sysctl kernel.unprivileged_userns_clone=1`, and Ubuntu needs "
+            "`sysctl kernel.apparmor_restrict_unprivileged_userns=0`. Or leave out the tasks that "
+            "run code"
         )
 
 

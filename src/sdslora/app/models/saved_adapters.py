@@ -128,7 +128,7 @@ def read_config(directory: str) -> PeftConfig:
         return PeftConfig.from_pretrained(directory)
     except Exception as error:  # whatever a stranger's file makes PEFT raise
         raise UserError(
-            f"{directory}/adapter_config.json is no adapter's configuration: {first_line(error)}"
+            f"{directory}/adapter_config.json cannot be used: {first_line(error)}"
         ) from error
 
 
@@ -138,7 +138,7 @@ def _base(path: Path, config: PeftConfig, model: ModelSpec) -> ModelSpec:
     run = record.of_adapter(path)
     if run is not None:
         overrides = {k: v for k, v in asdict(model).items() if v != getattr(BaseModelSpec(), k)}
-        return replace(ModelSpec(**run["config"]["model"]), **overrides)
+        return replace(ModelSpec(**record.sections(run, ["model"])["model"]), **overrides)
     if not config.base_model_name_or_path:
         raise UserError(f"{path} names no base model; give --model.name_or_path")
     return replace(model, name_or_path=config.base_model_name_or_path)

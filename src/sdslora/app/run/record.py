@@ -24,6 +24,8 @@ from ..secrets import mask_secrets, without_secrets
 NAME = "run.json"
 Config = dict[str, Json]
 """A whole specification, as JSON gives it back: sections and their options."""
+_HARMLESS = ("attn_implementation", "device_map", "max_memory", "quantization_config")
+"""Arguments of ``from_pretrained`` that run no foreign code, unless a value names a repository."""
 _PACKAGES = (
     "torch",
     "peft",
@@ -104,6 +106,26 @@ def read(directory: Path) -> RunRecord | None:
 def of_adapter(directory: Path) -> RunRecord | None:
     """Return the record of an adapter's run, from its folder or the one above a checkpoint's."""
     return read(directory) or read(directory.parent)
+
+
+def sections(run: RunRecord, names: Iterable[str]) -> Config:
+    """Return sections of a record that an adapter came with, without what can run foreign code.
+
+    The adapter may be a stranger's. What is left out is printed; on the command line it counts.
+    """
+    found = {name: run["config"][name] for name in names if name in run["config"]}
+    if model := found.get("model"):
+        options = model.get("options", {})
+        harmless = {k: v for k, v in options.items() if k in _HARMLESS and "/" not in str(v)}
+        left_out = [f"model.options.{key}" for key in options if key not in harmless]
+        left_out += ["model.trust_remote_code"] * bool(model.get("trust_remote_code"))
+        if left_out:
+            print(
+                f"not taken from the run's {NAME}: {', '.join(left_out)}, which can run foreign "
+                "code; give it on the command line if you trust that"
+            )
+        found["model"] = model | {"options": harmless, "trust_remote_code": False}
+    return found
 
 
 def write_figures(

@@ -85,8 +85,7 @@ class DiagnoseSpec:
 def command(argv: Sequence[str]) -> None:
     """Run ``sdslora diagnose`` with these arguments."""
     run = record.of_adapter(Path(argv[0])) if argv and Path(argv[0]).is_dir() else None
-    config = run["config"] if run else {}
-    defaults = {name: config[name] for name in _SECTIONS if name in config}
+    defaults = record.sections(run, _SECTIONS) if run else None
     diagnose(parse(DiagnoseSpec, argv, "sdslora diagnose", ("adapter_dir",), defaults))
 
 
