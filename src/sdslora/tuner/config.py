@@ -145,7 +145,7 @@ class SdsLoraConfig(LoraConfig):
 
     def to_dict(self) -> dict[str, object]:
         """Return the options as PEFT writes them, with the version of the files."""
-        return super().to_dict() | {"sds_format": FORMAT}
+        return {**super().to_dict(), "sds_format": FORMAT}
 
     def schedule(self, total_steps: int, *, in_warmup: bool = True) -> RefreshSchedule:
         """Return the refresh schedule of a training of ``total_steps`` optimizer steps.
