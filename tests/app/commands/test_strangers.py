@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdslora import SdsLoraConfig
 from sdslora.app.errors import UserError
@@ -158,6 +158,32 @@ def test_a_record_beside_an_adapter_runs_no_code(
     assert "model.trust_remote_code, which can run foreign code" in result.out
     assert "model.options.attn_implementation" in result.out
     sdslora(command, with_code, *READERS[command], "--model.trust_remote_code=true")
+    assert (tmp_path / "proof").exists()
+
+
+def test_the_tokenizer_beside_an_adapter_runs_no_code(
+    sdslora: Run, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SdsLoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapter = save_adapter(tmp_path / "adapter", model_dir, config)
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(adapter)
+    settings = json.loads((adapter / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "Theirs",
+        "auto_map": {"AutoTokenizer": [None, "theirs.Theirs"]},
+    }
+    write_json(adapter / "tokenizer_config.json", settings)
+    (adapter / "theirs.py").write_text(
+        f"open({str(tmp_path / 'proof')!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Theirs(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    argv = ("export", adapter, tmp_path / "out", f"--model.name_or_path={model_dir}")
+    result = sdslora(*argv)
+    assert (result.status, "no usable tokenizer" in result.err) == (2, True), result.err
+    assert not (tmp_path / "proof").exists()
+    sdslora(*argv, "--model.trust_remote_code=true")
     assert (tmp_path / "proof").exists()
 
 

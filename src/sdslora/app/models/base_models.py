@@ -108,6 +108,13 @@ class Source:
         """
         raise NotImplementedError
 
+    def _place(self, directory: Path | None, file: str) -> tuple[str, dict[str, object]]:
+        """Return the processor's place, ``directory`` if it has ``file``, and its arguments."""
+        if directory is None or not (directory / file).is_file():
+            return self.path, self.arguments
+        # without a word on it, Transformers asks whether to run a stranger's code
+        return str(directory), {"trust_remote_code": self.spec.trust_remote_code}
+
     def _unusable(self, error: Exception) -> UserError:
         return UserError(
             f"model {self.spec.name_or_path!r} cannot be loaded as {self.what}: {first_line(error)}"
@@ -123,14 +130,11 @@ class LanguageModel(Source):
 
     def processor(self, directory: Path | None = None) -> PreTrainedTokenizerBase:
         """Return the tokenizer; the model's own gets a padding token."""
-        if directory is not None and (directory / "tokenizer_config.json").is_file():
-            return AutoTokenizer.from_pretrained(str(directory))
+        path, arguments = self._place(directory, "tokenizer_config.json")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, **self.arguments)
+            tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
         except (OSError, ValueError, ImportError, KeyError) as error:
-            raise UserError(
-                f"model {self.spec.name_or_path!r} has no usable tokenizer: {first_line(error)}"
-            ) from error
+            raise UserError(f"{path!r} has no usable tokenizer: {first_line(error)}") from error
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer
 
@@ -201,14 +205,12 @@ class ImageClassifier(Source):
 
     def processor(self, directory: Path | None = None) -> BaseImageProcessor:
         """Return the image processor, on Pillow; a saved adapter's classes are beside it."""
-        is_saved = directory is not None and (directory / "preprocessor_config.json").is_file()
-        path, arguments = (str(directory), {}) if is_saved else (self.path, self.arguments)
+        path, arguments = self._place(directory, "preprocessor_config.json")
         try:
             return AutoImageProcessor.from_pretrained(path, **arguments, backend="pil")
         except (OSError, ValueError, ImportError, KeyError) as error:
             raise UserError(
-                f"model {self.spec.name_or_path!r} has no usable image processor: "
-                f"{first_line(error)}"
+                f"{path!r} has no usable image processor: {first_line(error)}"
             ) from error
 
 
