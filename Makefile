@@ -28,7 +28,7 @@ FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_per
 help: ## this list; times on two cores
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 18
 
-install: $(INSTALLED) ## everything into .venv (2 min)
+install: $(INSTALLED) ## everything into .venv (1 to 2 min)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,14 +45,14 @@ demo: install ## fine-tune a real language model, evaluate it, export it
 	rm -rf runs/demo
 	$(BIN)/python tools/demo.py recipes/demo.yaml
 
-test: install ## all tests
-	$(PYTEST)
+test: install ## all tests (11 min)
+	$(PYTEST) --durations=10
 
-test-fast: install ## a part of the tests that says most in two minutes
+test-fast: install ## the mathematics, the PEFT contract, every command on a tiny model (1 min)
 	$(PYTEST) $(FAST) -m 'not slow'
 
 # Only tests of what the versions decide: PEFT's internals, the Trainer, TRL, files for stock PEFT.
-test-oldest: install ## the PEFT method with the oldest supported PEFT, Transformers and TRL
+test-oldest: install ## the PEFT method with the oldest supported PEFT, Transformers and TRL (2 min)
 	$(PIP_INSTALL) --no-deps --upgrade --target $(OLDEST) peft==0.20.0 transformers==5.16.1 \
 		trl==1.9.0 accelerate==1.13.0 huggingface_hub==1.33.0 httpx httpcore
 	PYTHONPATH=$(OLDEST) $(PYTEST) tests/tuner tests/training/test_trainer_callback.py \
@@ -62,11 +62,11 @@ test-oldest: install ## the PEFT method with the oldest supported PEFT, Transfor
 test-matrix: install ## contract tests beside other versions (CELL=name: one), then docs/matrix.md
 	$(BIN)/python tools/test_matrix.py $(CELL)
 
-test-torchao: install ## bases that torchao quantized; apart, since PEFT imports it wherever it is
+test-torchao: install ## bases that torchao quantized, apart: PEFT imports it wherever it is (1 min)
 	$(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PYTEST) tests/tuner/test_quantized.py
 
-lint: install ## style, types and prose
+lint: install ## style, types and prose (2 min)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -94,7 +94,7 @@ distribution: install ## every engine in two processes, then docs/distribute.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/distributed $(BIN)/python tools/distribution_trials.py
 	$(BIN)/python tools/distribution_page.py
 
-docs: install ## the site, in build/site
+docs: install ## the site, in build/site (1 min)
 	$(BIN)/python tools/architecture_page.py
 	$(BIN)/python tools/capacity_page.py
 	$(BIN)/python tools/commands_page.py
@@ -103,13 +103,13 @@ docs: install ## the site, in build/site
 	$(BIN)/python tools/evaluation_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone
+wheel: install ## sdist and wheel in dist/, installed beside torch and peft alone (1 min)
 	rm -rf dist
 	$(PIP_INSTALL) build
 	$(BIN)/python -m build
 	$(PYTEST) tests/test_wheel.py
 
-release: wheel ## check sdist and wheel in an empty environment; print what remains to be done
+release: wheel ## check both in an empty environment; print what remains to be done (2 min)
 	rm -rf $(VENV)/release
 	$(PYTHON) -m venv $(VENV)/release
 	$(PIP_INSTALL) twine
@@ -120,7 +120,7 @@ release: wheel ## check sdist and wheel in an empty environment; print what rema
 	@echo "- the repository's address: in [project.urls], in CONTRIBUTING.md and CITATION.cff, and before the"
 	@echo "  relative links of README.md, which a package index cannot follow"
 	@echo "- the date of the version, in CHANGELOG.md and CITATION.cff"
-	@echo "- git tag v$$($(BIN)/python -c 'from sdslora._version import __version__ as v; print(v)');" \
+	@echo "- git tag v$$($(BIN)/sdslora --version | cut -d' ' -f2);" \
 		"git push --tags; twine upload dist/*"
 
 nightly: test test-matrix reliability distribution ## all tests, and the longer trials
