@@ -61,5 +61,5 @@ def test_the_command_line_says_so_too(tmp_path, sdslora):
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"sds_format": FORMAT + 1}))
     result = sdslora("export", tmp_path, tmp_path / "out")
     assert result.status == 2
-    assert "cannot be used: the adapter's files are of format 2" in result.err
+    assert f"cannot be used: the adapter's files are of format {FORMAT + 1}" in result.err
     assert "upgrade it (pip install -U sds-lora)" in result.err

@@ -199,7 +199,8 @@ class _Twin:
         parameters = self.ours + self.others
         start = [p.detach().double().clone() for p in parameters]
         paths = _Paths([], [])
-        torch.manual_seed(first)  # not in each step: without a GPU, torch takes milliseconds for it
+        # Once a path: without a GPU, torch takes milliseconds for it. Twins draw equally often.
+        torch.manual_seed(first)
         for step in range(first, first + _STEPS):
             generator = torch.Generator().manual_seed(step)
             for p in parameters:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdslora import SdsLoraConfig
 from sdslora.app.errors import UserError
 from sdslora.app.files import reject_links_out, write_json
+from sdslora.app.run import record
 from sdslora.app.run.record import as_json
 from tiny import MakeRecipe, Run
 
@@ -115,6 +118,7 @@ READERS: dict[str, list[str]] = {**COMMANDS, "chat": [], "serve-check": []}
 @pytest.fixture
 def with_code(command: str, tmp_path: Path, model_dir: Path, data_file: Path) -> Path:
     """An adapter whose run.json trusts a model that writes ``proof`` when its code is imported."""
+    record._print_once.cache_clear()
     model = tmp_path / "model"
     shutil.copytree(model_dir, model)
     config = json.loads((model / "config.json").read_text())
@@ -155,9 +159,102 @@ def test_a_record_beside_an_adapter_runs_no_code(
     result = sdslora(command, with_code, *READERS[command])
     assert result.status == 2
     assert not (tmp_path / "proof").exists()
-    assert "model.trust_remote_code, which can run foreign code" in result.out
-    assert "model.options.attn_implementation" in result.out
+    [note] = [line for line in result.out.splitlines() if "from the command line only" in line]
+    assert "model.trust_remote_code" in note
+    assert "model.options.attn_implementation" in note
     sdslora(command, with_code, *READERS[command], "--model.trust_remote_code=true")
+    assert (tmp_path / "proof").exists()
+
+
+def test_which_settings_of_a_record_count(capsys: pytest.CaptureFixture[str]) -> None:
+    harmless = {"attn_implementation": "sdpa", "device_map": {"": "cpu"}}
+    foreign = {
+        "quantization_config": {"path": "their/code"},
+        "use_kernels": True,
+        "weights_only": False,
+    }
+    model = {"name_or_path": "base", "options": harmless | foreign, "trust_remote_code": True}
+    sections = record.sections({"config": {"model": model}}, ["model", "data"])
+    assert sections == {"model": model | {"options": harmless, "trust_remote_code": False}}
+    out = capsys.readouterr().out
+    assert all(f"model.options.{key}" in out for key in foreign)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model": []},
+        {"model": {}},
+        {"model": "base"},
+        {"model": {"name_or_path": "base", "options": 3}},
+        {"model": {"name_or_path": "base", "unheard_of": 1}},
+    ],
+)
+@pytest.mark.parametrize("command", ["chat", "evaluate"])
+def test_a_broken_record_beside_an_adapter(
+    command: str, config: dict[str, Any], sdslora: Run, tmp_path: Path
+) -> None:
+    SdsLoraConfig(r=2).save_pretrained(str(tmp_path))
+    write_json(tmp_path / "run.json", {"status": "finished", "config": config})
+    result = sdslora(command, tmp_path)
+    assert result.status == 2, result.err
+    assert result.err.startswith("error: "), result.err
+
+
+@pytest.fixture
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A value that jsonargparse could take for a class, whose module writes ``proof``."""
+    (tmp_path / "theirs.py").write_text(
+        f"open({str(tmp_path / 'proof')!r}, 'w').close()\nclass Thing:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    return {"class_path": "theirs.Thing", "init_args": {}}
+
+
+@pytest.mark.parametrize("section", ["data", "model", "training", "evaluation"])
+def test_a_class_in_a_recipe_is_not_imported(
+    section: str,
+    importable: dict[str, Any],
+    sdslora: Run,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+) -> None:
+    keys = {"training": "lr_scheduler_kwargs", "evaluation": "limit"}
+    key = keys.get(section, "options")
+    path = recipe(**{f"{section}__{key}": importable if key == "limit" else {"a": importable}})
+    sdslora("train", path, "--dry_run")
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_a_class_in_a_record_is_not_imported(
+    command: str, importable: dict[str, Any], sdslora: Run, model_dir: Path, tmp_path: Path
+) -> None:
+    plain = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    adapter = save_adapter(tmp_path / "adapter", model_dir, plain)
+    sections = {
+        "model": {
+            "name_or_path": str(model_dir),
+            "options": {"quantization_config": importable},
+        },
+        "data": {"source": "rows.json", "options": {"a": importable}},
+    }
+    write_json(adapter / "run.json", {"status": "finished", "config": sections})
+    sdslora(command, adapter)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_jsonargparse_would_import_it(importable: dict[str, Any], tmp_path: Path) -> None:
+    """The control of the two tests above, in a process without our settings."""
+    code = (
+        "import json, sys; from jsonargparse import ArgumentParser; "
+        "parser = ArgumentParser(); parser.add_argument('--a', type=dict[str, object]); "
+        "parser.instantiate(parser.parse_args(['--a', json.dumps({'b': json.loads(sys.argv[1])})]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code, json.dumps(importable)], env=environment)
     assert (tmp_path / "proof").exists()
 
 

@@ -78,7 +78,7 @@ def chat(spec: ChatSpec, lines: Iterable[str]) -> None:
     if raw and not spec.raw:
         print("the tokenizer has no chat template: each line is sent as it is")
     run = record.of_adapter(Path(spec.adapter_dir))
-    system = spec.system or (run["config"]["data"].get("system") if run else None)
+    system = spec.system or (_recorded_system(run) if run else None)
     speakers = {
         name: Speaker(name, model, tokenizer, spec, None if raw else system, raw)
         for name in MODES["/both"]
@@ -171,3 +171,8 @@ def _prompted(lines: Iterable[str]) -> Iterable[str]:
         if line is None:
             return
         yield line
+
+
+def _recorded_system(run: record.RunRecord) -> str | None:
+    system = record.sections(run, ["data"]).get("data", {}).get("system")
+    return system if isinstance(system, str) else None

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from ... import SdsLoraConfig
 from ...tuner import PRESETS
@@ -29,6 +29,9 @@ from .training_recipe import Convert, Tree, for_command
 from .value_words import words
 
 SpecT = TypeVar("SpecT")
+
+# A value such as {class_path: subprocess.Popen} is data: nothing is imported, nothing called.
+set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=["*"])
 
 # TrainSpec.output_dir is the trainer's too.
 _SKIPPED_KEYS: dict[object, set[str]] = {TrainingConfig: {"output_dir"}}
@@ -64,7 +67,7 @@ def parse(
     options = [_record_as_recipe(option) for option in options]
     arguments.check(options, shape, prog, positionals)
     options = [_for_command(option, shape, prog, convert) for option in options]
-    parser = _parser(spec)  # type: ignore[arg-type]  # mypy takes no type[T] for hashable
+    parser = _parser(spec)  # type: ignore[arg-type]  # mypy does not take type[T] for hashable
     settings = dict(arguments.settings(options))
     try:
         values = parser.parse_args(options)
@@ -73,6 +76,8 @@ def parse(
         raise
     except Exception as error:  # of jsonargparse, or of a section's own checks
         raise UserError(_readable(error, spec, settings)) from error
+    finally:
+        vars(parser).pop("print_config", None)  # it stays there where the parsing fails
     if isinstance(result, Recipe):
         result.given = frozenset(settings)
     return result
@@ -168,7 +173,7 @@ def _build(spec: type[SpecT], parser: ArgumentParser, values: Namespace) -> Spec
     for name, kind, _ in _fields(spec):
         if kind is SdsLoraConfig:
             options, defaults = vars(values[name]), _adapter_defaults()
-            # it rejects some explicit defaults
+            # SdsLoraConfig rejects some options even at their defaults
             sections[name] = make_config({k: v for k, v in options.items() if v != defaults[k]})
     return spec(**sections)
 

@@ -30,7 +30,8 @@ class ModelSpec:
         dtype: Type of the weights; "auto" is float32 on a CPU and for image classifiers, and
             bfloat16 where the GPU has it.
         gguf_file: Name of the GGUF file to load from that model.
-        trust_remote_code: Allow code that comes with the model.
+        trust_remote_code: Allow code that comes with the model, or with the tokenizer beside an
+            adapter.
         options: Further keyword arguments of from_pretrained (attn_implementation, device_map,
             quantization_config ...).
     """

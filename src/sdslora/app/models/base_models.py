@@ -108,12 +108,16 @@ class Source:
         """
         raise NotImplementedError
 
-    def _place(self, directory: Path | None, file: str) -> tuple[str, dict[str, object]]:
-        """Return the processor's place, ``directory`` if it has ``file``, and its arguments."""
+    def _place(self, directory: Path | None, file: str) -> tuple[str, str, dict[str, object]]:
+        """Return whose the processor is, its path, and the arguments to read it.
+
+        It is in ``directory`` where that has ``file``, and else beside the model.
+        """
         if directory is None or not (directory / file).is_file():
-            return self.path, self.arguments
-        # without a word on it, Transformers asks whether to run a stranger's code
-        return str(directory), {"trust_remote_code": self.spec.trust_remote_code}
+            return f"model {self.spec.name_or_path!r}", self.path, self.arguments
+        # if trust_remote_code is not given, Transformers asks at the terminal
+        arguments: dict[str, object] = {"trust_remote_code": self.spec.trust_remote_code}
+        return f"adapter {directory}", str(directory), arguments
 
     def _unusable(self, error: Exception) -> UserError:
         return UserError(
@@ -129,12 +133,12 @@ class LanguageModel(Source):
     task_type = "CAUSAL_LM"
 
     def processor(self, directory: Path | None = None) -> PreTrainedTokenizerBase:
-        """Return the tokenizer; the model's own gets a padding token."""
-        path, arguments = self._place(directory, "tokenizer_config.json")
+        """Return the tokenizer, with a padding token."""
+        owner, path, arguments = self._place(directory, "tokenizer_config.json")
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **arguments)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            raise UserError(f"{path!r} has no usable tokenizer: {first_line(error)}") from error
+        except Exception as error:  # whatever a stranger's file makes Transformers raise
+            raise UserError(f"{owner} has no usable tokenizer: {first_line(error)}") from error
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer
 
@@ -205,12 +209,12 @@ class ImageClassifier(Source):
 
     def processor(self, directory: Path | None = None) -> BaseImageProcessor:
         """Return the image processor, on Pillow; a saved adapter's classes are beside it."""
-        path, arguments = self._place(directory, "preprocessor_config.json")
+        owner, path, arguments = self._place(directory, "preprocessor_config.json")
         try:
             return AutoImageProcessor.from_pretrained(path, **arguments, backend="pil")
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except Exception as error:  # whatever a stranger's file makes Transformers raise
             raise UserError(
-                f"{path!r} has no usable image processor: {first_line(error)}"
+                f"{owner} has no usable image processor: {first_line(error)}"
             ) from error
 
 

@@ -17,6 +17,8 @@ from .base_models import SMOLLM2, SMOLLM2_HUB_ID
 NAME = "README.md"
 _PAPER = "[SDS-LoRA](https://arxiv.org/abs/2606.16454)"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_PLAIN_NAME = re.compile(r"[\w./\\:~@ -]*")
+"""No quotes and no line breaks."""
 
 AdapterConfig = Mapping[str, Json]
 """The content of an ``adapter_config.json``, of any PEFT method."""
@@ -58,6 +60,8 @@ def text(
 ) -> str:
     """Return the card. The arguments are those of :func:`write`."""
     base = hub_name(config.get("base_model_name_or_path") or "")
+    if not _PLAIN_NAME.fullmatch(base):  # it goes into Python that people run
+        base = ""
     parts = [
         *_front_matter(base, config, form),
         f"# {name}\n",
@@ -228,7 +232,8 @@ def _classes(config: AdapterConfig, has_classes: bool, base: str, name: str) -> 
     mapping = config.get("auto_mapping") or {}
     causal = config.get("task_type") == "CAUSAL_LM"
     is_reward = config.get("task_type") == "SEQ_CLS"
-    auto = "AutoModelForCausalLM" if causal else mapping.get("base_model_class", "AutoModel")
+    auto = "AutoModelForCausalLM" if causal else str(mapping.get("base_model_class", "AutoModel"))
+    auto = auto if auto.isidentifier() else "AutoModel"
     auto = "AutoModelForSequenceClassification" if is_reward else auto
     options = ", num_labels=1" if is_reward else ""
     imports, line = auto, f'base = {auto}.from_pretrained("{base}"{options})'

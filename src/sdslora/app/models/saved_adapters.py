@@ -136,9 +136,13 @@ def _base(path: Path, config: PeftConfig, model: ModelSpec) -> ModelSpec:
     if model.name_or_path is not None:
         return model
     run = record.of_adapter(path)
-    if run is not None:
+    recorded = record.sections(run, ["model"]) if run is not None else {}
+    if recorded:
         overrides = {k: v for k, v in asdict(model).items() if v != getattr(BaseModelSpec(), k)}
-        return replace(ModelSpec(**record.sections(run, ["model"])["model"]), **overrides)
+        try:
+            return replace(ModelSpec(**recorded["model"]), **overrides)
+        except TypeError as error:
+            raise UserError(f"the adapter's {record.NAME}: {first_line(error)}") from error
     if not config.base_model_name_or_path:
         raise UserError(f"{path} names no base model; give --model.name_or_path")
     return replace(model, name_or_path=config.base_model_name_or_path)

@@ -83,20 +83,16 @@ class Work(Protocol):
         """Return the figures of the trainer's model on the rows to evaluate on."""
 
 
-def objective(task: Task) -> type[Text]:
-    """Return the rows of text of a recipe's task; they know their trainer and its arguments."""
-    # TRL's trainer of the task takes seconds to import.
+def rows_class(task: Task) -> type[Text]:
+    """Return the class of a task's rows of text; it knows their trainer."""
+    # TRL's trainer of a task takes seconds to import.
     match task:
         case "sft":
             return Text
-        case "dpo":
-            from .objectives.preferences import Preferences
+        case "dpo" | "reward":
+            from .objectives.preferences import Preferences, Scores
 
-            return Preferences
-        case "reward":
-            from .objectives.preferences import Scores
-
-            return Scores
+            return Preferences if task == "dpo" else Scores
         case "grpo":
             from .objectives.prompts import Prompts
 
@@ -132,7 +128,7 @@ def make(
         raise UserError(f"{source.spec.name_or_path} is a reward model, which writes no text")
     assert isinstance(source, LanguageModel | RewardModel)
     examples = load_examples(spec, test)
-    return objective(task)(source, processor, spec, max_length, examples, options)
+    return rows_class(task)(source, processor, spec, max_length, examples, options)
 
 
 def make_trainer(

@@ -8,6 +8,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -39,7 +40,7 @@ _PACKAGES = (
 
 
 class RunRecord(TypedDict, total=False):
-    """The content of ``run.json``, by ``sdslora train``; keys appear as the run goes on."""
+    """The content of ``run.json`` as ``sdslora train`` writes it; some keys come later."""
 
     status: str
     started: str
@@ -109,23 +110,36 @@ def of_adapter(directory: Path) -> RunRecord | None:
 
 
 def sections(run: RunRecord, names: Iterable[str]) -> Config:
-    """Return sections of a record that an adapter came with, without what can run foreign code.
+    """Return these sections of the record beside an adapter, without what can run foreign code.
 
-    The adapter may be a stranger's. What is left out is printed; on the command line it counts.
+    The adapter may be a stranger's. Prints which settings it leaves out.
+
+    Raises:
+        UserError: for a section that is none.
     """
-    found = {name: run["config"][name] for name in names if name in run["config"]}
-    if model := found.get("model"):
-        options = model.get("options", {})
+    chosen = {name: run["config"][name] for name in names if name in run["config"]}
+    for name, section in chosen.items():
+        if not isinstance(section, dict):
+            raise UserError(f"`config.{name}` of the adapter's {NAME} must have keys and values")
+    if model := chosen.get("model"):
+        options = model.get("options") or {}
+        if not isinstance(options, dict):
+            raise UserError(f"`config.model.options` of the adapter's {NAME} must have keys")
         harmless = {k: v for k, v in options.items() if k in _HARMLESS and "/" not in str(v)}
         left_out = [f"model.options.{key}" for key in options if key not in harmless]
         left_out += ["model.trust_remote_code"] * bool(model.get("trust_remote_code"))
         if left_out:
-            print(
-                f"not taken from the run's {NAME}: {', '.join(left_out)}, which can run foreign "
-                "code; give it on the command line if you trust that"
+            _print_once(
+                f"taken from the command line only, not from the adapter's {NAME}, as it could run "
+                f"code that is not ours: {', '.join(left_out)}"
             )
-        found["model"] = model | {"options": harmless, "trust_remote_code": False}
-    return found
+        chosen["model"] = model | {"options": harmless, "trust_remote_code": False}
+    return chosen
+
+
+@cache
+def _print_once(text: str) -> None:
+    print(text)
 
 
 def write_figures(

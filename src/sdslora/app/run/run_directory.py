@@ -12,6 +12,7 @@ from .record import NAME, RunRecord, as_json, differing_keys, read
 
 FREE: dict[str, tuple[str, ...]] = {
     "they say where and what to write": (
+        "adapter.sds_format",
         "output_dir",
         "training.disable_tqdm",
         "training.hub_",

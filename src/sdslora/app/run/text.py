@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, ClassVar, Unpack
+from typing import Any, Unpack
 
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..config.objectives import Task
 from ..config.spec import DataSpec, EvalSpec
 from ..config.training_config import TrainingConfig
 from ..data import packing, tokenized
@@ -26,8 +25,6 @@ from .trainer import Guarded, GuardedTrainer, TrainerParts
 
 class Text:
     """Rows that are tokenized when they are needed; a :class:`~.modality.Work`."""
-
-    task: ClassVar[Task] = "sft"
 
     def __init__(
         self,

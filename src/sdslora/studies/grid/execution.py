@@ -140,8 +140,7 @@ def _train_and_measure(job: Job, data: Run) -> None:
         raise _Diverged(f"the validation loss is {validation['loss']}")
     data["test"] = work.measure(model, "test")
     data["tasks"] = work.task_figures(model)
-    after = work.general_loss(model)
-    if before is not None and after is not None:
+    if before is not None and (after := work.general_loss(model)) is not None:
         data["general_loss"] = {"before": before, "after": after}
 
 

@@ -198,7 +198,8 @@ def _reach(path: Sequence[Rate], limit: float) -> tuple[float, bool]:
 
 def _loss(run: Run) -> float:
     """Return the validation loss; infinite for a diverged run or a loss that is not a number."""
-    if run["status"] == "diverged" or run["validation"] is None:
+    if run["status"] == "diverged":
         return inf
+    assert run["validation"] is not None  # of a finished run
     loss = run["validation"]["loss"]
     return loss if isfinite(loss) else inf

@@ -22,6 +22,7 @@ TASKS = (*COMMONSENSE, "gsm8k", "gsm8k_lora_ga", "math", "humaneval")
 CODE = ("humaneval",)  # those that run what the model has written
 GROUPS = {"commonsense": COMMONSENSE}
 TaskFigures = dict[str, int | dict[str, float]]
-"""The figures of a task: ``rows``, and by rule (whose reading of an answer) the scores, which are
-shares of the rows, and ``no_answer``, a number of rows.
+"""The figures of a task: ``rows``, and the scores by rule, which is one way to read an answer.
+
+Scores are shares of the rows; ``no_answer`` is a number of rows.
 """

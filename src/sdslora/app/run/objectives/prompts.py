@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from ...config.objectives import GrpoSpec, Task
+from ...config.objectives import GrpoSpec
 from ...config.spec import EvalSpec
 from ...config.training_config import TrainingConfig
 from ...data.encoding import Encoded
@@ -30,7 +30,6 @@ RULES = {"exact_match": exact_match, "last_number": last_number}
 class Prompts(Text):
     """Prompts, and the answers that a rule compares with; a :class:`~..modality.Work`."""
 
-    task: ClassVar[Task] = "grpo"
     _options: GrpoSpec
     tokens = None  # type: ignore[assignment]
     figures: ClassVar[dict[str, str]] = {"reward": "reward"}

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from ...plotting.markdown import number, table
 from ...plotting.style import blank, line
 from ...statistics.numbers import count, rate
+from ...statistics.rates import Run
 from ..target import Numbers
 from .series import sentence, setting
 from .trainings import TrainingsSpec, finished_trainings
@@ -25,13 +26,10 @@ def measure(spec: TrainingsSpec) -> Numbers:
         by_step = losses.setdefault(job.contender.label, defaultdict(list))
         for step, loss in run["curve"]:
             by_step[step].append(loss)
-        held_out = run["test"]
-        assert held_out is not None  # of a finished run
-        test[job.contender.label].append(held_out["loss"])
-        held_out_rows = held_out["rows"]
+        test[job.contender.label].append(_held_out(run)["loss"])
     return {
         **setting(spec, runs),
-        "held-out rows": held_out_rows,
+        "held-out rows": _held_out(runs[0][1])["rows"],
         "methods": {
             label: {
                 "step": list(by_step),
@@ -41,6 +39,11 @@ def measure(spec: TrainingsSpec) -> Numbers:
             for label, by_step in losses.items()
         },
     }
+
+
+def _held_out(run: Run) -> dict[str, float]:
+    assert run["test"] is not None  # of a finished run
+    return run["test"]
 
 
 def draw(numbers: Numbers) -> Figure:
