@@ -230,7 +230,12 @@ def test_a_class_in_a_recipe_is_not_imported(
 
 @pytest.mark.parametrize("command", ["evaluate", "diagnose"])
 def test_a_class_in_a_record_is_not_imported(
-    command: str, importable: dict[str, Any], sdslora: Run, model_dir: Path, tmp_path: Path
+    command: str,
+    importable: dict[str, Any],
+    sdslora: Run,
+    model_dir: Path,
+    data_file: Path,
+    tmp_path: Path,
 ) -> None:
     plain = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     adapter = save_adapter(tmp_path / "adapter", model_dir, plain)
@@ -239,7 +244,7 @@ def test_a_class_in_a_record_is_not_imported(
             "name_or_path": str(model_dir),
             "options": {"quantization_config": importable},
         },
-        "data": {"source": "rows.json", "options": {"a": importable}},
+        "data": {"source": str(data_file), "options": {"a": importable}},
     }
     write_json(adapter / "run.json", {"status": "finished", "config": sections})
     sdslora(command, adapter)
