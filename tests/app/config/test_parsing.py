@@ -36,6 +36,13 @@ def test_defaults(recipe: MakeRecipe) -> None:
     assert spec.training.seed == 0
 
 
+def test_a_question_that_fails_leaves_no_answer_to_the_next(recipe: MakeRecipe) -> None:
+    """The parser is made once a process."""
+    with pytest.raises(UserError, match="expects"):
+        read(recipe(), "--print_config", "--training.max_steps=soon")
+    assert read(recipe()).adapter.r == 4
+
+
 def test_gradient_checkpointing_can_be_asked_for(recipe: MakeRecipe) -> None:
     assert read(
         recipe(), "--training.gradient_checkpointing", "true"
