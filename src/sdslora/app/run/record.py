@@ -39,6 +39,14 @@ _PACKAGES = (
 )
 
 
+class Origin(TypedDict):
+    """The settings, the packages and the devices that figures come from."""
+
+    config: Config
+    versions: dict[str, str]
+    hardware: dict[str, object]
+
+
 class RunRecord(TypedDict, total=False):
     """The content of ``run.json`` as ``sdslora train`` writes it; some keys come later."""
 
@@ -119,12 +127,10 @@ def sections(run: RunRecord, names: Iterable[str]) -> Config:
     """
     chosen = {name: run["config"][name] for name in names if name in run["config"]}
     for name, section in chosen.items():
-        if not isinstance(section, dict):
-            raise UserError(f"`config.{name}` of the adapter's {NAME} must have keys and values")
+        _require_keys(name, section)
     if model := chosen.get("model"):
         options = model.get("options") or {}
-        if not isinstance(options, dict):
-            raise UserError(f"`config.model.options` of the adapter's {NAME} must have keys")
+        _require_keys("model.options", options)
         harmless = {k: v for k, v in options.items() if k in _HARMLESS and "/" not in str(v)}
         left_out = [f"model.options.{key}" for key in options if key not in harmless]
         left_out += ["model.trust_remote_code"] * bool(model.get("trust_remote_code"))
@@ -135,6 +141,11 @@ def sections(run: RunRecord, names: Iterable[str]) -> Config:
             )
         chosen["model"] = model | {"options": harmless, "trust_remote_code": False}
     return chosen
+
+
+def _require_keys(name: str, section: object) -> None:
+    if not isinstance(section, dict):
+        raise UserError(f"`config.{name}` of the adapter's {NAME} must have keys and values")
 
 
 @cache
@@ -155,9 +166,7 @@ def write_figures(
             folder / "metrics.json",
             {
                 "metrics": metrics,
-                "config": as_json(config),
-                "versions": versions(packages),
-                "hardware": hardware(),
+                **origin(as_json(config), packages),
             },
         )
         if records:
@@ -184,6 +193,11 @@ def hardware() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def origin(config: Config, packages: Iterable[str] = ()) -> Origin:
+    """Return where figures come from; ``packages`` are further ones to name."""
+    return {"config": config, "versions": versions(packages), "hardware": hardware()}
 
 
 def differing_keys(

@@ -168,9 +168,7 @@ def _write(
             "thresholds": THRESHOLDS,
             "not_shown": NOT_SHOWN,
             "layers": layers,
-            "config": record.as_json(asdict(spec)),
-            "versions": record.versions(),
-            "hardware": record.hardware(),
+            **record.origin(record.as_json(asdict(spec))),
         }
         write_json(folder / "diagnosis.json", content)
         frame = pd.DataFrame.from_dict(dict(layers), orient="index").rename_axis("layer")

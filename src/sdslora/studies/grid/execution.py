@@ -105,9 +105,7 @@ def outline(job: Job) -> Run:
         "curve": [],
         "error": None,
         "threads": job.threads,
-        "config": record.as_json(job.spec.shared_settings()),
-        "versions": record.versions(),
-        "hardware": record.hardware(),
+        **record.origin(record.as_json(job.spec.shared_settings())),
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Generic, Protocol, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -12,20 +12,17 @@ from matplotlib.figure import Figure
 from ...app import Json
 from ...app.files import read_json, write_json, write_text
 from ...app.run import record
-from ...app.run.record import Config
+from ...app.run.record import Config, Origin
 
 Numbers = dict[str, Json]
 """Everything that a target measured, as JSON gives it back."""
 
 
-class Results(TypedDict):
+class Results(Origin):
     """The content of a target's JSON file."""
 
     target: str
     title: str
-    config: Config
-    versions: dict[str, str]
-    hardware: dict[str, object]
     measured: Numbers
 
 
@@ -36,9 +33,7 @@ def results(
     return {
         "target": target,
         "title": title,
-        "config": config,
-        "versions": record.versions(packages),
-        "hardware": record.hardware(),
+        **record.origin(config, packages),
         "measured": measured,
     }
 

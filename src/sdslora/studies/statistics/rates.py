@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isclose, isfinite, log2
-from typing import TypedDict
 
 from ...app import Json
 from ...app.evaluation.tasks import TaskFigures
-from ...app.run.record import Config
+from ...app.run.record import Origin
 from .sample import Sample
 
 
-class Run(TypedDict):
+class Run(Origin):
     """The record of one run of a comparison or a table: its ``run.json``, complete at its end."""
 
     status: str
@@ -33,9 +32,6 @@ class Run(TypedDict):
     curve: list[list[float]]
     error: str | None
     threads: int
-    config: Config
-    versions: dict[str, str]
-    hardware: dict[str, object]
 
 
 WITHIN = 0.05  # a rate is good while its loss exceeds the best one by no more than this share
